@@ -1,0 +1,92 @@
+"""Every error that a user can meet, each with its remedy.
+
+OnceflowError
+├── ConfigError           wrong usage or configuration; the process ends with status 2
+├── Fault                 a fault that a restart heals; the process ends with status 3
+└── NotYet                a part of the contract that this version does not have
+RunError                  what agents and tools raise and catch
+├── RetryLater            raised by a tool: this attempt changed nothing, try again later
+├── GiveUp                raised by a tool: this attempt changed nothing, do not try again
+├── Failed                raised by an agent (or tool): the run failed, with a code of its own
+├── CallFailed            raised to an agent: a call failed for good
+├── OutcomeUnknown        raised to an agent: a call may or may not have happened
+├── WaitExpired           raised to an agent: a wait's deadline passed
+└── KeyReused             raised to an agent: other arguments under the same call key
+"""
+
+from datetime import timedelta
+
+
+class OnceflowError(Exception):
+    """Base of what ends a command or a cell; `exit_status` is the status it ends with."""
+
+    exit_status = 1
+
+
+class ConfigError(OnceflowError):
+    """Wrong usage or configuration. The message says which, and what to write instead."""
+
+    exit_status = 2
+
+
+class NotYet(ConfigError):  # noqa: N818 (reads as what it says)
+    """A part of the public contract that this version does not have."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}: not yet in this version of onceflow (see CHANGELOG.md)")
+
+
+class Fault(OnceflowError):  # noqa: N818
+    """A fault that a restart heals: the supervisor should start the cell again."""
+
+    exit_status = 3
+
+
+class RunError(Exception):
+    """Base of what agents and tools raise and catch."""
+
+
+class RetryLater(RunError):  # noqa: N818
+    """Raised by a tool: this attempt changed nothing; try again.
+
+    `after`: how long to wait at least, in seconds or as a timedelta; None = the tool's retry policy.
+    """
+
+    def __init__(self, message: str = "", *, after: float | timedelta | None = None) -> None:
+        super().__init__(message)
+        self.after_s = after.total_seconds() if isinstance(after, timedelta) else after
+
+
+class GiveUp(RunError):  # noqa: N818
+    """Raised by a tool: this attempt changed nothing and another would not help."""
+
+
+class Failed(RunError):  # noqa: N818
+    """Raised by an agent: the run ends as failed, with this code and message in its completion.
+
+    From a tool it says that this attempt changed nothing, and reaches the agent as it is.
+    """
+
+    def __init__(self, code: str, message: str = "") -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+
+class CallFailed(RunError):  # noqa: N818
+    """Raised to an agent: a call failed for good; its retries are used up or would not help."""
+
+
+class OutcomeUnknown(RunError):  # noqa: N818
+    """Raised to an agent: a call may or may not have happened."""
+
+
+class WaitExpired(RunError):  # noqa: N818
+    """Raised to an agent: a wait's deadline passed."""
+
+
+class KeyReused(RunError):  # noqa: N818
+    """Raised to an agent: another call used the same key with other arguments; nothing was executed."""
