@@ -1,1 +1,38 @@
-"""Run AI-agent work once: a multi-tenant stream processor. The public names are added as they land."""
+"""Run AI-agent work once: a multi-tenant stream processor.
+
+Agents and tools are written with `agent` and `tool`; a flow of them is made by `dataflow` and run by
+`onceflow run` or `python -m bytewax.run`.
+"""
+
+from onceflow.agents.agent import agent
+from onceflow.agents.run import Run
+from onceflow.agents.tool import FROM_RUN, Call, RetryPolicy, tool
+from onceflow.errors import (
+    CallFailed,
+    Failed,
+    GiveUp,
+    KeyReused,
+    OutcomeUnknown,
+    RetryLater,
+    WaitExpired,
+)
+from onceflow.event import Event
+from onceflow.flow import dataflow
+
+__all__ = [
+    "FROM_RUN",
+    "Call",
+    "CallFailed",
+    "Event",
+    "Failed",
+    "GiveUp",
+    "KeyReused",
+    "OutcomeUnknown",
+    "RetryLater",
+    "RetryPolicy",
+    "Run",
+    "WaitExpired",
+    "agent",
+    "dataflow",
+    "tool",
+]

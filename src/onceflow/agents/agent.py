@@ -1,0 +1,182 @@
+"""Agents: the async functions that events are handed to, and which agent takes which event.
+
+`@agent(name, on=…)` turns an async function `(run, event)` into an `Agent`, checked when its module is
+imported. `routes` joins the agents of a flow into a table from event type to agent: a cell answers "who takes
+this event?" with one look-up, and a flow in which two agents claim one type does not start.
+"""
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, get_args, get_origin
+
+from onceflow.agents.tool import annotations
+from onceflow.errors import ConfigError, NotYet
+from onceflow.event import Event, data_decoder
+
+if TYPE_CHECKING:
+    from onceflow.agents.run import Run
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+REST = "*"
+"""The type that stands for every type that no other agent of the flow takes."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Agent(Generic[T, R]):
+    """An async function that takes events of some types. Made by `@agent`.
+
+    Called directly, outside a run, it is the plain function (handy in tests).
+    """
+
+    name: str
+    on: tuple[str, ...]
+    version: int
+    function: Callable[["Run", Event[T]], Coroutine[Any, Any, R]]
+    data_type: Any  # S of `Event[S]`; Any for plain `Event`
+    decode: Callable[[bytes], Any]  # the event's data as `data_type`; raises InvalidData
+    deadline_s: float | None
+
+    def __call__(self, run: "Run", event: Event[T]) -> Coroutine[Any, Any, R]:
+        return self.function(run, event)
+
+    def __repr__(self) -> str:
+        return f"<agent {self.name} version {self.version} on {', '.join(self.on)}>"
+
+
+class AgentDecorator(Protocol):
+    """Takes an async function `(run, event)`."""
+
+    def __call__(self, function: Callable[["Run", Event[T]], Coroutine[Any, Any, R]], /) -> Agent[T, R]: ...
+
+
+def agent(
+    name: str,
+    *,
+    on: str | Collection[str],
+    version: int = 1,
+    order_by: Any = None,
+    deadline: Any = None,
+    retry: Any = None,
+) -> AgentDecorator:
+    """Make an async function an agent.
+
+    name: part of what it writes (`<name>.completed`).
+    on: the event type that it takes, several of them, or `"*"` for all that no other agent of the flow takes.
+    version: raise it whenever its calls change. While runs of the old one are open, list both in the flow.
+    order_by, deadline, retry: not in this version.
+    """
+    where = f"agent {name}"
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]{0,62}", name):
+        raise ConfigError(
+            f"{where}: the name must be up to 63 lower-case letters, digits and dashes, a letter first: "
+            'write @agent("my-agent", on="some.type")'
+        )
+    if not isinstance(version, int) or version < 1:
+        raise ConfigError(f"{where}: version={version!r}; write a whole number, 1 or more")
+    types = _types(where, on)
+    for option, value in (("order_by", order_by), ("deadline", deadline), ("retry", retry)):
+        if value is not None:
+            raise NotYet(f"{where}: {option}")
+    caller_locals = sys._getframe(1).f_locals
+
+    def decorate(function: Callable[["Run", Event[T]], Coroutine[Any, Any, R]]) -> Agent[T, R]:
+        data_type = _data_type(where, function, caller_locals)
+        try:
+            decode = data_decoder(data_type)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+        return Agent(
+            name=name,
+            on=types,
+            version=version,
+            function=function,
+            data_type=data_type,
+            decode=decode,
+            deadline_s=None,
+        )
+
+    return decorate
+
+
+def _types(where: str, on: str | Collection[str]) -> tuple[str, ...]:
+    types = (on,) if isinstance(on, str) else tuple(on) if isinstance(on, Collection) else ()
+    if not types or not all(isinstance(each, str) and each for each in types):
+        raise ConfigError(f'{where}: on={on!r}; write an event type, a list of them, or "*"')
+    patterns = [each for each in types if REST in each and each != REST]
+    if patterns:
+        raise ConfigError(
+            f'{where}: {patterns} are patterns; list the types one by one, or write "*" for all the rest'
+        )
+    return tuple(dict.fromkeys(types))
+
+
+def _data_type(where: str, function: Callable[..., Any], caller_locals: Mapping[str, Any]) -> Any:
+    if not inspect.iscoroutinefunction(function):
+        raise ConfigError(f"{where}: {function!r} is not an async function; write `async def`")
+    parameters = list(inspect.signature(function).parameters.values())
+    if len(parameters) != 2 or any(
+        each.kind not in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD) for each in parameters
+    ):
+        raise ConfigError(f"{where}: it must take exactly `(run: Run, event: Event)`")
+    declared = annotations(where, function, caller_locals).get(parameters[1].name, Event)
+    if declared is Event or declared is Any:
+        return Any
+    if get_origin(declared) is not Event:
+        raise ConfigError(
+            f"{where}: its second parameter is annotated {declared!r}; write `event: Event` for JSON values "
+            "or `event: Event[S]`, S being the type of the event's data"
+        )
+    return get_args(declared)[0]
+
+
+# --- Which agent takes which event ---
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """The agents of a flow by the event types that they take."""
+
+    by_type: Mapping[str, Agent[Any, Any]]
+    rest: Agent[Any, Any] | None
+    by_version: Mapping[tuple[str, int], Agent[Any, Any]]
+
+    def find(self, event_type: str) -> Agent[Any, Any] | None:
+        """The agent for a new run of such an event."""
+        return self.by_type.get(event_type, self.rest)
+
+    def pinned(self, name: str, version: int) -> Agent[Any, Any] | None:
+        """The agent on which an open run began."""
+        return self.by_version.get((name, version))
+
+
+def routes(agents: Iterable[Agent[Any, Any]]) -> Routes:
+    """The routes of a flow with these agents.
+
+    Of several versions of an agent the highest alone takes new events, by its own `on`; the lower ones are
+    there for the runs that began on them, and claim nothing.
+    """
+    by_version: dict[tuple[str, int], Agent[Any, Any]] = {}
+    newest: dict[str, Agent[Any, Any]] = {}
+    for each in agents:
+        if not isinstance(each, Agent):
+            raise ConfigError(f"agents=[…, {each!r}]: not an agent; decorate the function with @agent")
+        if by_version.setdefault((each.name, each.version), each) is not each:
+            raise ConfigError(
+                f"agent {each.name} version {each.version} is listed twice; give the newer a higher version"
+            )
+        if each.name not in newest or newest[each.name].version < each.version:
+            newest[each.name] = each
+    by_type: dict[str, Agent[Any, Any]] = {}
+    for each in newest.values():
+        for event_type in each.on:
+            if by_type.setdefault(event_type, each) is not each:
+                raise ConfigError(
+                    f"agents {by_type[event_type].name} and {each.name} both take {event_type!r}; a flow has "
+                    "one agent per type: give one of them other types, or put it into a flow of its own"
+                )
+    return Routes(by_type=by_type, rest=by_type.pop(REST, None), by_version=by_version)

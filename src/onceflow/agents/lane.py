@@ -1,0 +1,267 @@
+"""A lane: one tenant's share of a cell, with its runs in flight and the events that wait for a turn.
+
+Like a run it is a state machine: happenings in, decisions out; the calls that its runs ask for go to whoever was
+given. A lane's snapshot is the cache of its runs' journals: after a crash a run whose event comes again from the same
+record, with the same version of its agent, goes on with it and skips finished steps.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from onceflow.agents.agent import Agent
+from onceflow.agents.executor import Answered
+from onceflow.agents.run import Completed, Effect, Entry, Machine, RunFailed, StartCall, failure
+from onceflow.event import Event, Headers, Incoming, InvalidData
+
+SNAPSHOT_FORMAT = 1
+
+
+class Source(Protocol):
+    """The input an event was read from. `grant.live`: whether its slot is still owned under the same grant."""
+
+    topic: str
+    partition: int
+    grant: Any
+
+
+class Arrived(msgspec.Struct):
+    """Happening: an event that is the first with its key."""
+
+    source: Any  # a Source
+    offset: int
+    time_ms: int  # the record's time
+    value: bytes | None  # as it was sent, for a dead letter
+    headers: Headers
+    incoming: Incoming
+    agent: Agent[Any, Any]
+    forwarded_from: str | None = None
+    key: bytes = b""  # the run's key, 16 bytes; dedup fills it in
+    seen: Any = None  # what dedup knows the event by
+
+    @property
+    def origin(self) -> str:
+        """topic/partition/offset of the record in which the producer sent the event."""
+        return self.forwarded_from or self.record
+
+    @property
+    def record(self) -> str:
+        """topic/partition/offset of the record that was read here."""
+        return f"{self.source.topic}/{self.source.partition}/{self.offset}"
+
+
+class Turn(NamedTuple):
+    """Happening: the cell has room again for runs of this lane."""
+
+
+class Lost(NamedTuple):
+    """Happening: the grant of the tenant's slot is gone; everything of it is to be dropped."""
+
+    grant: Any
+
+
+class Settled(NamedTuple):
+    """Happening: the tenant's slot was granted; `finished` says which records need no journal any more."""
+
+    finished: Callable[[str], bool]
+
+
+class Ended(NamedTuple):
+    """Decision: a run ended."""
+
+    arrived: Arrived
+    outcome: Completed | RunFailed
+
+
+Happening = Arrived | Answered | Turn | Lost | Settled
+
+
+class Journal(msgspec.Struct, array_like=True):
+    """A run's journal in a lane's snapshot."""
+
+    key: bytes
+    record: str
+    origin: str
+    agent: str
+    version: int
+    entries: dict[str, Entry]
+
+
+class Snapshot(msgspec.Struct, array_like=True):
+    """What a lane leaves for its successor. Begins with a format number, as every stored form."""
+
+    format: int
+    tenant: str
+    journals: list[Journal]
+
+
+class Capacity:
+    """Bounds the runs in flight, per lane and per cell; hands out turns to lanes that wait, in order."""
+
+    def __init__(self, *, runs_per_lane: int, runs_per_cell: int) -> None:
+        self.runs_per_lane = runs_per_lane
+        self.runs_per_cell = runs_per_cell
+        self.in_flight = 0
+        self.closed = False  # no more runs begin: the cell is stopping
+        self._waiting: OrderedDict[str, None] = OrderedDict()
+
+    def take(self, tenant: str, in_lane: int) -> bool:
+        """Take room for a run, or queue the lane for a turn."""
+        if self.closed or in_lane >= self.runs_per_lane:
+            return False  # the lane goes on by itself when one of its runs ends
+        if self.in_flight >= self.runs_per_cell:
+            self._waiting[tenant] = None
+            return False
+        self.in_flight += 1
+        return True
+
+    def give_back(self, runs: int = 1) -> None:
+        """Runs have ended."""
+        self.in_flight -= runs
+
+    def turns(self) -> list[str]:
+        """The lanes whose turn it is, as many as there is room for runs."""
+        tenants: list[str] = []
+        while self._waiting and len(tenants) < self.runs_per_cell - self.in_flight:
+            tenants.append(self._waiting.popitem(last=False)[0])
+        return tenants
+
+
+class Lane:
+    """One tenant's runs. `start` takes the calls that runs ask for."""
+
+    def __init__(
+        self,
+        tenant: str,
+        capacity: Capacity,
+        start: Callable[[Iterable[StartCall]], None],
+        abandon: Callable[[Iterable[Machine]], None],
+        snapshot: bytes | None = None,
+    ) -> None:
+        self.tenant = tenant
+        self._capacity = capacity
+        self._start = start
+        self._abandon = abandon
+        self._runs: set[Machine] = set()
+        self._queue: deque[Arrived] = deque()
+        self._journals = {} if snapshot is None else _restored(snapshot)
+
+    @property
+    def waiting(self) -> int:
+        """Events that wait for a turn."""
+        return len(self._queue)
+
+    @property
+    def has_journals(self) -> bool:
+        """Whether it holds journals of runs whose event did not come again yet."""
+        return bool(self._journals)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is lost when this lane is discarded."""
+        return not (self._runs or self._queue or self._journals)
+
+    def take(self, happenings: Iterable[Happening], now_ms: int) -> list[Ended]:
+        """Work on what happened; return the runs that ended."""
+        ended: list[Ended] = []
+        calls: list[StartCall] = []
+        for happening in happenings:
+            if type(happening) is Arrived:
+                if not happening.source.grant.live:
+                    continue
+                if self._queue or not self._capacity.take(self.tenant, len(self._runs)):
+                    self._queue.append(happening)
+                else:
+                    self._begin(happening, now_ms, calls, ended)
+            elif type(happening) is Answered:
+                run, answer = happening
+                if run in self._runs:
+                    self._note(run, run.answer(answer, now_ms), calls, ended)
+            elif type(happening) is Lost:
+                self._drop(happening.grant)
+            elif type(happening) is Settled:
+                done = happening.finished
+                self._journals = {k: journal for k, journal in self._journals.items() if not done(journal.record)}
+        while self._queue and self._capacity.take(self.tenant, len(self._runs)):
+            self._begin(self._queue.popleft(), now_ms, calls, ended)
+        if calls:
+            self._start(calls)
+        return ended
+
+    def snapshot(self) -> bytes:
+        """The journals of runs in flight, and of runs whose event did not come again yet."""
+        journals = list(self._journals.values())
+        for run in self._runs:
+            if run.journal:
+                arrived: Arrived = run.token
+                journals.append(
+                    Journal(
+                        arrived.key,
+                        arrived.record,
+                        arrived.origin,
+                        run.agent.name,
+                        run.agent.version,
+                        dict(run.journal),
+                    )
+                )
+        return msgspec.msgpack.encode(Snapshot(SNAPSHOT_FORMAT, self.tenant, journals))
+
+    def _begin(self, arrived: Arrived, now_ms: int, calls: list[StartCall], ended: list[Ended]) -> None:
+        agent = arrived.agent
+        run = Machine(agent, arrived, self._journal_of(arrived) if self._journals else None)
+        self._runs.add(run)
+        effects: Sequence[Effect]
+        try:
+            data = agent.decode(arrived.incoming.data)
+        except InvalidData as error:
+            effects = [failure(error)]
+        else:
+            effects = run.begin(Event.of(arrived.incoming, arrived.key.hex(), data), now_ms)
+        self._note(run, effects, calls, ended)
+
+    def _journal_of(self, arrived: Arrived) -> dict[str, Entry] | None:
+        journal = self._journals.pop(arrived.key, None)
+        made_by = (arrived.origin, arrived.agent.name, arrived.agent.version)
+        if journal is None or (journal.origin, journal.agent, journal.version) != made_by:
+            return None
+        return journal.entries
+
+    def _note(
+        self, run: Machine, effects: Iterable[Effect], calls: list[StartCall], ended: list[Ended]
+    ) -> None:
+        for effect in effects:
+            if type(effect) is StartCall:
+                calls.append(effect)
+            else:
+                self._runs.discard(run)
+                self._capacity.give_back()
+                ended.append(Ended(run.token, effect))  # type: ignore[arg-type]
+
+    def _drop(self, grant: Any) -> None:
+        gone = [run for run in self._runs if run.token.source.grant is grant]
+        self._runs.difference_update(gone)
+        self._capacity.give_back(len(gone))
+        self._abandon(gone)
+        for run in gone:
+            run.close()
+        self._queue = deque(arrived for arrived in self._queue if arrived.source.grant is not grant)
+
+
+def snapshot_tenant(snapshot: bytes) -> str | None:
+    """The tenant of a snapshot; None if it is of another format, and so left aside."""
+    head = msgspec.msgpack.decode(snapshot)
+    return str(head[1]) if head[0] == SNAPSHOT_FORMAT else None
+
+
+def _restored(snapshot: bytes) -> dict[bytes, Journal]:
+    journals = msgspec.msgpack.decode(snapshot, type=Snapshot).journals
+    return {journal.key: journal for journal in journals}
+
+
+def utc_text(time_ms: int) -> str:
+    """A time as CloudEvents writes it (RFC 3339, UTC, milliseconds)."""
+    text = datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")

@@ -1,0 +1,486 @@
+"""Every setting: its unit, its default, its limits, and where its value came from.
+
+`load` reads `onceflow.toml` and the environment (`ONCEFLOW_…`, which wins; `__` between levels) into one
+frozen `Settings`. Whatever is not understood is refused: a name with a typo would otherwise leave a default
+in force that nobody chose. Such an error is one line: which setting, from where, what came, what is allowed.
+
+The models are also the reference: `rows` makes the table of `onceflow config` from them. A secret is shown
+nowhere: not in that table, in an error or in the `repr` of settings.
+"""
+
+import json
+import math
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
+from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
+
+from onceflow.errors import ConfigError
+
+FILE = "onceflow.toml"
+PREFIX = "ONCEFLOW_"
+OTHER_VARIABLES = frozenset(PREFIX + name for name in ("CONFIG", "TEST_KAFKA", "CACHE", "KAFKA_HEAP"))
+FLOW_TOPICS = ("inbox", "completions", "dead-letters", "ledger", "progress")
+SIGNALS = "signals"
+
+_FLOW = re.compile(r"[a-z][a-z0-9-]{0,62}")
+_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_CLIENT = "kafka.client."
+_SECRET = re.compile(r"(?i)password|secret|passphrase|token|credential|key\.pem|oauthbearer\.config")
+# Kubernetes puts these into every pod beside a Service named "onceflow"; they are nobody's typo.
+_SERVICE_LINK = re.compile(r"\w+_SERVICE_(HOST|PORT)(_\w+)?=|\w+_PORT_\d+_(TCP|UDP)|\w+=(tcp|udp)://")
+_ONLY_OURS = {
+    "bootstrap.servers": "left out: set kafka.bootstrap_servers instead",
+    "session.timeout.ms": "left out: set session_timeout instead",
+    "transaction.timeout.ms": "left out: set transaction_timeout instead",
+} | dict.fromkeys(
+    [
+        *("group.id", "group.instance.id", "group.protocol", "partition.assignment.strategy"),
+        *("transactional.id", "enable.idempotence", "isolation.level", "auto.offset.reset"),
+        *("enable.auto.commit", "enable.auto.offset.store"),
+    ],
+    "left out: exactly once depends on the value that onceflow gives it",
+)
+
+
+def _refused(setting: str, allowed: str) -> PydanticCustomError:
+    return PydanticCustomError(
+        "setting", "{setting} must be {allowed}", {"setting": setting, "allowed": allowed}
+    )
+
+
+def _seconds(value: object) -> object:
+    """A number in a string is seconds too: the environment has nothing but strings."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _names(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [name.strip() for name in value.split(",") if name.strip()]
+
+
+def _properties(value: object) -> object:
+    """librdkafka takes strings; TOML may have said `true` or 5."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: each if isinstance(each, str) else json.dumps(each, default=str) for name, each in value.items()
+    }
+
+
+Duration = Annotated[timedelta, BeforeValidator(_seconds)]
+TopicNames = Annotated[
+    tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")], ...], NoDecode, BeforeValidator(_names)
+]
+
+
+def _setting(default: Any, description: str, unit: str = "", allowed: str = "", **bounds: Any) -> Any:
+    extra: JsonDict = {"unit": unit, "allowed": allowed}
+    return Field(default, description=description, json_schema_extra=extra, **bounds)
+
+
+def _whole(default: int | None, unit: str, description: str, least: int = 1, most: int | None = None) -> Any:
+    return _setting(default, description, unit, ge=least, le=most)
+
+
+def _time(default_s: float, description: str, least_s: float, most_s: float) -> Any:
+    least, most = timedelta(seconds=least_s), timedelta(seconds=most_s)
+    return _setting(timedelta(seconds=default_s), description, "s", ge=least, le=most)
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class KafkaTopics(_Table):
+    """How `onceflow prepare` makes topics; what is not set is as the cluster says."""
+
+    replication_factor: int | None = _whole(None, "replicas", "Copies of each topic")
+    min_insync_replicas: int | None = _whole(None, "replicas", "Copies that must have a record to count")
+
+
+class Kafka(_Table):
+    """The cluster, and how its clients connect."""
+
+    bootstrap_servers: str = _setting(
+        "127.0.0.1:9092", "The brokers: host:port, comma-separated", min_length=1
+    )
+    client: Annotated[dict[str, str], BeforeValidator(_properties)] = Field(
+        default_factory=dict,
+        repr=False,  # it holds passwords
+        description="Any property of librdkafka, given to every client (environment: _ for the dot)",
+        json_schema_extra={"allowed": "a table of librdkafka's properties"},
+    )
+    topics: KafkaTopics = KafkaTopics()
+
+    def properties(self) -> dict[str, str]:
+        """What every client of this cluster is made with, secrets in clear."""
+        return {"bootstrap.servers": self.bootstrap_servers, **self.client}
+
+
+def _place(default: Any, description: str) -> Any:
+    allowed = "header:NAME, key (Kafka's), /json/pointer or =constant"
+    return _setting(default, description, allowed=allowed, pattern=r"^(key|header:.+|/.*|=.+)$")
+
+
+class Plain(_Table):
+    """Where producers that send no CloudEvents put what an event needs."""
+
+    tenant: str | None = _place(None, "Where the tenant is found; unset: in the topic's name only")
+    id: str = _place(..., "Where the event's id is found")
+    source: str = _place(..., "Where the event's source is found")
+    type: str = _place(..., "Where the event's type is found")
+
+
+class Events(_Table):
+    """The topics that events come from."""
+
+    tenant_prefix: str = _setting(
+        "events.",
+        "A topic of this prefix and a tenant's name is that tenant's own; empty: there are none",
+        allowed="empty, or up to 120 letters, digits, '.', '_', '-' that begin with a letter or digit",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,119})?$",
+    )
+    shared: TopicNames = _setting(("events",), "Topics that tenants share", allowed="a list of topic names")
+    plain: Plain | None = None
+
+    def is_input(self, topic: str) -> bool:
+        """Whether events are read from this topic."""
+        return topic in self.shared or self.is_tenants_own(topic)
+
+    def is_tenants_own(self, topic: str) -> bool:
+        """Whether this topic is the prefix and a tenant's name."""
+        prefix = self.tenant_prefix
+        return bool(prefix) and topic.startswith(prefix) and bool(_TENANT.fullmatch(topic, len(prefix)))
+
+
+class Dedup(_Table):
+    """When two events are the same."""
+
+    window: Duration = _setting(
+        timedelta(hours=72), "How long after a completion a copy is a duplicate", "s", gt=timedelta(0)
+    )
+    content: Literal["bytes", "canonical", "ignore"] = _setting(
+        "bytes", "What of `data` is part of the key: its bytes, its re-encoded canonical form, or nothing"
+    )
+    conflict: Literal["distinct", "reject"] = _setting(
+        "distinct", "The same source and id with other data: a run of its own, or a dead letter `conflict`"
+    )
+
+
+class Limits(_Table):
+    """What bounds a cell's memory and keeps one tenant from taking it all."""
+
+    value_bytes: int = _whole(1_000_000, "bytes", "Largest event, value and headers", 1024, 1_000_000)
+    unfinished_per_input: int = _whole(4096, "events", "Unfinished events at which an input is paused")
+    unfinished_per_cell: int = _whole(65_536, "events", "Unfinished events of all inputs of a cell")
+    unfinished_bytes: int = _whole(64 << 20, "bytes", "Values of a cell's unfinished events", 1024)
+    runs_per_lane: int = _whole(64, "runs", "Runs in flight of one tenant in a cell")
+    runs_per_cell: int = _whole(4096, "runs", "Runs in flight of a cell")
+    lane_queue: int = _whole(1024, "events", "Events of one tenant that may wait in a cell for a run")
+    prefetch_bytes: int = _whole(32 << 20, "bytes", "What a cell's consumer fetches ahead", 1 << 20, 1 << 31)
+
+
+class Settings(BaseSettings):
+    """All settings of a flow. Made in code it takes what it is given and never looks at the environment."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", validate_default=True, env_prefix=PREFIX, env_nested_delimiter="__"
+    )
+
+    state_dir: Path = _setting(
+        Path("state"), "Where a cell keeps its identity and views; unset: state/<flow>"
+    )
+    slots: int | None = _whole(
+        None, "slots", "Shares that tenants are divided into; unset: as prepared", 1, 256
+    )
+    kafka: Kafka = Kafka()
+    events: Events = Events()
+    dedup: Dedup = Dedup()
+    commit_interval: Duration = _time(0.1, "Longest that a decision waits for a commit", 0.001, 10)
+    transaction_timeout: Duration = _time(60, "A transaction open for longer is ended by the broker", 1, 900)
+    session_timeout: Duration = _time(6, "A cell silent for longer loses its slots", 1, 1800)
+    grace: Duration = _time(10, "How long running calls may go on when a cell is asked to end", 0, 3600)
+    topics_refresh: Duration = _time(5, "How often new tenants' topics are looked for", 0.1, 3600)
+    limits: Limits = Limits()
+    log: Literal["text", "json"] = _setting("text", "Form of the log on standard error")
+    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Least level that is logged")
+    http_port: int = _whole(0, "", "Port of /metrics, /healthz and /readyz; 0: off", 0, 65_535)
+    http_host: str = _setting("127.0.0.1", "Address that they are served on", min_length=1)
+
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def settings_customise_sources(cls, *_: Any, **sources: Any) -> tuple[Any, ...]:
+        return (sources["init_settings"],)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        limits, topics, events = self.limits, self.kafka.topics, self.events
+        if self.state_dir == Path():
+            raise _refused("state_dir", "a directory of the cell's own")
+        for larger, smaller in (
+            ("runs_per_cell", "runs_per_lane"),
+            ("unfinished_per_cell", "unfinished_per_input"),
+            ("unfinished_bytes", "value_bytes"),
+            ("prefetch_bytes", "value_bytes"),
+        ):
+            if getattr(limits, smaller) > getattr(limits, larger):
+                least = f"at least limits.{smaller}, which is {getattr(limits, smaller)}"
+                raise _refused(f"limits.{larger}", least)
+        if self.commit_interval * 2 > self.transaction_timeout:
+            raise _refused("transaction_timeout", "at least twice commit_interval")
+        if (topics.min_insync_replicas or 1) > (topics.replication_factor or math.inf):
+            most = f"at most kafka.topics.replication_factor, which is {topics.replication_factor}"
+            raise _refused("kafka.topics.min_insync_replicas", most)
+        for name in self.kafka.client:
+            if name in _ONLY_OURS:
+                raise _refused(_CLIENT + name, _ONLY_OURS[name])
+        if not events.tenant_prefix and not events.shared:
+            raise _refused("events.shared", "at least one topic, as events.tenant_prefix is empty too")
+        if SIGNALS in events.shared:
+            raise _refused("events.shared", f"without {SIGNALS!r}, which holds what ends waits, not events")
+        for topic in (*events.shared, SIGNALS):
+            if events.is_tenants_own(topic):
+                other = f"a prefix that topic {topic!r} does not begin with (a trailing '.' helps)"
+                raise _refused("events.tenant_prefix", other)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One setting as `onceflow config` shows it; an empty value is not set."""
+
+    name: str
+    value: str
+    unit: str
+    origin: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    value: Any
+    origin: str
+
+
+def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in model.model_fields.items():
+        for table in (field.annotation, *get_args(field.annotation)):
+            if isinstance(table, type) and issubclass(table, BaseModel):
+                yield from _leaves(table, f"{prefix}{name}.")
+                break
+        else:
+            yield prefix + name, field
+
+
+SETTINGS = dict(_leaves(Settings))
+"""Every setting by its dotted name. `kafka.client` is a table whose names are librdkafka's."""
+
+
+def load(flow: str = "", *, environ: Mapping[str, str] = os.environ, path: Path | None = None) -> Settings:
+    """The settings from the file and the environment.
+
+    The file is `path`, or what ONCEFLOW_CONFIG names (either must exist), or `onceflow.toml` in the working
+    directory if there is one. `flow` gives the state directory its default, and its name is checked.
+    """
+    named = path or (Path(environ["ONCEFLOW_CONFIG"]) if environ.get("ONCEFLOW_CONFIG") else None)
+    given = _from_file(named or Path(FILE), must_exist=named is not None) | _from_environment(environ)
+    values = {name: each.value for name, each in given.items()}
+    try:
+        settings = Settings(**_tree({"state_dir": f"state/{flow}" if flow else "state"} | values))
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, given)) from None
+    settings._origins.update({name: each.origin for name, each in given.items()})
+    if flow:
+        flow_name(flow, settings)
+    return settings
+
+
+def rows(settings: Settings) -> list[Row]:
+    """Every setting with its value, and where that came from; secrets masked."""
+    values = dict(_flat(settings.model_dump()))
+    fields = SETTINGS | {name: SETTINGS["kafka.client"] for name in values if name.startswith(_CLIENT)}
+    return [
+        Row(
+            name=name,
+            value=_masked(name, _text(values.get(name))),
+            unit=_extra(field, "unit"),
+            origin=settings._origins.get(name, "default"),
+            description=field.description or "",
+        )
+        for name, field in sorted(fields.items())
+    ]
+
+
+def flow_name(name: str, settings: Settings) -> str:
+    """This name, if a flow may have it under these settings."""
+    if not _FLOW.fullmatch(name):
+        raise ConfigError(
+            f"flow name {name!r}: must be 1 to 63 lower-case letters, digits and '-', and begin with a letter"
+        )
+    for topic in (f"{name}.{suffix}" for suffix in FLOW_TOPICS):
+        if settings.events.is_input(topic):
+            raise ConfigError(
+                f"flow name {name!r}: its topic {topic!r} would be read as events "
+                f"(events.tenant_prefix {settings.events.tenant_prefix!r}, events.shared "
+                f"{', '.join(settings.events.shared)}): rename the flow or change these settings"
+            )
+    return name
+
+
+def _from_file(path: Path, *, must_exist: bool) -> dict[str, _Given]:
+    try:
+        with path.open("rb") as file:
+            table = tomllib.load(file)
+    except FileNotFoundError:
+        if must_exist:
+            raise ConfigError(f"configuration file {path} is missing: make it or name another") from None
+        return {}
+    except OSError as error:
+        raise ConfigError(f"configuration file {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise ConfigError(f"configuration file {path} is not TOML: {error}") from error
+    given: dict[str, _Given] = {}
+    for name, value in _flat(table):
+        if name not in SETTINGS and not name.startswith(_CLIENT):
+            raise ConfigError(f"{path}: there is no setting {name!r}; {_nearest(name, SETTINGS)}")
+        if name in given:
+            raise ConfigError(f"{path}: {name} is given twice, as a table and as a quoted name: remove one")
+        given[name] = _Given(value, str(path))
+    return given
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
+    variables = {_variable(name): name for name in SETTINGS if name + "." != _CLIENT}
+    known = [*variables, _variable(_CLIENT + "sasl_mechanism")]
+    ours: dict[str, str | None] = {}
+    for name, value in environ.items():
+        if name in variables or name.startswith(_variable(_CLIENT)):
+            ours[name.lower()] = value
+        elif name in OTHER_VARIABLES or _SERVICE_LINK.match(f"{name}={value}"):
+            continue
+        elif name.startswith(PREFIX):
+            raise ConfigError(f"environment: {name} is not a setting; {_nearest(name, known)}")
+    source = EnvSettingsSource(Settings)
+    source.env_vars = ours  # instead of this process's, which it took by itself
+    given = {}
+    for name, value in _flat(source()):
+        property_ = name.removeprefix(_CLIENT).replace("_", ".") if name.startswith(_CLIENT) else ""
+        given[_CLIENT + property_ if property_ else name] = _Given(value, f"environment ({_variable(name)})")
+    return given
+
+
+def _variable(name: str) -> str:
+    return PREFIX + name.replace(".", "__").upper()
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _tree(values: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in values.items():
+        *tables, name = path.split(".", 2 if path.startswith(_CLIENT) else -1)
+        table = tree
+        for each in tables:
+            table = table.setdefault(each, {})
+        # No setting of ours is a truth value, and pydantic would take `true` for 1.
+        table[name] = str(value).lower() if isinstance(value, bool) else value
+    return tree
+
+
+def _one_line(error: ValidationError, given: Mapping[str, _Given]) -> str:
+    first = error.errors(include_url=False)[0]
+    context = first.get("ctx", {})
+    path = context.get("setting") or ".".join(part for part in first["loc"] if isinstance(part, str))
+    field = SETTINGS.get(path, SETTINGS["kafka.client"])
+    must = f"must be {context.get('allowed') or _allowed(field)}"
+    if path in given:
+        value = given[path].value
+        close = get_close_matches(str(value), _choices(field), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return f"{path} = {_masked(path, repr(value)[:200])}, from {given[path].origin}: {must}{hint}"
+    if field.is_required():
+        return f"{path} is missing: {must}"
+    return f"{path} = {_text(field.get_default()) or 'nothing'}, the default: {must}"
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    if inside := [each for each in names if each.startswith((f"{name}.", f"{name}__"))]:
+        return f"it is a table of settings, such as {inside[0]!r}"
+    close = get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else "`onceflow config` lists all"
+
+
+def _extra(field: FieldInfo, key: str) -> str:
+    extra = field.json_schema_extra
+    return str(extra.get(key, "")) if isinstance(extra, dict) else ""
+
+
+def _choices(field: FieldInfo) -> tuple[str, ...]:
+    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+
+
+def _allowed(field: FieldInfo) -> str:
+    """What a setting may be, from its type and bounds."""
+    if said := _extra(field, "allowed"):
+        return said
+    if choices := _choices(field):
+        return "one of " + ", ".join(choices)
+    kinds = (field.annotation, *get_args(field.annotation))
+    if timedelta in kinds:
+        kind = "a number of seconds or an ISO 8601 duration such as PT90S"
+    elif int in kinds:
+        kind = "a whole number"
+    else:
+        return "text, not empty"
+    bounds = [
+        f"{word} {_text(getattr(limit, sign))}"
+        for sign, word in (("ge", "from"), ("gt", "more than"), ("le", "up to"))
+        for limit in field.metadata
+        if hasattr(limit, sign)
+    ]
+    return f"{kind}, {' '.join(bounds)}"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, timedelta):
+        return str(value.total_seconds()).removesuffix(".0")
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _masked(name: str, text: str) -> str:
+    return "******" if text and name.startswith(_CLIENT) and _SECRET.search(name) else text

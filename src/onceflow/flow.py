@@ -1,0 +1,158 @@
+"""A flow, from the agents that it is made of to the process that runs it.
+
+`dataflow` is what users write at the end of a module. Under `python -m bytewax.run` that module is imported and
+then run by Bytewax, which knows nothing of exit statuses and graceful ends; so, when the flow is imported by it, the signal
+handlers and an exception hook are set here, and what Bytewax would do wrong is refused: later is too late.
+"""
+
+import importlib
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from onceflow.agents.agent import Agent, routes
+from onceflow.config import Settings, load
+from onceflow.errors import ConfigError, Fault, OnceflowError
+from onceflow.observe.health import serve
+from onceflow.observe.telemetry import Metrics, setup_logging
+from onceflow.stream.dataflow import build, initialise_recovery, launched_by_bytewax, run
+from onceflow.stream.runtime import Runtime
+
+if TYPE_CHECKING:
+    from bytewax.dataflow import Dataflow
+
+log = logging.getLogger(__name__)
+
+EPOCH = timedelta(milliseconds=500)  # of `onceflow run`; how much of a run's journal a crash can cost
+
+
+class Flow(NamedTuple):
+    """A flow as a module defines it."""
+
+    name: str
+    settings: Settings
+    runtime: Runtime
+    metrics: Metrics
+    dataflow: "Dataflow"
+
+
+_defined: dict[int, Flow] = {}  # by the id of the Dataflow; flows live as long as their process
+
+
+def dataflow(name: str, *, agents: Sequence[Agent[Any, Any]], settings: Settings | None = None) -> "Dataflow":
+    """Make a flow of agents: a Dataflow for `python -m bytewax.run` or `onceflow run`.
+
+    `name`: `[a-z][a-z0-9-]{0,62}`; its topics, consumer group and state are named after it. `settings`: those of `onceflow.toml`
+    and the environment unless given. Raises ConfigError; under `bytewax.run` the process ends with status 2 instead.
+    """
+    arguments = launched_by_bytewax()
+    try:
+        settings = settings or load(name)
+        recovery = None
+        if arguments is not None:
+            _refuse_clusters(arguments.workers_per_process, arguments.process_id, arguments.addresses)
+            recovery = arguments.recovery_directory
+        metrics = Metrics()
+        runtime = Runtime(name, settings, routes(agents), metrics, recovery)
+        flow = Flow(name, settings, runtime, metrics, build(name, runtime))
+        if arguments is not None:
+            if recovery is not None:
+                initialise_recovery(recovery)
+            take_over_process(flow)
+    except OnceflowError as error:
+        if arguments is None:
+            raise
+        print(f"onceflow: {error}", file=sys.stderr)  # noqa: T201 (the one line that says why it ends)
+        raise SystemExit(error.exit_status) from None
+    _defined[id(flow.dataflow)] = flow
+    return flow.dataflow
+
+
+def find_flow(reference: str) -> Flow:
+    """Import a flow: `module`, optionally `:name` (default `flow`); the working directory is importable."""
+    module_name, _, attribute = reference.partition(":")
+    module_name = module_name.removesuffix(".py").replace("/", ".")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            raise
+        raise ConfigError(
+            f"there is no module {module_name!r} here: give FLOW as module or module:name, seen from the working directory"
+        ) from error
+    found = getattr(module, attribute or "flow", None)
+    flow = _defined.get(id(found))
+    if flow is None:
+        raise ConfigError(
+            f"{module_name} has no flow named {attribute or 'flow'!r}: write `{attribute or 'flow'} = dataflow(…)` at its end"
+        )
+    return flow
+
+
+def run_flow(flow: Flow, recovery: Path | None) -> None:
+    """Run a flow in this process until it is asked to end. A fault ends the process with its status."""
+    flow.runtime.recovery = recovery
+    if recovery is not None:
+        initialise_recovery(recovery)
+    take_over_process(flow)
+    run(flow.dataflow, recovery, EPOCH)
+
+
+def take_over_process(flow: Flow) -> None:
+    """Set up logs, metrics, signals and exit statuses for a process that will run this flow."""
+    settings = flow.settings
+    setup_logging(settings.log, settings.log_level, flow=flow.name)
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _Stop(flow.runtime))
+    sys.excepthook = _end_with_status
+    if settings.http_port:
+        serve(settings.http_port, settings.http_host, flow.metrics.registry, flow.runtime.ready, flow.runtime.alive)
+
+
+class _Stop:
+    """The signal handler: the first signal asks for the end, the second one is the end."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self._runtime.stopping:
+            os._exit(0)  # asked twice: nothing is lost, what was not committed is done again at the next start
+        self._runtime.stop()
+
+
+def _end_with_status(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """End with the status of the error that Bytewax wraps; without this it would always be 1."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OnceflowError):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, OnceflowError):
+        log.error("%s", cause, extra={"exit_status": cause.exit_status})
+        if not isinstance(cause, (ConfigError, Fault)):
+            traceback.print_exception(cause)
+    else:
+        traceback.print_exception(kind, error, trace)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1 if cause is None else cause.exit_status)
+
+
+def _refuse_clusters(workers: int | None, process_id: int | None, addresses: str | None) -> None:
+    if (workers or 1) > 1 or process_id is not None or addresses is not None:
+        raise ConfigError(
+            "a Bytewax cluster (-w above 1, -i, -a) is not used by onceflow: start one process per cell instead, each with "
+            "its own state directory (ONCEFLOW_STATE_DIR) and recovery directory (-r)"
+        )

@@ -1,0 +1,277 @@
+"""Dedup: was this event's run completed within the window, or is it in flight?
+
+Keys in flight are known from memory, completed ones from a view of `F.completions` in RocksDB. The view is
+written only from committed completions, keys and positions in atomic batches, positions last; so it is never ahead
+of Kafka, and what it lacks is read from there before a slot is served. A key is never remembered because it was
+*seen*: a crash between a duplicate and its first would then lose both.
+
+    family      seen/<first ms>/<end ms>      a time bucket of completions; dropped whole when too old
+    key         slot (2 bytes, big-endian) · tenant · 00 · "k" · run key (16 bytes)         a run, or
+                slot · tenant · 00 · "i" · xxh3_128 of source and id (16 bytes)             an event's identity
+    value       time of the completion, ms (8 bytes, big-endian) [· run key, for an identity]
+    default     "position/" · slot            where in F.completions the slot's view stands
+
+Times are the broker's: of a completion, the log-append time of its record; of an event, its record's, but no later
+than the broker's clock now and no earlier than what the view reaches back to plus the window. An event is a duplicate
+if its time is at most the window after the completion. So a wrong clock changes its own event only.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+import msgspec
+
+from onceflow.state.store import Store
+
+BUCKETS_PER_WINDOW = 3  # so that a current event is looked up in four buckets at most
+BUCKETS_MAX = 24
+BATCH_KEYS = 1_000  # a write holds the interpreter's lock, so it must be short
+
+_DAY_MS = 86_400_000
+
+
+class Verdict(StrEnum):
+    """What an event is, next to what was seen."""
+
+    FIRST = "first"
+    DUPLICATE = "duplicate"
+    CONFLICT = "conflict"  # same source and id, other content; only where conflicts are rejected
+
+
+class Position(msgspec.Struct, array_like=True, frozen=True):
+    """Where a slot's view stands: the next offset to read of this slot's partition of this topic."""
+
+    topic_id: str
+    offset: int
+
+
+class Key(NamedTuple):
+    """What an event is known by."""
+
+    run: bytes  # as `seen_key` makes it
+    identity: bytes | None  # as `identity_key` makes it; only where conflicts are rejected
+
+
+class Completed(NamedTuple):
+    """A committed completion, as the view remembers it."""
+
+    key: Key
+    time_ms: int
+
+
+def tenant_prefix(slot: int, tenant: str) -> bytes:
+    """All keys of a tenant begin so."""
+    return slot.to_bytes(2, "big") + tenant.encode() + b"\0"
+
+
+def seen_key(prefix: bytes, run_key: bytes) -> bytes:
+    """The view's key of a run."""
+    return prefix + b"k" + run_key
+
+
+def identity_key(prefix: bytes, identity: bytes) -> bytes:
+    """The view's key of a (source, id)."""
+    return prefix + b"i" + identity
+
+
+def slot_of(key: bytes) -> int:
+    """The slot that a view's key belongs to."""
+    return int.from_bytes(key[:2], "big")
+
+
+class BrokerClock:
+    """The broker's time, as far as it is known: the last log-append time plus the time passed since."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._offset_ms: float | None = None
+
+    def observe(self, time_ms: int) -> None:
+        """Take note of a log-append time just received."""
+        offset = time_ms - self._monotonic() * 1000
+        # An answer that took long shows an earlier time; the clock itself never goes back.
+        self._offset_ms = offset if self._offset_ms is None else max(offset, self._offset_ms)
+
+    def now_ms(self) -> int | None:
+        """The broker's time; None before anything was heard of it."""
+        return None if self._offset_ms is None else int(self._offset_ms + self._monotonic() * 1000)
+
+
+class Seen:
+    """The view of completions. Reads on the worker's thread, writes on the outbox's and the grants' threads."""
+
+    def __init__(self, store: Store, *, window_ms: int, span_ms: int) -> None:
+        self._store = store
+        self._window_ms = window_ms
+        self._span_ms = span_ms
+        self._width_ms = max(-(-window_ms // BUCKETS_PER_WINDOW), -(-span_ms // BUCKETS_MAX), 1)
+        self._buckets = _newest_first(store.families)
+
+    def find(self, keys: Sequence[bytes], times_ms: Sequence[int], now_ms: int | None) -> list[bytes | None]:
+        """Return, for each key, the value stored for a completion that makes its event a duplicate.
+
+        `times_ms` are the events' times, of the same length as `keys`.
+        """
+        floor = self._window_ms + (0 if now_ms is None else now_ms - self._span_ms)
+        cap = now_ms if now_ms is not None else 1 << 62
+        since = [max(min(time_ms, cap), floor) - self._window_ms for time_ms in times_ms]
+        found: list[bytes | None] = [None] * len(keys)
+        if not keys:
+            return found
+        oldest = min(since)
+        open_at = range(len(keys))
+        for first, end, family in self._buckets:
+            if end <= oldest:
+                break
+            hits = self._store.get_many(family, [keys[index] for index in open_at])
+            if any(hits):
+                for index, value in zip(open_at, hits, strict=True):
+                    if value is not None and int.from_bytes(value[:8], "big") >= since[index]:
+                        found[index] = value
+                open_at = [index for index in open_at if found[index] is None]  # type: ignore[assignment]
+                if not open_at:
+                    break
+        return found
+
+    def position(self, slot: int) -> Position | None:
+        """Where the slot's view stands; None: nowhere."""
+        value = self._store.get(_position_key(slot))
+        return None if value is None else msgspec.msgpack.decode(value, type=Position)
+
+    def write(self, completed: Sequence[Completed], positions: Mapping[int, Position]) -> None:
+        """Remember committed completions and then where each slot's view stands."""
+        puts: list[tuple[bytes, bytes, str]] = []
+        for (run, identity), time_ms in completed:
+            family = self._bucket(time_ms)
+            stamp = time_ms.to_bytes(8, "big")
+            puts.append((run, stamp, family))
+            if identity is not None:
+                puts.append((identity, stamp + run[-16:], family))
+            if len(puts) >= BATCH_KEYS:
+                self._store.write(puts)
+                puts = []
+        puts += [
+            (_position_key(slot), msgspec.msgpack.encode(position), "default")
+            for slot, position in positions.items()
+        ]
+        if puts:
+            self._store.write(puts)
+
+    def drop(self, slot: int) -> None:
+        """Forget a slot: its keys and its position, together."""
+        self._store.delete_prefix(slot.to_bytes(2, "big"), [_position_key(slot)])
+
+    def expire(self, now_ms: int) -> int:
+        """Drop the buckets that end before what the view must reach back to; return how many."""
+        old = [family for _, end, family in self._buckets if end < now_ms - self._span_ms]
+        self._buckets = [bucket for bucket in self._buckets if bucket[2] not in old]
+        for family in old:
+            self._store.drop_family(family)
+        return len(old)
+
+    def close(self) -> None:
+        """Release the files."""
+        self._store.close()
+
+    def _bucket(self, time_ms: int) -> str:
+        for first, end, family in self._buckets:
+            if first <= time_ms < end:
+                return family
+        first = time_ms - time_ms % self._width_ms
+        family = f"seen/{first}/{first + self._width_ms}"
+        self._store.add_family(family)
+        self._buckets = _newest_first([*(bucket[2] for bucket in self._buckets), family])
+        return family
+
+
+class Judge:
+    """Gives each event its verdict. Lives on the worker's thread; holds the keys in flight."""
+
+    def __init__(self, seen: Seen, clock: BrokerClock, *, reject_conflicts: bool) -> None:
+        self._seen = seen
+        self._clock = clock
+        self._reject_conflicts = reject_conflicts
+        self._in_flight: dict[bytes, bytes] = {}  # run or identity key -> run key
+
+    def verdicts(self, keys: Sequence[Key], times_ms: Sequence[int]) -> list[Verdict]:
+        """Judge events in the order given; firsts are in flight from now on."""
+        verdicts: list[Verdict] = [Verdict.DUPLICATE] * len(keys)
+        open_at: list[int] = list(range(len(keys)))
+        while open_at:
+            # Copies in one batch wait for their leader's verdict: if the view knows the leader, a later copy
+            # may still lie beyond the window and be a first of its own.
+            leaders: dict[bytes, int] = {}
+            copies: list[int] = []
+            for index in open_at:
+                run = keys[index].run
+                if run in self._in_flight:
+                    continue
+                if run in leaders:
+                    copies.append(index)
+                else:
+                    leaders[run] = index
+            self._judge_leaders(list(leaders.values()), keys, times_ms, verdicts)
+            open_at = copies
+        return verdicts
+
+    def _judge_leaders(
+        self, leaders: list[int], keys: Sequence[Key], times_ms: Sequence[int], verdicts: list[Verdict]
+    ) -> None:
+        now_ms = self._clock.now_ms()
+        known = self._seen.find([keys[i].run for i in leaders], [times_ms[i] for i in leaders], now_ms)
+        new = [index for index, value in zip(leaders, known, strict=True) if value is None]
+        other: Iterable[bytes | None] = (None for _ in new)
+        if self._reject_conflicts and new:
+            other = self._seen.find(
+                [keys[i].identity or b"" for i in new], [times_ms[i] for i in new], now_ms
+            )
+        for index, value in zip(new, other, strict=True):
+            run, identity = keys[index]
+            run_key = run[-16:]
+            if identity is not None:
+                holder = self._in_flight.get(identity) or (value[8:] if value else run_key)
+                if holder != run_key:
+                    verdicts[index] = Verdict.CONFLICT
+                    continue
+                self._in_flight[identity] = run_key
+            self._in_flight[run] = run_key
+            verdicts[index] = Verdict.FIRST
+
+    def committed(self, keys: Iterable[Key]) -> None:
+        """Take keys whose completions are committed, and in the view, off the table."""
+        pop = self._in_flight.pop
+        for run, identity in keys:
+            pop(run, None)
+            if identity is not None:
+                pop(identity, None)
+
+    def forget(self, slots: Iterable[int]) -> None:
+        """Take all keys of lost slots off the table."""
+        lost = {slot.to_bytes(2, "big") for slot in slots}
+        self._in_flight = {key: run for key, run in self._in_flight.items() if key[:2] not in lost}
+
+    def __len__(self) -> int:
+        return len(self._in_flight)
+
+
+def view_span_ms(window_ms: int, retention_ms: int) -> int:
+    """How far back the view reaches: the window, the inputs' retention (30 days at most), and a day.
+
+    So a copy is known however long it lay unread.
+    """
+    retention_ms = 30 * _DAY_MS if retention_ms < 0 else min(retention_ms, 30 * _DAY_MS)
+    return window_ms + retention_ms + _DAY_MS
+
+
+def _position_key(slot: int) -> bytes:
+    return b"position/" + slot.to_bytes(2, "big")
+
+
+def _newest_first(families: Iterable[str]) -> list[tuple[int, int, str]]:
+    buckets = []
+    for family in families:
+        _, first, end = family.split("/")
+        buckets.append((int(first), int(end), family))
+    return sorted(buckets, reverse=True)

@@ -1,0 +1,222 @@
+"""A cell's membership in its flow's consumer group: which slots it is granted, and which inputs it reads.
+
+The group subscribes to F.inbox alone; partition s assigned = slot s granted. All other inputs of a slot are added by
+`incremental_assign` once its grant is settled. Only the worker's thread touches the consumer. Nothing that can wait for Kafka or
+fail is done in the callbacks, but for one: on revoke, what is pending is committed first (bounded), while the slot is still ours.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
+
+from onceflow.config import Settings
+from onceflow.errors import Fault
+from onceflow.stream.cluster import Partition
+from onceflow.stream.content import Grant, Input, Pair
+from onceflow.stream.topics import Names
+from onceflow.stream.transaction import fault
+
+log = logging.getLogger(__name__)
+
+POLL_RECORDS = 4_000
+
+
+class Cell:
+    """Owns the consumer, the grants and the inputs. The hooks are called inside `poll`.
+
+    `granted`: slots were assigned. `revoking`: they go in a moment; what is pending can still be committed under
+    the pair given. `lost`: they are gone (`live` is False), whether revoked or lost, with these inputs.
+    """
+
+    def __init__(
+        self,
+        flow: str,
+        name: str,
+        settings: Settings,
+        *,
+        granted: Callable[[list[Grant]], None],
+        revoking: Callable[[Pair], None],
+        lost: Callable[[list[Grant], list[Input]], None],
+    ) -> None:
+        self.name = name
+        self.inputs: dict[Partition, Input] = {}
+        self._inbox = Names.of(flow).inbox
+        self._grants: dict[int, Grant] = {}
+        self._granted, self._revoking, self._lost = granted, revoking, lost
+        self._away = _AwayLines(settings.kafka.bootstrap_servers)
+        self._closed = False
+        self._fatal: KafkaError | None = None
+        self._consumer = Consumer(_properties(flow, name, settings, self._on_error), logger=log)
+        self._consumer.subscribe(
+            [self._inbox], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+
+    @property
+    def grants(self) -> Mapping[int, Grant]:
+        """The slots owned, settled or not."""
+        return self._grants
+
+    def poll(self) -> list[Message]:
+        """Take what was fetched, without waiting; serve the group's changes."""
+        messages = self._consumer.consume(POLL_RECORDS, 0)
+        if self._fatal is not None:
+            raise fault("the consumer cannot go on", self._fatal)
+        return messages
+
+    def pair(self) -> Pair:
+        """Group metadata, and the grants owned now."""
+        return Pair(self._consumer.consumer_group_metadata(), frozenset(self._grants.values()))
+
+    def read(self, inputs: Iterable[Input]) -> None:
+        """Begin to read inputs of a settled grant, each at its `next_offset`."""
+        wanted = list(inputs)
+        for input in wanted:
+            self.inputs[input.topic, input.partition] = input
+        others = [self._at(input) for input in wanted if not input.is_inbox and not input.blocked]
+        if others:
+            self._consumer.incremental_assign(others)
+        for input in wanted:
+            if input.is_inbox and not input.blocked:
+                self._consumer.seek(self._at(input))
+                self._consumer.resume([TopicPartition(input.topic, input.partition)])
+
+    def drop(self, input: Input) -> None:
+        """Stop reading an input that is gone."""
+        del self.inputs[input.topic, input.partition]
+        if not input.blocked:
+            self._consumer.incremental_unassign([TopicPartition(input.topic, input.partition)])
+
+    def block(self, input: Input, reason: str) -> None:
+        """Pause an input until an operator acts."""
+        log.error(
+            "an input is paused until an operator accepts the loss; the others go on",
+            extra={"topic": input.topic, "partition": input.partition, "cause": reason},
+        )
+        input.blocked = reason
+        self.pause([input])
+
+    def pause(self, inputs: Iterable[Input]) -> None:
+        """Stop fetching these inputs (what was fetched is thrown away: pause rarely and for long)."""
+        wanted = [input for input in inputs if not input.paused]
+        for input in wanted:
+            input.paused = True
+        if wanted:
+            self._consumer.pause([TopicPartition(i.topic, i.partition) for i in wanted])
+
+    def resume(self, inputs: Iterable[Input]) -> None:
+        """Fetch these inputs again."""
+        wanted = [input for input in inputs if input.paused and not input.blocked]
+        for input in wanted:
+            input.paused = False
+        if wanted:
+            self._consumer.resume([TopicPartition(i.topic, i.partition) for i in wanted])
+
+    def positions(self, inputs: Iterable[Input]) -> dict[Input, int]:
+        """Where reading stands, past markers and aborted records too."""
+        wanted = {(i.topic, i.partition): i for i in inputs}
+        found = self._consumer.position([TopicPartition(*at) for at in wanted])
+        return {wanted[at.topic, at.partition]: at.offset for at in found if at.offset >= 0}
+
+    def close(self) -> None:
+        """Leave. A static member keeps its slots until its session ends, so a quick restart finds them."""
+        if not self._closed:
+            self._closed = True
+            self._consumer.close()
+
+    def _at(self, input: Input) -> TopicPartition:
+        return TopicPartition(input.topic, input.partition, input.next_offset)
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if not partitions:
+            return
+        consumer.incremental_assign([TopicPartition(p.topic, p.partition, OFFSET_BEGINNING) for p in partitions])
+        consumer.pause([TopicPartition(p.topic, p.partition) for p in partitions])
+        grants = [Grant(p.partition) for p in partitions]
+        self._grants |= {grant.slot: grant for grant in grants}
+        log.info("slots assigned", extra={"slots": len(grants), "owned": len(self._grants)})
+        self._granted(grants)
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if not self._closed:
+            self._revoking(Pair(consumer.consumer_group_metadata(), frozenset(self._grants.values())))
+        self._give_up(consumer, partitions, "revoked")
+
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._give_up(consumer, partitions, "lost")
+
+    def _give_up(self, consumer: Consumer, partitions: list[TopicPartition], how: str) -> None:
+        gone = [grant for p in partitions if (grant := self._grants.pop(p.partition, None)) is not None]
+        for grant in gone:
+            grant.live = False
+        ended = [input for input in self.inputs.values() if not input.grant.live]
+        for input in ended:
+            del self.inputs[input.topic, input.partition]
+        others = [TopicPartition(i.topic, i.partition) for i in ended if not i.is_inbox and not i.blocked]
+        consumer.incremental_unassign([TopicPartition(p.topic, p.partition) for p in partitions] + others)
+        if not self._closed:
+            log.info("slots %s", how, extra={"slots": len(gone), "owned": len(self._grants)})
+        self._lost(gone, ended)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            self._fatal = error
+        else:
+            self._away.note(error)
+
+
+class _AwayLines:
+    """Says now and then that Kafka is away, instead of at each of librdkafka's tries."""
+
+    def __init__(self, servers: str) -> None:
+        self._servers = servers
+        self._line_at = 0.0
+
+    def note(self, error: KafkaError) -> None:
+        if time.monotonic() >= self._line_at:
+            self._line_at = time.monotonic() + 10
+            log.warning(
+                "Kafka is away; still trying", extra={"bootstrap_servers": self._servers, "cause": error.str()}
+            )
+
+
+def record_error(cell: Cell, message: Message) -> None:
+    """Deal with what a poll returns instead of a record."""
+    error = message.error()
+    assert error is not None
+    input = cell.inputs.get((message.topic() or "", message.partition() or 0))
+    if error.fatal():
+        raise fault("the consumer cannot go on", error)
+    if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE) and input is not None:
+        if not input.blocked:
+            cell.block(input, f"offset {input.next_offset} is no longer there: {error.str()}")
+    elif error.code() == KafkaError.FENCED_INSTANCE_ID:
+        raise fault("the consumer cannot go on", error)
+    elif error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED):
+        raise Fault(f"Kafka refuses access: {error.str()}; grant it to this client (kafka.client settings)")
+    else:
+        log.debug("Kafka says", extra={"cause": error.str(), "topic": message.topic()})
+
+
+def _properties(flow: str, name: str, settings: Settings, on_error: Callable[[KafkaError], None]) -> dict[str, Any]:
+    session_ms = int(settings.session_timeout.total_seconds() * 1000)
+    return {
+        "fetch.wait.max.ms": 100,
+        "fetch.queue.backoff.ms": 5,
+        "queued.min.messages": 20_000,
+        "queued.max.messages.kbytes": settings.limits.prefetch_bytes >> 10,
+        "retry.backoff.ms": 10,
+        **settings.kafka.properties(),
+        "group.id": flow,
+        "group.instance.id": name,
+        "partition.assignment.strategy": "cooperative-sticky",
+        "session.timeout.ms": session_ms,
+        "heartbeat.interval.ms": max(100, session_ms // 6),
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "error",
+        "isolation.level": "read_committed",
+        "error_cb": on_error,
+    }

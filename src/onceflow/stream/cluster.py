@@ -1,0 +1,199 @@
+"""What a cell asks of Kafka beside reading and writing: topics, offsets, settings, members of a group.
+
+Each question waits for its answer up to a deadline; `patiently` asks again while Kafka is away and says so in the log.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from confluent_kafka import (
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public there, but not re-exported for checkers
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+    ResourceType,
+)
+
+from onceflow.errors import OnceflowError
+
+log = logging.getLogger(__name__)
+
+ANSWER_S = 10.0
+T = TypeVar("T")
+
+Partition = tuple[str, int]  # topic, partition
+
+
+class Topic(NamedTuple):
+    """A topic as the cluster knows it; its id changes when it is deleted and made anew."""
+
+    name: str
+    id: str
+    partitions: int
+
+
+class KafkaAway(OnceflowError):  # noqa: N818
+    """Kafka did not answer in time."""
+
+    exit_status = 3
+
+
+class Cluster:
+    """Answers questions about a Kafka cluster."""
+
+    def __init__(self, properties: Mapping[str, str], *, logger: logging.Logger = log) -> None:
+        self.servers = properties["bootstrap.servers"]
+        self._admin = AdminClient({"retry.backoff.ms": 10, **properties}, logger=logger)
+
+    def patiently(self, question: Callable[[], T], *, stop: Callable[[], bool] = lambda: False) -> T:
+        """Ask until there is an answer; a line in the log now and then while Kafka is away."""
+        line_at = time.monotonic()
+        while True:
+            try:
+                return question()
+            except KafkaAway:
+                if stop():
+                    raise
+                if time.monotonic() >= line_at:
+                    log.warning("Kafka is away; still trying", extra={"bootstrap_servers": self.servers})
+                    line_at = time.monotonic() + 10
+
+    def topic_names(self) -> dict[str, int]:
+        """All topics, with their partition counts."""
+        try:
+            listed = self._admin.list_topics(timeout=ANSWER_S).topics
+        except KafkaException as exception:
+            raise self._away(exception) from exception
+        return {name: len(topic.partitions) for name, topic in listed.items() if topic.error is None}
+
+    def topics(self, names: Iterable[str]) -> dict[str, Topic]:
+        """Those of the named topics that exist."""
+        wanted = list(names)
+        if not wanted:
+            return {}
+        found = {}
+        for name, answer in self._admin.describe_topics(
+            TopicCollection(wanted), request_timeout=ANSWER_S
+        ).items():
+            described = self._result(answer, missing=KafkaError.UNKNOWN_TOPIC_OR_PART)
+            if described is not None:
+                found[name] = Topic(name, str(described.topic_id), len(described.partitions))
+        return found
+
+    def first_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        """The lowest offset that each partition still has."""
+        return self._offsets(partitions, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+
+    def end_offsets(self, partitions: Iterable[Partition], *, stable: bool = False) -> dict[Partition, int]:
+        """Each partition's high watermark; `stable`: its last stable offset, below every open transaction."""
+        level = IsolationLevel.READ_COMMITTED if stable else IsolationLevel.READ_UNCOMMITTED
+        return self._offsets(partitions, OffsetSpec.latest(), level)  # type: ignore[no-untyped-call]
+
+    def offsets_at(self, partitions: Iterable[Partition], time_ms: int) -> dict[Partition, int]:
+        """The first offset whose record is of this time or later; the end where there is none."""
+        wanted = list(partitions)
+        ends = self.end_offsets(wanted)
+        found = self._offsets(wanted, OffsetSpec.for_timestamp(time_ms))
+        return {partition: ends[partition] if offset < 0 else offset for partition, offset in found.items()}
+
+    def settings(self, topic: str) -> dict[str, str]:
+        """A topic's settings."""
+        resource = ConfigResource(ResourceType.TOPIC, topic)
+        answer = self._admin.describe_configs([resource], request_timeout=ANSWER_S)[resource]
+        entries: dict[str, ConfigEntry] = self._result(answer)
+        return {name: entry.value for name, entry in entries.items() if entry.value is not None}
+
+    def change_settings(self, topic: str, settings: Mapping[str, str]) -> None:
+        """Set some of a topic's settings; the others stay."""
+        entries = [
+            ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+            for name, value in settings.items()
+        ]
+        resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
+        self._result(self._admin.incremental_alter_configs([resource], request_timeout=ANSWER_S)[resource])
+
+    def create(
+        self, topic: str, partitions: int, settings: Mapping[str, str], replication: int | None
+    ) -> None:
+        """Make a topic; one that another process has just made is as good."""
+        new = NewTopic(topic, partitions, -1 if replication is None else replication, config=dict(settings))
+        answer = self._admin.create_topics([new], request_timeout=ANSWER_S)[topic]
+        self._result(answer, missing=KafkaError.TOPIC_ALREADY_EXISTS)
+
+    def members(self, group: str) -> dict[str, set[int]]:
+        """The cells that the group lists, each with the partitions (slots) it has."""
+        answer = self._admin.describe_consumer_groups([group], request_timeout=ANSWER_S)[group]
+        described = self._result(answer, missing=KafkaError.GROUP_ID_NOT_FOUND)
+        if described is None:
+            return {}
+        return {
+            member.group_instance_id or member.member_id: {
+                assigned.partition for assigned in member.assignment.topic_partitions
+            }
+            for member in described.members
+        }
+
+    def delete_records(self, before: Mapping[Partition, int]) -> None:
+        """Delete the records below these offsets."""
+        wanted = [TopicPartition(topic, partition, offset) for (topic, partition), offset in before.items()]
+        for answer in self._admin.delete_records(wanted, request_timeout=ANSWER_S).values():
+            self._result(answer, missing=KafkaError.OFFSET_OUT_OF_RANGE)
+
+    def _offsets(
+        self,
+        partitions: Iterable[Partition],
+        spec: OffsetSpec,
+        level: IsolationLevel = IsolationLevel.READ_UNCOMMITTED,
+    ) -> dict[Partition, int]:
+        wanted = {TopicPartition(topic, partition): spec for topic, partition in partitions}
+        if not wanted:
+            return {}
+        answers = self._admin.list_offsets(wanted, isolation_level=level, request_timeout=ANSWER_S)
+        return {(at.topic, at.partition): self._result(answer).offset for at, answer in answers.items()}
+
+    def _result(self, answer: Any, *, missing: int | None = None) -> Any:
+        try:
+            return answer.result(ANSWER_S + 5)
+        except KafkaException as exception:
+            if missing is not None and exception.args[0].code() == missing:
+                return None
+            raise self._away(exception) from exception
+        except TimeoutError as error:
+            raise KafkaAway(self._no_answer("no answer")) from error
+
+    def _away(self, exception: KafkaException) -> Exception:
+        error = exception.args[0]
+        if error.code() in _AWAY or error.retriable():
+            return KafkaAway(self._no_answer(error.str()))
+        return exception
+
+    def _no_answer(self, cause: str) -> str:
+        return (
+            f"Kafka at {self.servers} does not answer ({cause}). Start one with `onceflow kafka start`, or set "
+            "ONCEFLOW_KAFKA__BOOTSTRAP_SERVERS"
+        )
+
+
+_AWAY = (
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._TIMED_OUT,
+    KafkaError._RESOLVE,
+    KafkaError._WAIT_COORD,
+    KafkaError._TIMED_OUT_QUEUE,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.LEADER_NOT_AVAILABLE,
+)

@@ -1,0 +1,105 @@
+"""What the parts of a cell hand to each other: grants, inputs, and what a transaction is made of."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from onceflow.state.seen import Key
+from onceflow.stream.progress import Skip
+
+
+class Grant:
+    """A slot owned by this cell, from one assignment on until it is revoked or lost. Compared by identity."""
+
+    __slots__ = ("live", "slot")
+
+    def __init__(self, slot: int) -> None:
+        self.slot = slot
+        self.live = True  # set to False by the worker's thread when the grant ends; never back
+
+    def __repr__(self) -> str:
+        return f"Grant({self.slot})"
+
+
+class Input:
+    """A partition that a granted slot reads. Compared by identity; counters belong to the worker's thread."""
+
+    __slots__ = (
+        "blocked",
+        "grant",
+        "is_inbox",
+        "next_offset",
+        "partition",
+        "paused",
+        "skip",
+        "slow_since",
+        "tenant",
+        "topic",
+        "topic_id",
+        "unfinished",
+        "unfinished_bytes",
+    )
+
+    def __init__(
+        self, topic: str, partition: int, grant: Grant, *, topic_id: str, tenant: str = "", is_inbox: bool = False
+    ) -> None:
+        self.topic = topic
+        self.partition = partition
+        self.grant = grant
+        self.topic_id = topic_id
+        self.tenant = tenant  # the tenant whose own topic it is; "" for a shared one
+        self.is_inbox = is_inbox
+        self.next_offset = 0
+        self.skip: Skip | None = None
+        self.unfinished = 0  # events read whose end isn't committed
+        self.unfinished_bytes = 0  # of their values
+        self.paused = False
+        self.slow_since: float | None = None
+        self.blocked = ""  # why it isn't read until an operator acts; "" = it is
+
+    def __repr__(self) -> str:
+        return f"{self.topic}/{self.partition}"
+
+
+class Pair(NamedTuple):
+    """Group metadata, and the grants owned when it was taken."""
+
+    metadata: Any
+    grants: frozenset[Grant]
+
+
+class Outgoing(NamedTuple):
+    """A record for one of the flow's topics."""
+
+    topic: str
+    partition: int
+    key: bytes | str | None
+    value: bytes | None
+    headers: list[tuple[str, str | bytes | None]] | None
+
+
+class Finished(msgspec.Struct, gc=False):
+    """An event's end, with what it led to. All of it is in one transaction, or none."""
+
+    input: Any  # an Input
+    offset: int
+    verdict: str  # a field of Tally
+    size: int  # bytes of the record's value
+    outgoing: tuple[Outgoing, ...] = ()
+    seen: Key | None = None
+
+
+class Reads(NamedTuple):
+    """Records read from an input in one poll: those whose end is open, and the position after all of them."""
+
+    input: Input
+    offsets: list[int]
+    position: int
+
+
+class Committed(NamedTuple):
+    """What a transaction has finished, for the worker's books."""
+
+    seen: list[Key]
+    finished: dict[Input, tuple[int, int]]  # events, and bytes of their values

@@ -1,0 +1,161 @@
+"""The dataflow: inlet → dedup → run_agents → outlet, and how Bytewax is made to run it.
+
+Items are coarse: (tenant, batch). The chain is short and ends in a FixedPartitionedSink, because Bytewax' recovery
+doesn't track the progress of other sinks. The source has one constant partition. Bytewax' recovery is a cache of journals: the
+inlet starts from Kafka's progress, whatever a snapshot says.
+"""
+
+import sys
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from bytewax import operators as op
+from bytewax.dataflow import Dataflow
+from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
+from bytewax.operators import StatefulBatchLogic
+from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
+from bytewax.recovery import RecoveryConfig, init_db_dir
+from bytewax import run as bytewax_run
+
+from onceflow.agents.lane import Lane
+from onceflow.stream.inlet import Ends
+from onceflow.stream.runtime import Runtime, Work
+
+Item = tuple[str, Work | Ends]
+
+
+def build(name: str, runtime: Runtime) -> Dataflow:
+    """Join the operators of a flow."""
+    flow = Dataflow(name)
+    batches = op.input("inlet", flow, _Inlet(runtime))
+    judged = op.flat_map_batch("dedup", batches, runtime.judge)
+    split = op.branch("ended_already", judged, _is_ended)
+    ended = op.stateful_batch("run_agents", split.falses, lambda snapshot: _LaneLogic(runtime, snapshot))
+    op.output("outlet", op.merge("ends", split.trues, ended), _Outlet(runtime))
+    return flow
+
+
+def run(flow: Dataflow, recovery: Path | None, epoch: timedelta) -> None:
+    """Run a flow in this process until it ends; `epoch` is the time between two snapshots."""
+    config = None if recovery is None else RecoveryConfig(str(recovery), timedelta(0))  # type: ignore[no-untyped-call]
+    bytewax_run.cli_main(flow, epoch_interval=epoch, recovery_config=config)  # type: ignore[no-untyped-call]
+
+
+def initialise_recovery(directory: Path) -> None:
+    """Make a recovery directory, unless it is one already."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if not any(directory.glob("part-*.sqlite3")):
+        init_db_dir(directory, 1)  # type: ignore[no-untyped-call]
+
+
+class Arguments(NamedTuple):
+    """What `python -m bytewax.run` was called with, as far as it matters here."""
+
+    recovery_directory: Path | None
+    workers_per_process: int | None
+    process_id: int | None
+    addresses: str | None
+
+
+def launched_by_bytewax() -> Arguments | None:
+    """The arguments of `python -m bytewax.run`, while it imports the flow; None elsewhere."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None or spec.name != "bytewax.run":
+        return None
+    parsed = bytewax_run._parse_args()  # type: ignore[no-untyped-call]  # private; the version is pinned, a test holds it
+    directory = parsed.recovery_directory
+    return Arguments(
+        None if directory is None else Path(directory),
+        parsed.workers_per_process,
+        parsed.process_id,
+        parsed.addresses,
+    )
+
+
+def _is_ended(item: Item) -> bool:
+    return type(item[1]) is Ends
+
+
+class _Inlet(FixedPartitionedSource[Item, None]):
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def list_parts(self) -> list[str]:
+        return ["inlet"]
+
+    def build_part(self, step_id: str, for_part: str, resume_state: None) -> "_InletPartition":
+        self._runtime.open()
+        return _InletPartition(self._runtime)
+
+
+class _InletPartition(StatefulSourcePartition[Item, None]):
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def next_batch(self) -> Iterable[Item]:
+        return self._runtime.next_batch()
+
+    def snapshot(self) -> None:
+        return None
+
+
+class _LaneLogic(StatefulBatchLogic[Work | Ends, Ends, bytes | None]):
+    """A lane as Bytewax keeps it: made when its tenant's first batch comes, discarded when it is idle."""
+
+    def __init__(self, runtime: Runtime, snapshot: bytes | None) -> None:
+        self._runtime = runtime
+        self._lane: Lane | None = None if snapshot is None else runtime.restored(snapshot)
+
+    def on_batch(self, values: list[Work | Ends]) -> tuple[Iterable[Ends], bool]:
+        batches = [value for value in values if type(value) is Work]
+        if self._lane is None:
+            self._lane = self._runtime.lane(batches[0].tenant)
+        ends = self._runtime.work(self._lane, batches)
+        idle = self._lane.idle
+        if idle:
+            self._runtime.discard(self._lane)
+        return ([ends] if ends else [], idle)
+
+    def on_notify(self) -> tuple[Iterable[Ends], bool]:
+        return ([], False)
+
+    def on_eof(self) -> tuple[Iterable[Ends], bool]:
+        return ([], False)
+
+    def notify_at(self) -> datetime | None:
+        return None
+
+    def snapshot(self) -> bytes | None:
+        return None if self._lane is None else self._lane.snapshot()
+
+
+class _Outlet(FixedPartitionedSink[Ends, None]):
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def list_parts(self) -> list[str]:
+        return ["outbox"]
+
+    def part_fn(self, item_key: str) -> int:
+        return 0
+
+    def build_part(self, step_id: str, for_part: str, resume_state: None) -> "_OutletPartition":
+        self._runtime.open()
+        return _OutletPartition(self._runtime)
+
+
+class _OutletPartition(StatefulSinkPartition[Ends, None]):
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def write_batch(self, values: list[Ends]) -> None:
+        self._runtime.outbox.put(chain.from_iterable(values))
+
+    def snapshot(self) -> None:
+        return None
+
+    def close(self) -> None:
+        self._runtime.close()

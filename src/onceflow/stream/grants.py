@@ -1,0 +1,468 @@
+"""Grants: what happens between "this slot is assigned to us" and the first event read from it.
+
+In this order, in the background, the slot's inputs paused meanwhile, other slots running:
+1. write nothing yet; read F.progress of the slot up to the high watermark seen now, and wait until that of F.completions
+   is stable: until the former owners' transactions are settled. A dead cell's is ended by `init_transactions`
+   with its transactional id, unless the group still lists that cell (a live one is never fenced so);
+2. commit a progress record that names this cell;
+3. bring the view up to date from where it stands;
+4. start each input at its lowest unfinished record.
+
+The same thread looks for topics that are new, gone, or deleted and made anew.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import NamedTuple
+
+from confluent_kafka import Consumer, KafkaException, Producer
+
+from onceflow.config import Settings
+from onceflow.state.seen import Completed, Key, Position, Seen
+from onceflow.stream.catchup import read_to_end
+from onceflow.stream.cluster import Cluster, KafkaAway, Partition, Topic
+from onceflow.stream.content import Grant, Input
+from onceflow.stream.letters import key_of_completion
+from onceflow.stream.outbox import Claim, Outbox
+from onceflow.stream.progress import InputProgress, Progress, Skip, decode_progress
+from onceflow.stream.topics import Names, inputs_of, slot_of_input, tenant_of
+
+log = logging.getLogger(__name__)
+
+DEAD_AFTER_S = 2.0  # how long a transaction may hold a slot back before its owner is asked for
+_LINE_EVERY_S = 5.0
+_CLAIM_S = 1.0
+
+
+class Ready(NamedTuple):
+    """News for the worker: a grant is settled; read these inputs (the inbox is assigned already)."""
+
+    grant: Grant
+    inputs: list[Input]
+
+
+class Added(NamedTuple):
+    """News for the worker: an input of a grant that is settled already."""
+
+    input: Input
+
+
+class Removed(NamedTuple):
+    """News for the worker: this partition is gone, or the topic is another one of the same name now."""
+
+    partition: Partition
+    topic_id: str  # of the input to remove
+
+
+News = Ready | Added | Removed
+
+
+class Grants:
+    """The background thread. `assigned`, `lost` and `news` are called by the worker."""
+
+    def __init__(
+        self,
+        flow: str,
+        cell: str,
+        slots: int,
+        cluster: Cluster,
+        settings: Settings,
+        seen: Seen,
+        outbox: Outbox,
+        completions_id: str,
+        *,
+        wake: Callable[[], None],
+        remaining: Callable[[float], None],
+    ) -> None:
+        self._flow = flow
+        self._names = Names.of(flow)
+        self._cell = cell
+        self._slots = slots
+        self._cluster = cluster
+        self._settings = settings
+        self._seen = seen
+        self._outbox = outbox
+        self._completions_id = completions_id
+        self._with_identity = settings.dedup.conflict == "reject"
+        self._wake = wake
+        self._remaining = remaining
+        self._tasks: SimpleQueue[tuple[str, list[Grant]]] = SimpleQueue()
+        self._news: SimpleQueue[News] = SimpleQueue()
+        self._settled: dict[Grant, dict[Partition, str]] = {}  # grant -> its inputs' topic ids
+        self._written: dict[Grant, dict[Partition, Progress]] = {}  # what F.progress held at the grant
+        self._reader: Consumer | None = None
+        self._closing = False
+        self.failure: BaseException | None = None
+        self._thread = Thread(target=self._run, name="onceflow-grants", daemon=True)
+        self._thread.start()
+
+    # --- the worker's side ---
+
+    def assigned(self, grants: list[Grant]) -> None:
+        """Slots were assigned: settle their grants."""
+        self._tasks.put(("assigned", grants))
+
+    def lost(self, grants: list[Grant]) -> None:
+        """Slots were revoked or lost; their grants are no longer `live`."""
+        self._tasks.put(("lost", grants))
+
+    def news(self) -> list[News]:
+        """What has happened since the last call."""
+        found = []
+        while not self._news.empty():
+            found.append(self._news.get())
+        return found
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closing = True
+        self._tasks.put(("close", []))
+        self._thread.join(30)
+
+    # --- the thread ---
+
+    def _run(self) -> None:
+        try:
+            refresh_s = self._settings.topics_refresh.total_seconds()
+            look_at = time.monotonic() + refresh_s
+            while not self._closing:
+                self._work(self._next_tasks(max(0.0, look_at - time.monotonic())))
+                if time.monotonic() >= look_at:
+                    self._look_for_topics()
+                    look_at = time.monotonic() + refresh_s
+        except KafkaAway as away:
+            if not self._closing:
+                self.failure = away
+        except BaseException as failure:
+            self.failure = failure
+            if not isinstance(failure, Exception):
+                raise
+        finally:
+            self._wake()
+            if self._reader is not None:
+                self._reader.close()
+
+    def _next_tasks(self, timeout_s: float) -> list[tuple[str, list[Grant]]]:
+        try:
+            tasks = [self._tasks.get(timeout=timeout_s)]
+        except Empty:
+            return []
+        while not self._tasks.empty():
+            tasks.append(self._tasks.get())
+        return tasks
+
+    def _work(self, tasks: Iterable[tuple[str, list[Grant]]]) -> None:
+        assigned: list[Grant] = []
+        for task, grants in tasks:
+            if task == "assigned":
+                assigned += grants
+            elif task == "lost":
+                self._drop(grants)
+        live = [grant for grant in assigned if grant.live]
+        if live:
+            self._patiently(lambda: self._settle(live))
+
+    def _patiently(self, work: Callable[[], None]) -> None:
+        self._cluster.patiently(work, stop=lambda: self._closing)
+
+    def _drop(self, grants: Iterable[Grant]) -> None:
+        """Forget lost slots, keys and position together, after the last write of their grants to the view."""
+        grants = list(grants)
+        self._outbox.retire(grants)
+        for grant in grants:
+            self._settled.pop(grant, None)
+            self._written.pop(grant, None)
+            self._seen.drop(grant.slot)
+
+    def _settle(self, grants: list[Grant]) -> None:
+        started_at = time.monotonic()
+        grants = [grant for grant in grants if grant.live]
+        if not grants:
+            return
+        slots = [grant.slot for grant in grants]
+        written, ends = self._read_progress(slots)
+        owned = self._claim(grants, written)
+        claimed_at = time.monotonic()
+        self._catch_up([grant.slot for grant in owned], ends)
+        caught_up_at = time.monotonic()
+        self._start(owned, written)
+        self._remaining(0)
+        log.info(
+            "slots granted",
+            extra={
+                "slots": len(owned),
+                "claimed_s": round(claimed_at - started_at, 2),
+                "caught_up_s": round(caught_up_at - claimed_at, 2),
+                "inputs_s": round(time.monotonic() - caught_up_at, 2),
+            },
+        )
+
+    def _read_progress(
+        self, slots: list[int]
+    ) -> tuple[dict[int, dict[Partition, Progress]], dict[Partition, int]]:
+        """Step 1: what is finished, once all former owners' transactions are settled; and the ends of completions."""
+        completions = [(self._names.completions, slot) for slot in slots]
+        progress = [(self._names.progress, slot) for slot in slots]
+        ends = self._cluster.end_offsets([*completions, *progress])
+        written: dict[int, dict[Partition, Progress]] = {slot: {} for slot in slots}
+        owners: dict[int, str] = {}
+        settle = _Settling(self._flow, self._cell, self._cluster, self._settings, owners)
+        for messages in read_to_end(
+            self._consumer(),
+            dict.fromkeys(progress),
+            {at: ends[at] for at in progress},
+            stalled=settle.stalled,
+            wanted=lambda: not self._closing,
+        ):
+            for message in messages:
+                slot = message.partition() or 0
+                key, value = message.key(), message.value()
+                if key is None or value is None:
+                    continue
+                topic, _, partition = key.decode().rpartition("/")
+                read = decode_progress(value)
+                written[slot][topic, int(partition)] = read
+                owners[slot] = read.cell
+        unstable = set(completions)
+        waiting_since = time.monotonic()
+        while unstable and not self._closing:
+            stable = self._cluster.end_offsets(unstable, stable=True)
+            unstable = {at for at in unstable if stable[at] < ends[at]}
+            if unstable:
+                settle.stalled(time.monotonic() - waiting_since)
+                time.sleep(0.02)
+        return written, {at: ends[at] for at in completions}
+
+    def _claim(
+        self, grants: list[Grant], written: Mapping[int, Mapping[Partition, Progress]]
+    ) -> list[Grant]:
+        """Step 2: commit a progress record that names this cell; return the grants that hold."""
+        inbox = self._cluster.topics([self._names.inbox])[self._names.inbox]
+        firsts = self._cluster.first_offsets((inbox.name, grant.slot) for grant in grants)
+        claims = []
+        for grant in grants:
+            at = (inbox.name, grant.slot)
+            input, progress = self._input(inbox, grant.slot, grant, written[grant.slot].get(at), firsts[at])
+            self._outbox.track([(input, progress)])
+            claims.append(Claim(grant, input))
+            self._inputs_of(grant)[at] = inbox.id
+        self._outbox.claim(claims)
+        for claim in claims:
+            while not claim.settled.wait(_CLAIM_S):
+                if self._closing or not claim.grant.live or self._outbox.failure is not None:
+                    break
+        held = [claim for claim in claims if claim.committed and claim.grant.live]
+        self._inboxes = {claim.grant: claim.inbox for claim in held}
+        return [claim.grant for claim in held]
+
+    def _catch_up(self, slots: list[int], ends: Mapping[Partition, int]) -> None:
+        """Step 3: bring the view up to date from where it stands."""
+        topic = self._names.completions
+        starts: dict[Partition, int | None] = {}
+        firsts = self._cluster.first_offsets((topic, slot) for slot in slots)
+        for slot in slots:
+            at = (topic, slot)
+            stands = self._seen.position(slot)
+            if stands is not None and (stands.topic_id != self._completions_id or stands.offset > ends[at]):
+                log.warning(
+                    "the view of a slot belongs to another F.completions; it is built anew", extra={"slot": slot}
+                )
+                self._seen.drop(slot)
+                stands = None
+            starts[at] = max(firsts[at], stands.offset if stands else 0)
+        wanted = {at: ends[at] for at in starts}
+        total = sum(max(0, ends[at] - (starts[at] or 0)) for at in starts)
+        progress = _Lines(total, self._remaining)
+        for messages in read_to_end(
+            self._consumer(),
+            starts,
+            wanted,
+            stalled=lambda _: None,
+            wanted=lambda: not self._closing,
+            remaining=progress.remaining,
+        ):
+            completed, positions = [], {}
+            for message in messages:
+                slot, value = message.partition() or 0, message.value()
+                offset, time_ms = message.offset() or 0, message.timestamp()[1]
+                positions[slot] = Position(self._completions_id, offset + 1)
+                if value is not None and (key := _key_of(value, slot, self._with_identity)) is not None:
+                    completed.append(Completed(key, time_ms))
+            self._seen.write(completed, positions)
+
+    def _start(self, grants: list[Grant], written: Mapping[int, Mapping[Partition, Progress]]) -> None:
+        """Step 4: start each input at its lowest unfinished record."""
+        found = inputs_of(self._topics().values(), self._slots, self._settings)
+        wanted = [(t.name, p) for grant in grants for t, p in found.get(grant.slot, [])]
+        firsts = self._cluster.first_offsets(wanted)
+        for grant in grants:
+            inputs = [self._inboxes[grant]]
+            tracked = []
+            for topic, partition in found.get(grant.slot, []):
+                at = (topic.name, partition)
+                progress = written[grant.slot].get(at)
+                input, tracker = self._input(topic, partition, grant, progress, firsts[at])
+                tracked.append((input, tracker))
+                inputs.append(input)
+                self._inputs_of(grant)[at] = topic.id
+            self._outbox.track(tracked)
+            self._written[grant] = dict(written[grant.slot])
+            self._news.put(Ready(grant, inputs))
+        self._wake()
+
+    def _input(
+        self, topic: Topic, partition: int, grant: Grant, written: Progress | None, first: int
+    ) -> tuple[Input, InputProgress]:
+        """An input and its progress, from what F.progress says and what the partition still holds."""
+        is_inbox = topic.name == self._names.inbox
+        tenant = "" if is_inbox else tenant_of(topic.name, self._settings)
+        input = Input(topic.name, partition, grant, topic_id=topic.id, tenant=tenant, is_inbox=is_inbox)
+        if written is None or written.topic_id != topic.id:
+            input.next_offset = first
+            return input, InputProgress(topic.id, first)
+        progress = InputProgress(topic.id, written.lowest, written.finished, written.tally)
+        input.next_offset = written.lowest
+        input.skip = Skip(written.finished) if written.finished else None
+        if first > written.lowest:
+            lost = unfinished_below(written, first)
+            if lost:
+                input.blocked = (
+                    f"retention has deleted {lost} unfinished records (offsets {written.lowest} to {first - 1})"
+                )
+            else:
+                input.next_offset = first
+                progress.passed(first)
+        return input, progress
+
+    def _inputs_of(self, grant: Grant) -> dict[Partition, str]:
+        return self._settled.setdefault(grant, {})
+
+    def _topics(self) -> dict[str, Topic]:
+        names = [name for name in self._cluster.topic_names() if self._settings.events.is_input(name)]
+        return self._cluster.topics(names)
+
+    def _look_for_topics(self) -> None:
+        """Find topics that are new, gone, or another one of the same name."""
+        try:
+            topics = self._topics()
+            grants = {grant.slot: grant for grant in self._settled if grant.live}
+            new: list[tuple[Topic, int, Grant]] = []
+            for topic in topics.values():
+                for partition in range(topic.partitions):
+                    slot = slot_of_input(topic.name, partition, self._slots, self._settings)
+                    grant = grants.get(slot)
+                    if grant is not None and self._settled[grant].get((topic.name, partition)) != topic.id:
+                        new.append((topic, partition, grant))
+            firsts = self._cluster.first_offsets((topic.name, partition) for topic, partition, _ in new)
+        except (KafkaAway, KafkaException) as error:
+            log.debug("topics could not be looked up; asked again soon", extra={"cause": str(error)})
+            return
+        for grant in grants.values():
+            for at, topic_id in list(self._settled[grant].items()):
+                known = topics.get(at[0])
+                if at[0] != self._names.inbox and (known is None or known.id != topic_id):
+                    log.info("an input is gone", extra={"topic": at[0], "partition": at[1]})
+                    del self._settled[grant][at]
+                    self._news.put(Removed(at, topic_id))
+        for topic, partition, grant in new:
+            at = (topic.name, partition)
+            written = self._written.get(grant, {}).get(at)
+            input, progress = self._input(topic, partition, grant, written, firsts[at])
+            self._outbox.track([(input, progress)])
+            self._settled[grant][at] = topic.id
+            self._news.put(Added(input))
+            log.info("an input is new", extra={"topic": topic.name, "partition": partition})
+        self._wake()
+
+    def _consumer(self) -> Consumer:
+        if self._reader is None:
+            self._reader = Consumer(
+                {
+                    "fetch.wait.max.ms": 10,
+                    "queued.min.messages": 50_000,
+                    "queued.max.messages.kbytes": 16_384,
+                    "retry.backoff.ms": 10,
+                    **self._settings.kafka.properties(),
+                    "group.id": f"{self._flow}-views",  # never joined: it only reads
+                    "isolation.level": "read_committed",
+                    "enable.auto.commit": False,
+                    "enable.partition.eof": True,
+                    "auto.offset.reset": "earliest",
+                },
+                logger=log,
+            )
+        return self._reader
+
+
+class _Settling:
+    """Ends the open transactions of dead former owners that hold slots back."""
+
+    def __init__(
+        self, flow: str, cell: str, cluster: Cluster, settings: Settings, owners: Mapping[int, str]
+    ) -> None:
+        self._flow, self._cell, self._cluster, self._settings = flow, cell, cluster, settings
+        self._owners = owners
+        self._asked: set[str] = set()
+        self._line_at = 0.0
+
+    def stalled(self, seconds: float) -> None:
+        """Nothing has moved for so long."""
+        if seconds < DEAD_AFTER_S:
+            return
+        if time.monotonic() >= self._line_at:
+            self._line_at = time.monotonic() + _LINE_EVERY_S
+            log.info(
+                "waiting for a former owner's open transaction", extra={"waited_s": round(seconds, 1)}
+            )
+        members = self._cluster.members(self._flow)
+        for owner in set(self._owners.values()) - {"", self._cell} - self._asked:
+            if owner in members:
+                continue
+            self._asked.add(owner)
+            log.info("ending the open transaction of a cell that is gone", extra={"former_owner": owner})
+            producer = Producer(
+                {
+                    **self._settings.kafka.properties(),
+                    "transactional.id": transactional_id(self._flow, owner),
+                    "retry.backoff.ms": 10,
+                },
+                logger=log,
+            )
+            producer.init_transactions(self._settings.transaction_timeout.total_seconds())
+
+
+class _Lines:
+    """Says in the log, now and then, how far a long catch-up is."""
+
+    def __init__(self, total: int, gauge: Callable[[float], None]) -> None:
+        self._total, self._gauge = total, gauge
+        self._line_at = time.monotonic() + _LINE_EVERY_S
+
+    def remaining(self, records: int) -> None:
+        """So many records are still to be read."""
+        self._gauge(records)
+        if time.monotonic() >= self._line_at:
+            self._line_at += _LINE_EVERY_S
+            log.info("catching up with completions", extra={"remaining": records, "of": self._total})
+
+
+def transactional_id(flow: str, cell: str) -> str:
+    """The transactional id of a cell."""
+    return f"{flow}.{cell}"
+
+
+def unfinished_below(progress: Progress, first: int) -> int:
+    """How many unfinished records lie below an offset."""
+    finished = sum(max(0, min(end, first) - start) for start, end in progress.finished if start < first)
+    return max(0, first - progress.lowest - finished)
+
+
+def _key_of(value: bytes, slot: int, with_identity: bool) -> Key | None:
+    try:
+        return key_of_completion(value, slot, with_identity=with_identity)
+    except ValueError as error:
+        log.warning("a record in F.completions is no completion", extra={"slot": slot, "cause": str(error)})
+        return None

@@ -1,0 +1,288 @@
+"""The inlet: the one source through which everything that can happen to a tenant comes into the dataflow.
+
+Records of Kafka, answers of calls, slots granted or lost, turns of waiting lanes: all of it leaves here as (tenant,
+happenings). A record that is no event becomes a dead letter here, and an event whose tenant is at home in another slot
+is forwarded there; neither goes further. Here the flow is also bounded: a cell reads on only while few of its
+events are unfinished, and an input whose tenant's lane is full, or that is slow, is paused.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from threading import Event as Signal
+from typing import NamedTuple
+
+from confluent_kafka import Message
+
+from onceflow.agents.agent import Routes
+from onceflow.agents.lane import Arrived, Happening
+from onceflow.config import Settings
+from onceflow.event import Headers, Incoming, PlainMapping, Reason, Unusable, home_slot, read_event
+from onceflow.stream.cell import Cell, record_error
+from onceflow.stream.content import Committed, Finished, Input, Reads
+from onceflow.stream.letters import Letters, forwarding
+
+log = logging.getLogger(__name__)
+
+_HOLD_S = 0.5  # a cell that is full for longer pauses its inputs; until then it just doesn't poll
+_LOOK_EVERY_S = 0.1
+_POSITIONS_EVERY_S = 1.0
+
+
+class Ends(list[Finished]):
+    """Ends of events that need no lane."""
+
+
+class Poll(NamedTuple):
+    """What one poll brought: happenings by tenant, ends, and what was read."""
+
+    arrived: dict[str, list[Happening]]
+    ends: Ends
+    reads: list[Reads]
+
+
+class Reading:
+    """Turns records into happenings, and keeps the books of what is unfinished. Worker's thread only."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        settings: Settings,
+        slots: int,
+        routes: Routes,
+        letters: Letters,
+        lane_waiting: Callable[[str], int],
+    ) -> None:
+        self._cell = cell
+        self._limits = settings.limits
+        self._slots = slots
+        self._find_agent = routes.find
+        self._letters = letters
+        self._lane_waiting = lane_waiting
+        plain = settings.events.plain
+        self._plain = None if plain is None else PlainMapping.parse(plain.model_dump(exclude_none=True))
+        self._committed: deque[Committed] = deque()
+        self._read_at: deque[tuple[float, int]] = deque()  # when so many events were read, oldest first
+        self._full_since: float | None = None
+        self._look_at = 0.0
+        self._positions_at = 0.0
+        self.unfinished = 0
+        self.unfinished_bytes = 0
+
+    def committed(self, committed: Committed) -> None:
+        """Take note of a commit; from any thread."""
+        self._committed.append(committed)
+
+    def settle(self) -> list[Committed]:
+        """Bring the books up to date; return the commits since the last time."""
+        news = []
+        while self._committed:
+            commit = self._committed.popleft()
+            news.append(commit)
+            for input, (count, size) in commit.finished.items():
+                if input.grant.live:
+                    input.unfinished -= count
+                    input.unfinished_bytes -= size
+                    self.unfinished -= count
+                    self.unfinished_bytes -= size
+                    self._age(count)
+        return news
+
+    def forget(self, inputs: Iterable[Input]) -> None:
+        """Take the unfinished events of lost inputs off the books."""
+        for input in inputs:
+            self.unfinished -= input.unfinished
+            self.unfinished_bytes -= input.unfinished_bytes
+            self._age(input.unfinished)
+
+    @property
+    def oldest_age_s(self) -> float:
+        """How long ago the oldest unfinished event was read, at most."""
+        return time.monotonic() - self._read_at[0][0] if self._read_at else 0.0
+
+    def has_room(self) -> bool:
+        """Whether the cell may read on."""
+        limits = self._limits
+        full = self.unfinished >= limits.unfinished_per_cell or self.unfinished_bytes >= limits.unfinished_bytes
+        if not full:
+            if self._full_since is not None:
+                self._full_since = None
+                self._look_at = 0.0
+            return True
+        now = time.monotonic()
+        if self._full_since is None:
+            self._full_since = now
+        elif now - self._full_since > _HOLD_S:
+            # Callbacks of the group must be served, so go on polling, with everything paused.
+            self._cell.pause(self._cell.inputs.values())
+            return True
+        return False
+
+    def poll(self) -> Poll:
+        """Read what was fetched."""
+        messages = self._cell.poll()
+        arrived: dict[str, list[Happening]] = {}
+        ends = Ends()
+        reads: dict[Input, list[int]] = {}
+        inputs = self._cell.inputs
+        topic, partition, input = "", -1, None
+        for message in messages:
+            if message.error() is not None:
+                record_error(self._cell, message)
+                continue
+            if message.partition() != partition or message.topic() != topic:
+                topic, partition = message.topic() or "", message.partition() or 0
+                input = inputs.get((topic, partition))
+            offset = message.offset()
+            if input is None or offset is None or offset < input.next_offset:
+                continue
+            input.next_offset = offset + 1
+            offsets = reads.get(input)
+            if offsets is None:
+                offsets = reads[input] = []
+            if input.skip is not None:
+                if offset in input.skip:
+                    continue
+                if offset >= input.skip.end:
+                    input.skip = None
+            offsets.append(offset)
+            self._read(input, offset, message, arrived, ends)
+        count = 0
+        for input, offsets in reads.items():
+            input.unfinished += len(offsets)
+            count += len(offsets)
+        if count:
+            self.unfinished += count
+            self._read_at.append((time.monotonic(), count))
+        return Poll(arrived, ends, [Reads(i, offsets, i.next_offset) for i, offsets in reads.items()])
+
+    def look(self) -> list[Reads]:
+        """Now and then: pause inputs that are slow or whose lane is full, resume others, pass markers."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return []
+        self._look_at = now + _LOOK_EVERY_S
+        if self._full_since is None or now - self._full_since <= _HOLD_S:
+            self._pause_and_resume(now)
+        if now < self._positions_at:
+            return []
+        self._positions_at = now + _POSITIONS_EVERY_S
+        idle = [input for input in self._cell.inputs.values() if not (input.unfinished or input.blocked)]
+        passed = []
+        for input, position in self._cell.positions(idle).items():
+            if position > input.next_offset:
+                input.next_offset = position
+                passed.append(Reads(input, [], position))
+        return passed
+
+    def _pause_and_resume(self, now: float) -> None:
+        limits = self._limits
+        pause, resume = [], []
+        for input in self._cell.inputs.values():
+            waiting = self._lane_waiting(input.tenant) if input.tenant else 0
+            many = input.unfinished > limits.unfinished_per_input
+            if not many:
+                input.slow_since = None
+            elif input.slow_since is None:
+                input.slow_since = now
+            slow = input.slow_since is not None and now - input.slow_since > 2 * _LOOK_EVERY_S
+            if not input.paused:
+                if waiting >= limits.lane_queue or slow:
+                    pause.append(input)
+            elif waiting <= limits.lane_queue // 2 and input.unfinished <= limits.unfinished_per_input // 2:
+                resume.append(input)
+        self._cell.pause(pause)
+        self._cell.resume(resume)
+
+    def _read(
+        self, input: Input, offset: int, message: Message, arrived: dict[str, list[Happening]], ends: Ends
+    ) -> None:
+        value = message.value()
+        headers: Headers = message.headers()  # type: ignore[assignment]  # a list of bytes, as read
+        key, time_ms = message.key(), message.timestamp()[1]
+        size = len(value) if value else 0
+        input.unfinished_bytes += size
+        self.unfinished_bytes += size
+        slot = input.grant.slot
+        tenant = input.tenant
+        sent = forwarding(headers) if input.is_inbox else None
+        incoming = read_event(
+            value, headers, key, topic_tenant=tenant, plain=self._plain, size_max=self._limits.value_bytes
+        )
+        if type(incoming) is Unusable:
+            ends.append(self._unusable(input, offset, message, incoming, sent.origin if sent else ""))
+            return
+        assert type(incoming) is Incoming
+        if not tenant:
+            tenant = incoming.tenant
+            home = home_slot(tenant, self._slots)
+            if home != slot:
+                ends.append(
+                    self._letters.forwarded(input, offset, key, value, headers, time_ms=time_ms, slot=home)
+                )
+                return
+        agent = self._find_agent(incoming.type)
+        if agent is None:
+            detail = f"no agent of this flow takes events of type {incoming.type!r}"
+            unknown = Unusable(Reason.UNKNOWN_TYPE, detail, tenant)
+            ends.append(self._unusable(input, offset, message, unknown, sent.origin if sent else ""))
+            return
+        happening = Arrived(
+            input,
+            offset,
+            sent.time_ms if sent else time_ms,
+            value,
+            headers,
+            incoming,
+            agent,
+            sent.origin if sent else None,
+        )
+        batch = arrived.get(tenant)
+        if batch is None:
+            arrived[tenant] = [happening]
+        else:
+            batch.append(happening)
+
+    def _unusable(self, input: Input, offset: int, message: Message, why: Unusable, origin: str) -> Finished:
+        """The end of a record that is no event for this flow: its dead letter, where its tenant is at home."""
+        slot = home_slot(why.tenant, self._slots) if why.tenant else input.grant.slot
+        value = message.value()
+        letter = self._letters.dead_letter(
+            input,
+            offset,
+            value,
+            message.headers(),  # type: ignore[arg-type]
+            reason=why.reason,
+            detail=why.detail,
+            tenant=why.tenant,
+            slot=slot,
+            origin=origin,
+        )
+        return Finished(input, offset, "unusable", len(value or b""), (letter,))
+
+    def _age(self, count: int) -> None:
+        """Count events as finished, the oldest first."""
+        while count > 0 and self._read_at:
+            read_at, events = self._read_at[0]
+            if events > count:
+                self._read_at[0] = (read_at, events - count)
+                return
+            count -= events
+            self._read_at.popleft()
+
+
+class Doorbell:
+    """Wakes the worker when something is there to fetch, so that it need not look all the time."""
+
+    def __init__(self) -> None:
+        self._signal = Signal()
+
+    def ring(self) -> None:
+        """Something is there; from any thread."""
+        self._signal.set()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until somebody rings, or the time is over."""
+        if self._signal.wait(timeout_s):
+            self._signal.clear()

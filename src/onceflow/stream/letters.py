@@ -1,0 +1,229 @@
+"""What a cell writes: completions, dead letters, forwarded events; and how a completion is read back.
+
+All of them are records for one partition of one of the flow's topics. A value too large for its topic never blocks it: a
+completion becomes a failed one, a dead letter keeps the first part of what it is about.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+import pydantic
+import xxhash
+
+from onceflow.agents.lane import Arrived, utc_text
+from onceflow.agents.run import Completed, RunFailed
+from onceflow.event import Headers, Reason
+from onceflow.state.seen import Key, identity_key, seen_key, tenant_prefix
+from onceflow.stream.content import Finished, Input, Outgoing
+from onceflow.stream.topics import Names
+
+KEPT_BYTES = 64 << 10  # of a value that is too large
+DETAIL_BYTES = 16 << 10
+OURS = "onceflow-"
+CLOUDEVENTS_JSON: list[tuple[str, str | bytes | None]] = [("content-type", b"application/cloudevents+json")]
+
+
+class _Completion(msgspec.Struct, gc=False):
+    specversion: str
+    id: str
+    source: str
+    type: str
+    tenant: str
+    causesource: str
+    causeid: str
+    time: str
+    data: Any
+
+
+class _Failure(msgspec.Struct, gc=False):
+    code: str
+    message: str
+
+
+class ReadBack(msgspec.Struct, gc=False):
+    """What dedup needs of a completion."""
+
+    id: str
+    tenant: str
+    causesource: str
+    causeid: str
+
+
+class Letters:
+    """Writes a flow's records. `sizes`: the largest record that each topic takes, bytes."""
+
+    def __init__(self, flow: str, names: Names, sizes: Mapping[str, int], value_bytes: int) -> None:
+        self._names = names
+        self._source = f"/onceflow/{flow}"
+        self._sizes = sizes
+        self._value_max = min(value_bytes, sizes[names.completions] - DETAIL_BYTES)
+        self._encode = msgspec.json.Encoder(enc_hook=_plain).encode
+        self._types: dict[str, tuple[str, str]] = {}
+
+    def completion(self, arrived: Arrived, outcome: Completed | RunFailed, now_ms: int) -> Finished:
+        """The end of a run: its completion, and the dead letter of one that failed."""
+        if type(outcome) is Completed:
+            try:
+                value = self._completed(arrived, outcome.value, now_ms)
+            except Exception as error:  # noqa: BLE001 (whatever has no JSON fails its own run)
+                text = f"what the agent returned has no JSON: {type(error).__name__}: {error}"[:1_000]
+                outcome = RunFailed(Reason.AGENT_FAILED, text, "")
+            else:
+                if len(value) <= self._value_max:
+                    return self._end(arrived, self._completion(arrived, value), ())
+                outcome = RunFailed(
+                    Reason.TOO_LARGE,
+                    f"the agent's return value makes a completion of {len(value)} bytes, at most {self._value_max} fit",
+                    "",
+                )
+        assert type(outcome) is RunFailed
+        failed = _Failure(outcome.code, outcome.message[:4_000])
+        value = self._completed(arrived, failed, now_ms)
+        incoming = arrived.incoming
+        letter = self.dead_letter(
+            arrived.source,
+            arrived.offset,
+            arrived.value,
+            arrived.headers,
+            reason=Reason.AGENT_FAILED,
+            detail=f"{outcome.code}: {outcome.message}\n{outcome.detail}".rstrip(),
+            tenant=incoming.tenant,
+            slot=arrived.source.grant.slot,
+            origin=arrived.origin,
+            run=arrived.key.hex(),
+        )
+        return self._end(arrived, self._completion(arrived, value), (letter,))
+
+    def dead_letter(
+        self,
+        input: Input,
+        offset: int,
+        value: bytes | None,
+        headers: Headers,
+        *,
+        reason: str,
+        detail: str,
+        tenant: str,
+        slot: int,
+        origin: str = "",
+        run: str = "",
+    ) -> Outgoing:
+        """What could not be done, as it came, and why."""
+        kept = [(name, content) for name, content in headers or () if not name.startswith(OURS)]
+        ours: list[tuple[str, str | bytes | None]] = [
+            ("onceflow-reason", str(reason).encode()),
+            ("onceflow-detail", detail.encode("utf-8", "replace")[:DETAIL_BYTES]),
+            ("onceflow-origin", (origin or f"{input.topic}/{input.partition}/{offset}").encode()),
+            ("onceflow-tenant", tenant.encode()),
+        ]
+        if run:
+            ours.append(("onceflow-run", run.encode()))
+        size = len(value or b"") + sum(len(name) + len(content or b"") for name, content in kept)
+        if reason == Reason.TOO_LARGE or size > self._sizes[self._names.dead_letters] - 4 * DETAIL_BYTES:
+            ours.append(("onceflow-truncated", str(len(value or b"")).encode()))
+            value = None if value is None else value[:KEPT_BYTES]
+            kept = _first_headers(kept, KEPT_BYTES)
+        return Outgoing(self._names.dead_letters, slot, tenant.encode(), value, [*kept, *ours])
+
+    def forwarded(
+        self,
+        input: Input,
+        offset: int,
+        kafka_key: bytes | None,
+        value: bytes | None,
+        headers: Headers,
+        *,
+        time_ms: int,
+        slot: int,
+    ) -> Finished:
+        """An event on its way to its tenant's home slot."""
+        ours: list[tuple[str, str | bytes | None]] = [
+            ("onceflow-origin", f"{input.topic}/{input.partition}/{offset}".encode()),
+            ("onceflow-time", str(time_ms).encode()),
+        ]
+        kept = [(name, content) for name, content in headers or () if not name.startswith(OURS)]
+        record = Outgoing(self._names.inbox, slot, kafka_key, value, [*kept, *ours])
+        return Finished(input, offset, "forwarded", len(value or b""), (record,))
+
+    def _completed(self, arrived: Arrived, data: Any, now_ms: int) -> bytes:
+        incoming = arrived.incoming
+        name = arrived.agent.name
+        types = self._types.get(name)
+        if types is None:
+            types = self._types[name] = (f"{name}.completed", f"{name}.failed")
+        return self._encode(
+            _Completion(
+                "1.0",
+                arrived.key.hex(),
+                self._source,
+                types[type(data) is _Failure],
+                incoming.tenant,
+                incoming.source,
+                incoming.id,
+                utc_text(now_ms),
+                data,
+            )
+        )
+
+    def _completion(self, arrived: Arrived, value: bytes) -> Outgoing:
+        slot = arrived.source.grant.slot
+        return Outgoing(self._names.completions, slot, arrived.incoming.tenant, value, CLOUDEVENTS_JSON)
+
+    def _end(self, arrived: Arrived, completion: Outgoing, letters: tuple[Outgoing, ...]) -> Finished:
+        return Finished(
+            arrived.source, arrived.offset, "first", len(arrived.value or b""), (completion, *letters), arrived.seen
+        )
+
+
+_read_back = msgspec.json.Decoder(ReadBack).decode
+
+
+def key_of_completion(value: bytes, slot: int, *, with_identity: bool) -> Key:
+    """What dedup knows a completion's event by."""
+    read = _read_back(value)
+    prefix = tenant_prefix(slot, read.tenant)
+    identity = identity_of(read.causesource, read.causeid) if with_identity else None
+    return Key(
+        seen_key(prefix, bytes.fromhex(read.id)), None if identity is None else identity_key(prefix, identity)
+    )
+
+
+def identity_of(source: str, id: str) -> bytes:  # noqa: A002 (CloudEvents' name)
+    """A digest of an event's source and id, without its content."""
+    text = source.encode()
+    return xxhash.xxh3_128_digest(len(text).to_bytes(4, "big") + text + id.encode())
+
+
+class Forwarding(NamedTuple):
+    """What the headers of a forwarded event say of the record it was sent in."""
+
+    origin: str
+    time_ms: int
+
+
+def forwarding(headers: Headers) -> Forwarding | None:
+    """Read them; None if the record was not forwarded. To be believed on the flow's own topics only."""
+    found = {name: content for name, content in headers or () if name.startswith(OURS) and content}
+    origin, time_ms = found.get("onceflow-origin"), found.get("onceflow-time")
+    if origin is None or time_ms is None:
+        return None
+    return Forwarding(origin.decode(), int(time_ms))
+
+
+def _first_headers(
+    headers: list[tuple[str, bytes | None]], size_max: int
+) -> list[tuple[str, bytes | None]]:
+    kept, size = [], 0
+    for name, content in headers:
+        size += len(name) + len(content or b"")
+        if size > size_max:
+            break
+        kept.append((name, content))
+    return kept
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, pydantic.BaseModel):
+        return value.model_dump(mode="json")
+    raise TypeError(f"{type(value).__name__} has no JSON form")

@@ -1,0 +1,307 @@
+"""The outbox: everything that a cell decides leaves in one Kafka transaction at a time, on a thread of its own.
+
+A transaction holds only content of the grants in its pair, under that pair's group metadata, and is always made in this
+order: produce, flush with every delivery confirmed, send offsets (at least the inbox offset of each slot that it touches),
+commit. The order matters: the coordinator checks the group's generation when it takes the offsets, and a new
+owner of a slot reads up to the high watermark it finds after the rebalance; so a record still in the client's queue
+when the offsets are accepted could be sent, and committed, unseen by the new owner.
+
+Content is kept until it is committed. An abortable error: abort, wait for a new pair, send again what belongs to grants
+still held. A fatal or ambiguous one (fenced; commit or abort without an answer): the process ends with status 3 and
+its successor settles the transaction. After the commit the view is written, and then the inlet is told.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from threading import Condition, Event, Lock, Thread
+from typing import NamedTuple
+
+from confluent_kafka import TopicPartition
+
+from onceflow.state.seen import BrokerClock, Completed, Position, Seen
+from onceflow.stream.content import Committed, Finished, Grant, Input, Outgoing, Pair, Reads
+from onceflow.stream.progress import InputProgress, encode_progress, progress_key
+from onceflow.stream.topics import Names
+from onceflow.stream.transaction import Delivered, Refused, Transactions
+
+log = logging.getLogger(__name__)
+
+BATCH_FULL = 10_000  # so many ends make waiting for more worth the whole commit interval
+_EXPIRE_EVERY_S = 60.0
+_NEW_PAIR_WITHIN_S = 1.0
+_NO_PAIR = Pair(None, frozenset())
+
+Observe = Callable[[list[Finished], float], None]  # what was committed, and how many seconds it took
+
+
+class Claim:
+    """A grant's first progress record, which names this cell. `settled` is set once it is committed or in vain."""
+
+    def __init__(self, grant: Grant, inbox: Input) -> None:
+        self.grant = grant
+        self.inbox = inbox
+        self.settled = Event()
+        self.committed = False
+
+
+class Transaction(NamedTuple):
+    """What one transaction is made of."""
+
+    pair: Pair
+    pair_number: int
+    finished: list[Finished]
+    claims: list[Claim]
+    sequence: int  # of the last `put` in it
+
+
+class Outbox:
+    """The committer. `polled`, `put`, `revoke` and `flush` are called by the worker, `track` and `claim` by the grants."""
+
+    def __init__(
+        self,
+        transactions: Transactions,
+        names: Names,
+        cell: str,
+        seen: Seen,
+        clock: BrokerClock,
+        *,
+        completions_id: str,
+        commit_interval_s: float,
+        committed: Callable[[Committed], None],
+        observe: Observe,
+    ) -> None:
+        self._transactions = transactions
+        self._names = names
+        self._cell = cell
+        self._seen = seen
+        self._clock = clock
+        self._completions_id = completions_id
+        self._interval_s = commit_interval_s
+        self._observe = observe
+        self._committed = committed
+
+        self._changed = Condition(Lock())  # guards all up to the blank line
+        self._pair = _NO_PAIR
+        self._pair_number = 0
+        self._pending: list[Finished] = []
+        self._reads: list[Reads] = []
+        self._claims: list[Claim] = []
+        self._tracked: list[tuple[Input, InputProgress]] = []
+        self._put_sequence = 0
+        self._done_sequence = 0
+        self._first_pending_at = 0.0
+        self._urgent = False
+        self._stopping = False
+        self.failure: BaseException | None = None
+
+        self._progress: dict[Input, InputProgress] = {}  # the committer's thread alone
+        self._inboxes: dict[Grant, Input] = {}
+        self._kept: list[Finished] = []
+        self._last_size = 0
+        self._expired_at = 0.0
+        self._view_lock = Lock()
+        self._retired: set[Grant] = set()
+        self._thread = Thread(target=self._run, name="onceflow-outbox", daemon=True)
+        self._thread.start()
+
+    # --- the worker's side ---
+
+    def polled(self, pair: Pair, reads: Iterable[Reads]) -> None:
+        """Take note of a poll: what is owned, and what was read. Before `put` of anything that came of it."""
+        with self._changed:
+            if pair.grants != self._pair.grants or pair.metadata is not self._pair.metadata:
+                self._pair = pair
+                self._pair_number += 1
+            self._reads.extend(reads)
+            if self._urgent:
+                self._changed.notify_all()
+
+    def put(self, finished: Iterable[Finished]) -> None:
+        """Take ends of events, to be committed."""
+        with self._changed:
+            if not self._pending:
+                self._first_pending_at = time.monotonic()
+            before = len(self._pending)
+            self._pending.extend(finished)
+            self._put_sequence += 1
+            if before == 0 or len(self._pending) >= BATCH_FULL:
+                self._changed.notify_all()
+
+    def flush(self, timeout_s: float, pair: Pair | None = None) -> bool:
+        """Commit what is pending now; return whether it was in time."""
+        with self._changed:
+            if pair is not None:
+                self._pair = pair
+                self._pair_number += 1
+            wanted = self._put_sequence
+            self._urgent = True
+            self._changed.notify_all()
+            return self._changed.wait_for(
+                lambda: self._done_sequence >= wanted or self.failure is not None, timeout_s
+            ) and (self.failure is None)
+
+    def close(self, timeout_s: float) -> bool:
+        """Commit what is pending and end the thread; return whether all of it was committed."""
+        flushed = self.flush(timeout_s)
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join(timeout_s)
+        return flushed
+
+    # --- the grants' side ---
+
+    def track(self, inputs: Iterable[tuple[Input, InputProgress]]) -> None:
+        """Take over the progress of inputs that are about to be read."""
+        with self._changed:
+            self._tracked.extend(inputs)
+
+    def claim(self, claims: Iterable[Claim]) -> None:
+        """Commit a progress record for each grant's inbox (tracked before), naming this cell."""
+        with self._changed:
+            self._claims.extend(claims)
+            self._urgent = True
+            self._changed.notify_all()
+
+    def retire(self, grants: Iterable[Grant]) -> None:
+        """See to it that nothing more of these grants is written to the view."""
+        with self._view_lock:
+            self._retired.update(grants)
+
+    # --- the committer's thread ---
+
+    def _run(self) -> None:
+        try:
+            while (transaction := self._take()) is not None:
+                self._carry_out(transaction)
+        except BaseException as failure:
+            log.debug("the outbox failed", exc_info=failure)  # the inlet raises it, and so it is reported once
+            with self._changed:
+                self.failure = failure
+                self._changed.notify_all()
+            if not isinstance(failure, Exception):
+                raise
+
+    def _take(self) -> Transaction | None:
+        """Wait until a transaction is due, and take all that belongs into it."""
+        with self._changed:
+            while True:
+                due_s = self._due_in_s()
+                if due_s is not None and due_s <= 0:
+                    break
+                if self._stopping:
+                    return None
+                self._changed.wait(due_s)
+            pair, number, reads, tracked = self._pair, self._pair_number, self._reads, self._tracked
+            new, self._pending = self._pending, []
+            claims, self._claims = self._claims, []
+            self._reads, self._tracked, self._urgent = [], [], False
+            sequence = self._put_sequence
+        self._track(pair, tracked)
+        for input, offsets, position in reads:
+            if (progress := self._progress.get(input)) is not None:
+                progress.read(offsets, position)
+        owned = pair.grants
+        kept = [end for end in self._kept if end.input.grant in owned]
+        new = [end for end in new if end.input.grant in owned]
+        self._settle_progress(new)
+        return Transaction(pair, number, kept + new, claims, sequence)
+
+    def _due_in_s(self) -> float | None:
+        """Seconds until a transaction is due, None if none is.
+
+        The more the last transaction held, the longer it pays to wait for more: at once when little is pending.
+        """
+        if self._claims or self._urgent or self._kept or len(self._pending) >= BATCH_FULL:
+            return 0.0
+        if not self._pending:
+            return None
+        wait_s = self._interval_s * min(1.0, self._last_size / BATCH_FULL)
+        return self._first_pending_at + wait_s - time.monotonic()
+
+    def _track(self, pair: Pair, tracked: list[tuple[Input, InputProgress]]) -> None:
+        for input, progress in tracked:
+            self._progress[input] = progress
+            if input.is_inbox:
+                self._inboxes[input.grant] = input
+        if any(grant not in pair.grants for grant in self._inboxes):
+            self._progress = {i: p for i, p in self._progress.items() if i.grant in pair.grants}
+            self._inboxes = {g: i for g, i in self._inboxes.items() if g in pair.grants}
+
+    def _settle_progress(self, ends: list[Finished]) -> None:
+        """Count ends that are taken for the first time; what an abort sends again was counted."""
+        offsets: dict[Input, list[int]] = {}
+        for end in ends:
+            tally = self._progress[end.input].tally
+            setattr(tally, end.verdict, getattr(tally, end.verdict) + 1)
+            offsets.setdefault(end.input, []).append(end.offset)
+        for input, finished in offsets.items():
+            self._progress[input].finish(finished)
+
+    def _carry_out(self, transaction: Transaction) -> None:
+        pair, number, finished, claims, sequence = transaction
+        owned = [claim for claim in claims if claim.grant in pair.grants]
+        if finished or owned:
+            started_at = time.monotonic()
+            written = {end.input for end in finished} | {claim.inbox for claim in owned}
+            touched = written | {self._inboxes[input.grant] for input in written}
+            try:
+                delivered = self._transactions.commit(
+                    self._records(finished, written), lambda: self._offsets(touched), pair.metadata
+                )
+            except Refused as refusal:
+                log.info("a transaction was refused; its content is sent again", extra={"cause": str(refusal)})
+                self._keep(finished, claims, number)
+                return
+            self._remember(finished, delivered, time.monotonic() - started_at)
+        self._kept = []
+        for claim in claims:
+            claim.committed = claim.grant in pair.grants
+            claim.settled.set()
+        with self._changed:
+            self._done_sequence = sequence
+            self._changed.notify_all()
+
+    def _keep(self, finished: list[Finished], claims: list[Claim], number: int) -> None:
+        """After an abort: keep the content, and wait for a pair later than the one refused."""
+        self._kept = finished
+        with self._changed:
+            self._claims = claims + self._claims
+            self._changed.wait_for(lambda: self._pair_number > number, _NEW_PAIR_WITHIN_S)
+
+    def _records(self, finished: list[Finished], written: Iterable[Input]) -> Iterator[Outgoing]:
+        for end in finished:
+            yield from end.outgoing
+        for input in written:
+            progress = encode_progress(self._progress[input].progress(self._cell))
+            key = progress_key(input.topic, input.partition)
+            yield Outgoing(self._names.progress, input.grant.slot, key, progress, None)
+
+    def _offsets(self, inputs: Iterable[Input]) -> list[TopicPartition]:
+        return [TopicPartition(i.topic, i.partition, self._progress[i].lowest) for i in inputs]
+
+    def _remember(self, finished: list[Finished], delivered: Delivered, took_s: float) -> None:
+        """After the commit: the clock, the view, and then the inlet."""
+        if delivered.last:
+            self._clock.observe(max(time_ms for _, time_ms in delivered.last.values()))
+        now_ms = self._clock.now_ms() or 0
+        with self._view_lock:
+            completed, positions = [], {}
+            for end in finished:
+                grant = end.input.grant
+                if end.seen is not None and grant not in self._retired:
+                    offset, time_ms = delivered.last[grant.slot]
+                    completed.append(Completed(end.seen, time_ms))
+                    positions[grant.slot] = Position(self._completions_id, offset + 1)
+            self._seen.write(completed, positions)
+        if time.monotonic() - self._expired_at > _EXPIRE_EVERY_S:
+            self._expired_at = time.monotonic()
+            self._seen.expire(now_ms)
+        self._last_size = len(finished)
+        self._observe(finished, took_s)
+        ends: dict[Input, tuple[int, int]] = {}
+        for end in finished:
+            count, size = ends.get(end.input, (0, 0))
+            ends[end.input] = (count + 1, size + end.size)
+        self._committed(Committed([end.seen for end in finished if end.seen is not None], ends))

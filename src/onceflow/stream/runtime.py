@@ -1,0 +1,489 @@
+"""Everything that lives while a cell runs, put together; and what the operators of the dataflow do with it.
+
+Threads: the worker (Bytewax's; it alone touches the consumer, the lanes and dedup's table), the outbox, the grants, and
+the executor of calls. They hand values to each other through queues, and ring the worker's doorbell.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from confluent_kafka import KafkaException, Producer
+
+from onceflow.agents.agent import Routes
+from onceflow.agents.executor import Executor
+from onceflow.agents.lane import Arrived, Capacity, Happening, Lane, Lost, Settled, Turn, snapshot_tenant
+from onceflow.config import Settings
+from onceflow.errors import Fault
+from onceflow.event import Reason, home_slot, idempotency_key
+from onceflow.state.seen import BrokerClock, Judge, Key, Seen, Verdict, identity_key, seen_key, tenant_prefix
+from onceflow.state.store import Store
+from onceflow.stream.cell import Cell
+from onceflow.stream.cluster import Cluster
+from onceflow.stream.content import Committed, Finished, Grant, Input, Pair
+from onceflow.stream.grants import Added, Grants, Ready, Removed, transactional_id
+from onceflow.stream.identity import take_identity
+from onceflow.stream.inlet import Doorbell, Ends, Reading
+from onceflow.stream.letters import Letters, identity_of
+from onceflow.stream.outbox import Outbox
+from onceflow.stream.progress import Skip
+from onceflow.stream.topics import RECORD_MAX_BYTES, Names, existing_slots
+from onceflow.stream.transaction import Transactions, fault
+
+log = logging.getLogger(__name__)
+
+REVOKE_S = 4.0  # how long a revoke may wait for what is pending to be committed; less than a session
+_IDLE_WAIT_S = 0.004
+_BATCH_BYTES = 1_000_000
+
+
+class Metrics(Protocol):
+    """What a cell counts; the attributes are metrics with inc, set or observe, or tables of them by label."""
+
+    events: Any
+    completions: Any
+    dead_letters: Any
+    forwarded: Any
+    runs_in_flight: Any
+    unfinished_events: Any
+    oldest_unfinished_seconds: Any
+    commit_seconds: Any
+    commit_records: Any
+    catchup_remaining: Any
+    slots_granted: Any
+    inputs_paused: Any
+
+
+class Work(NamedTuple):
+    """What happened to a tenant, for its lane."""
+
+    tenant: str
+    happenings: list[Happening]
+
+
+class Runtime:
+    """One run of a cell: `open`, `next_batch` and the operators' work until `stopping` has led to its end, `close`."""
+
+    def __init__(
+        self, flow: str, settings: Settings, routes: Routes, metrics: Metrics, recovery: Path | None
+    ) -> None:
+        self.flow = flow
+        self._settings = settings
+        self._routes = routes
+        self._metrics = metrics
+        self.recovery = recovery  # set before `open`; Bytewax' recovery directory, if there is one
+        self._is_open = False
+        self._closed = False
+        self._stop_by: float | None = None
+        self.stopping = False
+        self.lanes: dict[str, Lane] = {}
+        self.capacity = Capacity(
+            runs_per_lane=settings.limits.runs_per_lane, runs_per_cell=settings.limits.runs_per_cell
+        )
+        self._doorbell = Doorbell()
+        self._direct: dict[str, list[Happening]] = {}
+        self._gauges_at = 0.0
+
+    # --- life ---
+
+    def open(self) -> None:
+        """Take the cell's identity and start its parts; waits for Kafka. Later calls change nothing."""
+        if self._is_open:
+            return
+        settings = self._settings
+        self._identity = take_identity(settings.state_dir, self.recovery)
+        name = self._identity.name
+        cluster = Cluster(settings.kafka.properties())
+        slots = cluster.patiently(lambda: existing_slots(self.flow, cluster, settings), stop=self._must_stop)
+        self._slots = slots
+        names = Names.of(self.flow)
+        sizes, span_ms, completions_id = cluster.patiently(lambda: _asked(cluster, names), stop=self._must_stop)
+        self.executor = Executor(self._doorbell.ring)
+        window_ms = int(settings.dedup.window.total_seconds() * 1000)
+        self._seen = Seen(Store.open(settings.state_dir / "seen"), window_ms=window_ms, span_ms=span_ms)
+        clock = BrokerClock()
+        self._rejects = settings.dedup.conflict == "reject"
+        self._judge = Judge(self._seen, clock, reject_conflicts=self._rejects)
+        self._letters = Letters(self.flow, names, sizes, settings.limits.value_bytes)
+        producer = self._producer(name, min(sizes.values()))
+        self.outbox = Outbox(
+            Transactions(producer, names.completions, settings.transaction_timeout.total_seconds()),
+            names,
+            name,
+            self._seen,
+            clock,
+            completions_id=completions_id,
+            commit_interval_s=settings.commit_interval.total_seconds(),
+            committed=self._on_commit,
+            observe=self._observe_commit,
+        )
+        self._grants = Grants(
+            self.flow,
+            name,
+            slots,
+            cluster,
+            settings,
+            self._seen,
+            self.outbox,
+            completions_id,
+            wake=self._doorbell.ring,
+            remaining=self._metrics.catchup_remaining.set,
+        )
+        self._cell = Cell(
+            self.flow, name, settings, granted=self._grants.assigned, revoking=self._revoking, lost=self._lost
+        )
+        self._reading = Reading(
+            self._cell, settings, slots, self._routes, self._letters, self._waiting
+        )
+        self._is_open = True
+        log.info("cell started", extra={"flow": self.flow, "cell_name": name, "slots": slots})
+
+    def stop(self) -> None:
+        """Ask for the end: no more events; running calls get the grace period. Safe in a signal handler."""
+        self.stopping = True
+
+    def close(self) -> None:
+        """Commit what is pending and release everything. Called once all that was emitted has reached the outbox."""
+        if self._closed or not self._is_open:
+            return
+        self._closed = True
+        if self.stopping:
+            timeout_s = self._settings.transaction_timeout.total_seconds()
+            flushed = self.outbox.close(timeout_s)
+            if not flushed:
+                raise self.outbox.failure or Fault("the last commit took too long; a restart settles it")
+            self.executor.close()
+            self._grants.close()
+            self._cell.close()
+            self._seen.close()
+            self._identity.release()
+            log.info("cell stopped")
+
+    def ready(self) -> str | None:
+        """Why this cell does not serve events now; None if it does."""
+        if not self._is_open:
+            return "starting"
+        if self.stopping:
+            return "stopping"
+        if not self._cell.grants:
+            return "no slots granted"
+        settled = {input.grant for input in list(self._cell.inputs.values())}
+        missing = len(self._cell.grants) - len(settled)
+        return f"{missing} slots are being settled" if missing > 0 else None
+
+    def alive(self) -> str | None:
+        """What is broken beyond this cell's own repair; None if nothing is."""
+        if not self._is_open:
+            return None
+        failure = self.outbox.failure or self._grants.failure
+        return None if failure is None else str(failure)
+
+    # --- the operators' work ---
+
+    def next_batch(self) -> list[tuple[str, Work | Ends]]:
+        """What happened since the last call; raises StopIteration at the end, or the fault that ends the cell."""
+        if (failure := self.outbox.failure or self._grants.failure) is not None:
+            raise failure
+        happenings, self._direct = self._direct, {}
+        for answered in self.executor.answers():
+            tenant = answered.run.token.incoming.tenant
+            happenings.setdefault(tenant, []).append(answered)
+        for commit in self._reading.settle():
+            self._judge.committed(commit.seen)
+        self._take_news(happenings)
+        ends = Ends()
+        if self.stopping:
+            self._end_soon(bool(happenings))
+        else:
+            for tenant in self.capacity.turns():
+                happenings.setdefault(tenant, []).append(Turn())
+            ends = self._poll(happenings)
+        self._set_gauges()
+        batch: list[tuple[str, Work | Ends]] = [(t, Work(t, list_)) for t, list_ in happenings.items()]
+        if ends:
+            batch.append(("", ends))
+        if not batch:
+            self._doorbell.wait(_IDLE_WAIT_S)
+        return batch
+
+    def judge(self, batches: Iterable[tuple[str, Work | Ends]]) -> list[tuple[str, Work | Ends]]:
+        """Dedup: let firsts through to their lanes, and end what is a duplicate or a conflict here."""
+        ends = Ends()
+        work: dict[str, list[Happening]] = {}
+        arrived: list[Arrived] = []
+        for tenant, batch in batches:
+            if type(batch) is Ends:
+                ends += batch
+                continue
+            assert type(batch) is Work
+            rest = [happening for happening in batch.happenings if type(happening) is not Arrived]
+            if rest:
+                work.setdefault(tenant, []).extend(rest)
+            if len(rest) < len(batch.happenings):
+                self._name(tenant, batch.happenings, arrived)
+        counts = dict.fromkeys(Verdict, 0)
+        verdicts = self._judge.verdicts([a.seen for a in arrived], [a.time_ms for a in arrived])
+        for event, verdict in zip(arrived, verdicts, strict=True):
+            counts[verdict] += 1
+            if verdict is Verdict.FIRST:
+                tenant = event.incoming.tenant
+                if (known := work.get(tenant)) is None:
+                    work[tenant] = [event]
+                else:
+                    known.append(event)
+            elif verdict is Verdict.DUPLICATE:
+                ends.append(Finished(event.source, event.offset, "duplicate", len(event.value or b"")))
+            else:
+                ends.append(self._conflict(event))
+        for verdict, count in counts.items():
+            if count:
+                self._metrics.events[verdict].inc(count)
+        judged: list[tuple[str, Work | Ends]] = [(t, Work(t, happenings)) for t, happenings in work.items()]
+        if ends:
+            judged.append(("", ends))
+        return judged
+
+    def lane(self, tenant: str, snapshot: bytes | None = None) -> Lane:
+        """The tenant's lane, made when it is asked for."""
+        lane = self.lanes.get(tenant)
+        if lane is None:
+            lane = Lane(tenant, self.capacity, self.executor.start, self.executor.abandon, snapshot)
+            self.lanes[tenant] = lane
+        return lane
+
+    def restored(self, snapshot: bytes) -> Lane | None:
+        """The lane that left this snapshot; None if it is of another format."""
+        self.open()
+        tenant = snapshot_tenant(snapshot)
+        return None if tenant is None else self.lane(tenant, snapshot)
+
+    def work(self, lane: Lane, batches: Iterable[Work]) -> Ends:
+        """Let a lane work on what happened; return the ends of its runs."""
+        now_ms = int(time.time() * 1000)
+        happenings = [happening for batch in batches for happening in batch.happenings]
+        ended = lane.take(happenings, now_ms)
+        return Ends([self._letters.completion(end.arrived, end.outcome, now_ms) for end in ended])
+
+    def discard(self, lane: Lane) -> None:
+        """Forget a lane that is idle."""
+        del self.lanes[lane.tenant]
+
+    # --- within ---
+
+    def _poll(self, happenings: dict[str, list[Happening]]) -> Ends:
+        passed = self._reading.look()
+        if not self._reading.has_room():
+            return Ends()
+        poll = self._reading.poll()
+        self.outbox.polled(self._cell.pair(), [*poll.reads, *passed])
+        for tenant, arrived in poll.arrived.items():
+            happenings.setdefault(tenant, []).extend(arrived)
+        for tenant, lost in self._direct.items():  # slots that the poll took away
+            happenings.setdefault(tenant, []).extend(lost)
+        self._direct = {}
+        return poll.ends
+
+    def _name(self, tenant: str, happenings: Iterable[Happening], arrived: list[Arrived]) -> None:
+        """Give each event its keys."""
+        content = self._settings.dedup.content
+        prefixes: dict[int, bytes] = {}
+        for event in happenings:
+            if type(event) is not Arrived or not event.source.grant.live:
+                continue
+            slot = event.source.grant.slot
+            if (prefix := prefixes.get(slot)) is None:
+                prefix = prefixes[slot] = tenant_prefix(slot, tenant)
+            incoming = event.incoming
+            event.key = idempotency_key(tenant, incoming.source, incoming.id, incoming.data, content)
+            identity = None
+            if self._rejects:
+                identity = identity_key(prefix, identity_of(incoming.source, incoming.id))
+            event.seen = Key(seen_key(prefix, event.key), identity)
+            arrived.append(event)
+
+    def _conflict(self, event: Arrived) -> Finished:
+        incoming = event.incoming
+        letter = self._letters.dead_letter(
+            event.source,
+            event.offset,
+            event.value,
+            event.headers,
+            reason=Reason.CONFLICT,
+            detail=f"source {incoming.source!r}, id {incoming.id!r}: an event with other content came before",
+            tenant=incoming.tenant,
+            slot=event.source.grant.slot,
+            origin=event.origin,
+        )
+        return Finished(event.source, event.offset, "conflict", len(event.value or b""), (letter,))
+
+    def _take_news(self, happenings: dict[str, list[Happening]]) -> None:
+        for news in self._grants.news():
+            if type(news) is Ready and news.grant.live:
+                for input in news.inputs:
+                    if input.blocked:
+                        self._cell.block(input, input.blocked)
+                finished = _finished_by(news.inputs)
+                self._cell.read(news.inputs)
+                for tenant, lane in self.lanes.items():
+                    if lane.has_journals and home_slot(tenant, self._slots) == news.grant.slot:
+                        happenings.setdefault(tenant, []).append(Settled(finished))
+            elif type(news) is Added and news.input.grant.live:
+                self._cell.read([news.input])
+            elif type(news) is Removed:
+                input_ = self._cell.inputs.get(news.partition)
+                if input_ is not None and input_.topic_id == news.topic_id:
+                    self._reading.forget([input_])
+                    self._cell.drop(input_)
+
+    def _end_soon(self, busy: bool) -> None:
+        """While stopping: raise StopIteration once no run is in flight, or the grace period is over."""
+        self.capacity.closed = True
+        now = time.monotonic()
+        if self._stop_by is None:
+            grace_s = self._settings.grace.total_seconds()
+            self._stop_by = now + grace_s
+            log.info("stopping", extra={"runs_in_flight": self.capacity.in_flight, "grace_s": grace_s})
+        if busy:
+            return
+        if self.capacity.in_flight == 0:
+            raise StopIteration
+        if now > self._stop_by:
+            log.info(
+                "grace period over; runs in flight are abandoned and begin again at the next start",
+                extra={"runs_in_flight": self.capacity.in_flight},
+            )
+            raise StopIteration
+
+    def _revoking(self, pair: Pair) -> None:
+        if not self.stopping and not self.outbox.flush(REVOKE_S, pair):
+            log.warning("slots are revoked before all that was pending could be committed; it is done again elsewhere")
+
+    def _lost(self, grants: list[Grant], inputs: list[Input]) -> None:
+        if self._closed:
+            return
+        self._judge.forget(grant.slot for grant in grants)
+        self._reading.forget(inputs)
+        by_slot = {grant.slot: grant for grant in grants}
+        for tenant in self.lanes:
+            grant = by_slot.get(home_slot(tenant, self._slots))
+            if grant is not None:
+                self._direct.setdefault(tenant, []).append(Lost(grant))
+        self._grants.lost(grants)
+
+    def _waiting(self, tenant: str) -> int:
+        lane = self.lanes.get(tenant)
+        return 0 if lane is None else lane.waiting
+
+    def _on_commit(self, committed: Committed) -> None:
+        self._reading.committed(committed)
+        self._doorbell.ring()
+
+    def _observe_commit(self, finished: list[Finished], took_s: float) -> None:
+        metrics = self._metrics
+        records = completions = failed = forwarded = 0
+        reasons: dict[str, int] = {}
+        for end in finished:
+            records += len(end.outgoing)
+            if end.verdict == "first":
+                completions += 1
+            elif end.verdict == "forwarded":
+                forwarded += 1
+            if len(end.outgoing) > (end.verdict == "first"):
+                failed += end.verdict == "first"
+                reason = reason_of(end)
+                if reason:
+                    reasons[reason] = reasons.get(reason, 0) + 1
+        metrics.completions["completed"].inc(completions - failed)
+        if failed:
+            metrics.completions["failed"].inc(failed)
+        if forwarded:
+            metrics.forwarded.inc(forwarded)
+        for reason, count in reasons.items():
+            metrics.dead_letters[reason].inc(count)
+        metrics.commit_seconds.observe(took_s)
+        metrics.commit_records.observe(records)
+
+    def _set_gauges(self) -> None:
+        now = time.monotonic()
+        if now < self._gauges_at:
+            return
+        self._gauges_at = now + 1
+        metrics = self._metrics
+        metrics.runs_in_flight.set(self.capacity.in_flight)
+        metrics.unfinished_events.set(self._reading.unfinished)
+        metrics.oldest_unfinished_seconds.set(self._reading.oldest_age_s)
+        metrics.slots_granted.set(len(self._cell.grants))
+        inputs = self._cell.inputs.values()
+        metrics.inputs_paused["records-lost"].set(sum(1 for i in inputs if i.blocked))
+        metrics.inputs_paused["unfinished"].set(sum(1 for i in inputs if i.paused and not i.blocked))
+
+    def _must_stop(self) -> bool:
+        return self.stopping
+
+    def _producer(self, name: str, record_max: int) -> Producer:
+        """The cell's transactional producer; taking it ends the open transaction of a predecessor."""
+        settings = self._settings
+        timeout_s = settings.transaction_timeout.total_seconds()
+        producer = Producer(
+            {
+                "linger.ms": 3,
+                "compression.type": "lz4",
+                "queue.buffering.max.messages": 2_000_000,
+                "queue.buffering.max.kbytes": 1 << 20,
+                **settings.kafka.properties(),
+                "batch.size": min(_BATCH_BYTES, int(record_max * 0.9)),
+                "message.max.bytes": RECORD_MAX_BYTES,
+                "transactional.id": transactional_id(self.flow, name),
+                "transaction.timeout.ms": int(timeout_s * 1000),
+                "retry.backoff.ms": 3,  # at the default of 100, each transaction with offsets takes 100 ms
+            },
+            logger=log,
+        )
+        while True:
+            try:
+                producer.init_transactions(10)
+            except KafkaException as exception:
+                error = exception.args[0]
+                if not error.retriable() or self.stopping:
+                    raise fault("the producer cannot begin", error) from exception
+                log.warning("Kafka's transaction coordinator does not answer; still trying")
+            else:
+                return producer
+
+
+def reason_of(end: Finished) -> str:
+    """The reason of the dead letter in an event's end; "" if there is none."""
+    for outgoing in end.outgoing:
+        for name, content in outgoing.headers or ():
+            if name == "onceflow-reason" and isinstance(content, bytes):
+                return content.decode()
+    return ""
+
+
+def _asked(cluster: Cluster, names: Names) -> tuple[dict[str, int], int, str]:
+    """What a cell must know of its topics: the largest record of each, the view's span, the id of F.completions."""
+    settings = {name: cluster.settings(name) for name in (names.completions, names.dead_letters, names.inbox)}
+    sizes = {name: int(found["max.message.bytes"]) for name, found in settings.items()}
+    span_ms = int(settings[names.completions]["retention.ms"])
+    if span_ms < 0:
+        span_ms = 400 * 86_400_000
+    return sizes, span_ms, cluster.topics([names.completions])[names.completions].id
+
+
+def _finished_by(inputs: Iterable[Input]) -> Callable[[str], bool]:
+    """Whether a record is finished, by the progress that a grant began with."""
+    starts: dict[str, tuple[int, Skip | None]] = {
+        f"{i.topic}/{i.partition}": (i.next_offset, i.skip) for i in inputs
+    }
+
+    def finished(record: str) -> bool:
+        input, _, offset = record.rpartition("/")
+        known = starts.get(input)
+        if known is None:
+            return True
+        start, skip = known
+        return int(offset) < start or (skip is not None and int(offset) in skip)
+
+    return finished

@@ -1,0 +1,205 @@
+"""The flow's topics: their names, how `prepare` makes them, and which inputs a slot reads.
+
+`F.*` have one partition per slot. A tenant's own topic belongs whole to the tenant's home slot; partition p of a shared
+topic to slot p % slots, so the slots must divide its partitions or most events are forwarded once.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from functools import reduce
+from math import gcd
+from typing import NamedTuple
+
+from confluent_kafka import Producer
+
+from onceflow.config import Settings
+from onceflow.errors import ConfigError
+from onceflow.event import home_slot
+from onceflow.state.seen import view_span_ms
+from onceflow.stream.cluster import Cluster, Partition, Topic
+from onceflow.stream.progress import FORMAT, Progress, encode_progress, progress_key
+
+log = logging.getLogger(__name__)
+
+SLOTS_DEFAULT = 64
+SLOTS_MAX = 256
+SLOTS_FEW = 8
+RECORD_MAX_BYTES = 2_000_000  # an event at its limit, with our headers, must fit into every topic of the flow
+_DAY_MS = 86_400_000
+_DEAD_LETTERS_MS = 14 * _DAY_MS
+
+
+class Names(NamedTuple):
+    """The names of a flow's topics."""
+
+    inbox: str
+    completions: str
+    dead_letters: str
+    ledger: str
+    progress: str
+
+    @classmethod
+    def of(cls, flow: str) -> "Names":
+        """The topics of this flow."""
+        return cls(*(f"{flow}.{part}" for part in ("inbox", "completions", "dead-letters", "ledger", "progress")))
+
+
+def slots_for(shared: Iterable[int]) -> int:
+    """The number of slots that fits these partition counts of shared topics (0: there are none)."""
+    common = reduce(gcd, shared, 0)
+    slots = max((n for n in range(1, min(common, SLOTS_MAX) + 1) if common % n == 0), default=0)
+    return slots if slots >= SLOTS_FEW else SLOTS_DEFAULT
+
+
+def tenant_of(topic: str, settings: Settings) -> str:
+    """The tenant whose own topic this is; "" for a shared one."""
+    if topic in settings.events.shared:
+        return ""
+    return topic[len(settings.events.tenant_prefix) :]
+
+
+def slot_of_input(topic: str, partition: int, slots: int, settings: Settings) -> int:
+    """The slot that reads this partition."""
+    tenant = tenant_of(topic, settings)
+    return home_slot(tenant, slots) if tenant else partition % slots
+
+
+def inputs_of(topics: Iterable[Topic], slots: int, settings: Settings) -> dict[int, list[tuple[Topic, int]]]:
+    """Which partitions of these topics each slot reads."""
+    found: dict[int, list[tuple[Topic, int]]] = {}
+    for topic in topics:
+        for partition in range(topic.partitions):
+            slot = slot_of_input(topic.name, partition, slots, settings)
+            found.setdefault(slot, []).append((topic, partition))
+    return found
+
+
+def existing_slots(flow: str, cluster: Cluster, settings: Settings) -> int:
+    """The number of slots that the flow's topics were made with; a ConfigError where they are missing or unequal."""
+    names = Names.of(flow)
+    topics = cluster.topic_names()
+    missing = [name for name in names if name not in topics]
+    if missing:
+        raise ConfigError(f"topic {missing[0]} is missing: run `onceflow prepare` for this flow first")
+    slots = topics[names.inbox]
+    odd = [name for name in names if topics[name] != slots]
+    if odd:
+        raise ConfigError(
+            f"{odd[0]} has {topics[odd[0]]} partitions and {names.inbox} {slots}: a flow's topics have one partition "
+            "per slot, fixed for its life. Make the topic anew with the right number, or give the flow another name."
+        )
+    if settings.slots not in (None, slots):
+        raise ConfigError(
+            f"ONCEFLOW_SLOTS is {settings.slots}, but {names.inbox} has {slots} partitions: the number of slots is fixed "
+            "for a flow's life. Leave ONCEFLOW_SLOTS out, or give the flow another name."
+        )
+    return slots
+
+
+def prepare(flow: str, cluster: Cluster, settings: Settings) -> list[str]:
+    """Make the topics that are missing and mend settings; return what was done, a line each."""
+    done: list[str] = []
+    names = Names.of(flow)
+    topics = cluster.topic_names()
+    shared = {name: topics[name] for name in settings.events.shared if name in topics}
+    slots = topics.get(names.inbox) or settings.slots or slots_for(shared.values())
+    for name, partitions in shared.items():
+        if partitions % slots:
+            log.warning(
+                "most events of a shared topic will be forwarded once: its partitions are no multiple of the slots",
+                extra={"topic": name, "partitions": partitions, "slots": slots},
+            )
+    replication = settings.kafka.topics.replication_factor
+    durable = settings.kafka.topics.min_insync_replicas
+    common = {} if durable is None else {"min.insync.replicas": str(durable)}
+    for name in (*settings.events.shared, "signals"):
+        if name not in topics:
+            cluster.create(name, slots, common, replication)
+            done.append(f"made {name} with {slots} partitions")
+    retention_ms = _inputs_retention_ms(cluster, settings, topics)
+    for name, wanted in _flow_settings(names, settings, retention_ms).items():
+        if name not in topics:
+            cluster.create(name, slots, {**wanted, **common}, replication)
+            done.append(f"made {name} with {slots} partitions")
+            continue
+        found = cluster.settings(name)
+        differing = {key: value for key, value in wanted.items() if found.get(key) != value}
+        if name == names.completions and int(found["retention.ms"]) > int(wanted["retention.ms"]):
+            differing.pop("retention.ms", None)  # longer is as good
+        if differing:
+            cluster.change_settings(name, differing)
+            done.append(f"set {', '.join(f'{k}={v}' for k, v in differing.items())} on {name}")
+    existing_slots(flow, cluster, settings)
+    return done
+
+
+def start_from(flow: str, cluster: Cluster, settings: Settings, start: str, known: set[Partition]) -> list[str]:
+    """Write the progress of inputs that have none (`known` have some), so that they start at `start`."""
+    if members := cluster.members(flow):
+        raise ConfigError(
+            f"--from is for a flow that isn't running; these cells are: {', '.join(sorted(members))}. Stop them first."
+        )
+    names = Names.of(flow)
+    slots = existing_slots(flow, cluster, settings)
+    wanted = [name for name in cluster.topic_names() if settings.events.is_input(name)]
+    topics = cluster.topics(wanted)
+    new = [(t.name, p) for t in topics.values() for p in range(t.partitions) if (t.name, p) not in known]
+    if start == "earliest":
+        offsets = cluster.first_offsets(new)
+    elif start == "latest":
+        offsets = cluster.end_offsets(new)
+    else:
+        offsets = cluster.offsets_at(new, _time_ms(start))
+    producer = Producer({**settings.kafka.properties(), "enable.idempotence": True})
+    for (topic, partition), offset in offsets.items():
+        progress = Progress(FORMAT, "", topics[topic].id, offset)
+        slot = slot_of_input(topic, partition, slots, settings)
+        producer.produce(names.progress, encode_progress(progress), progress_key(topic, partition), slot)
+    if producer.flush(30) > 0:
+        raise ConfigError("Kafka did not take the start positions within 30 s: try again")
+    return [f"{topic}/{partition} starts at {offset}" for (topic, partition), offset in sorted(offsets.items())]
+
+
+def _time_ms(text: str) -> int:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"--from {text!r}: write `earliest`, `latest`, or a time such as 2026-01-31T08:00:00+00:00"
+        ) from error
+    if time.tzinfo is None:
+        raise ConfigError(f"--from {text!r}: say the time zone too, e.g. {text}+00:00")
+    return int(time.timestamp() * 1000)
+
+
+def _inputs_retention_ms(cluster: Cluster, settings: Settings, topics: Mapping[str, int]) -> int:
+    """The longest retention among the flow's inputs; negative for unlimited."""
+    inputs = [name for name in topics if settings.events.is_input(name)] or list(settings.events.shared)
+    found = [int(cluster.settings(name).get("retention.ms", "-1")) for name in inputs[:50]]
+    return -1 if not found or min(found) < 0 else max(found)
+
+
+def _flow_settings(names: Names, settings: Settings, retention_ms: int) -> dict[str, dict[str, str]]:
+    window_ms = int(settings.dedup.window / timedelta(milliseconds=1))
+    sizes = {"max.message.bytes": str(RECORD_MAX_BYTES)}
+    compacted = {
+        "cleanup.policy": "compact",
+        "message.timestamp.type": "LogAppendTime",
+        "min.cleanable.dirty.ratio": "0.2",
+        **sizes,
+    }
+    return {
+        names.inbox: {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1", **sizes},
+        names.completions: {
+            "cleanup.policy": "delete",
+            "message.timestamp.type": "LogAppendTime",
+            "retention.ms": str(view_span_ms(window_ms, retention_ms)),
+            "retention.bytes": "-1",
+            **sizes,
+        },
+        names.dead_letters: {"cleanup.policy": "delete", "retention.ms": str(_DEAD_LETTERS_MS), **sizes},
+        names.ledger: compacted,
+        # Read whole at each grant, so kept small: only closed segments are compacted.
+        names.progress: {**compacted, "segment.bytes": str(2 << 20)},
+    }

@@ -1,0 +1,175 @@
+"""One Kafka transaction, always in this order: produce, flush with every delivery confirmed, send offsets, commit.
+
+Three ends: committed; refused, and aborted, so that the same content can be sent again; or a Fault, after which
+nobody in this process knows whether the transaction was committed: librdkafka (without KIP-890) may then apply an old
+answer to a new transaction, so the process must end, and its successor's `init_transactions` settles it.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from onceflow.errors import Fault
+from onceflow.stream.content import Outgoing
+
+log = logging.getLogger(__name__)
+
+_SERVE_EVERY = 1_000  # records between two looks at delivery reports
+_RETRY_S = 0.01
+_ABORT_STEP_S = 5.0
+_LATE_S = 5.0  # a flush that takes longer is worth a line in the log
+
+
+class Refused(Exception):  # noqa: N818
+    """The transaction was refused and aborted; its content may be sent again under a newer pair."""
+
+    def __init__(self, error: KafkaError, topic: str = "") -> None:
+        super().__init__(f"{error.name()}: {error.str()}")
+        self.too_large = error.code() == KafkaError.MSG_SIZE_TOO_LARGE
+        self.topic = topic
+
+
+class Delivered:
+    """Delivery reports of one transaction: for each partition of `topic`, the last offset and its time."""
+
+    __slots__ = ("confirmed", "error", "error_topic", "last", "topic")
+
+    def __init__(self, topic: str) -> None:
+        self.topic = topic
+        self.confirmed = 0
+        self.last: dict[int, tuple[int, int]] = {}  # partition -> (offset, log-append time, ms)
+        self.error: KafkaError | None = None
+        self.error_topic = ""
+
+    def confirm(self, error: KafkaError | None, message: Message) -> None:
+        """Take a delivery report."""
+        self.confirmed += 1
+        if error is not None:
+            if self.error is None:
+                self.error, self.error_topic = error, message.topic() or ""
+        elif message.topic() == self.topic:
+            partition, offset = message.partition(), message.offset()
+            assert partition is not None and offset is not None
+            self.last[partition] = (offset, message.timestamp()[1])
+
+
+class Transactions:
+    """Makes a cell's transactions with its producer. One thread at a time."""
+
+    def __init__(self, producer: Producer, completions: str, timeout_s: float) -> None:
+        self._producer = producer
+        self._completions = completions
+        self._timeout_s = timeout_s
+
+    def commit(
+        self, records: Iterable[Outgoing], offsets: Callable[[], Sequence[TopicPartition]], metadata: Any
+    ) -> Delivered:
+        """Commit records and offsets together; raise Refused or Fault."""
+        delivered = Delivered(self._completions)
+        try:
+            self._producer.begin_transaction()
+            sent = self._produce(records, delivered)
+            self._flush(sent, delivered)
+            if delivered.error is not None:
+                raise KafkaException(delivered.error)
+            self._send_offsets(offsets(), metadata)
+        except KafkaException as exception:
+            error = exception.args[0]
+            self._abort(error)
+            raise Refused(error, delivered.error_topic) from exception
+        self._commit()
+        return delivered
+
+    def _produce(self, records: Iterable[Outgoing], delivered: Delivered) -> int:
+        produce, confirm = self._producer.produce, delivered.confirm
+        sent = 0
+        for topic, partition, key, value, headers in records:
+            while True:
+                try:
+                    produce(topic, value, key, partition, confirm, None, 0, headers)
+                    break
+                except BufferError:  # the client's queue is full: let it send some
+                    self._producer.poll(0.05)
+            sent += 1
+            if sent % _SERVE_EVERY == 0:
+                self._producer.poll(0)
+        return sent
+
+    def _flush(self, sent: int, delivered: Delivered) -> None:
+        started_at = time.monotonic()
+        late_s = _LATE_S
+        while self._producer.flush(1.0) > 0 or delivered.confirmed < sent:
+            waited_s = time.monotonic() - started_at
+            if waited_s > late_s:
+                late_s *= 2
+                log.warning(
+                    "Kafka has not confirmed all records of a transaction yet; still trying",
+                    extra={"records": sent, "confirmed": delivered.confirmed, "waited_s": round(waited_s)},
+                )
+            if waited_s > 2 * self._timeout_s:
+                raise Fault(
+                    f"Kafka confirmed {delivered.confirmed} of {sent} records in {waited_s:.0f} s: "
+                    "the transaction was open for longer than its time-out; start the cell again"
+                )
+
+    def _send_offsets(self, offsets: Sequence[TopicPartition], metadata: Any) -> None:
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                self._producer.send_offsets_to_transaction(list(offsets), metadata, self._timeout_s)
+                return
+            except KafkaException as exception:
+                error = exception.args[0]
+                again = error.retriable() and not (error.fatal() or error.txn_requires_abort())
+                if not again or time.monotonic() > deadline:
+                    raise
+                self._producer.poll(_RETRY_S)
+
+    def _commit(self) -> None:
+        try:
+            self._producer.commit_transaction(self._timeout_s)
+        except KafkaException as exception:
+            error = exception.args[0]
+            if error.txn_requires_abort() and not error.fatal():
+                self._abort(error)
+                raise Refused(error) from exception
+            raise fault("the commit has no certain answer", error) from exception
+
+    def _abort(self, cause: KafkaError) -> None:
+        """Abort; a fault where that is impossible."""
+        if cause.fatal():
+            raise fault("the transaction cannot go on", cause)
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                self._producer.abort_transaction(_ABORT_STEP_S)
+                return
+            except KafkaException as exception:
+                error = exception.args[0]
+                if error.fatal() or not error.retriable() or time.monotonic() > deadline:
+                    raise fault("the transaction cannot be aborted", error) from exception
+
+
+def fault(what: str, error: KafkaError) -> Fault:
+    """The fault to end with, its cause named in words."""
+    if error.code() in _FENCED:
+        return Fault(
+            f"{what}: fenced ({error.name()}). Another process uses this cell's identity (its state directory was "
+            "copied, or a second cell was started on it), or this one was away for longer than its session or its "
+            "transaction may last. A restart heals the latter; for the former give each cell a state directory of "
+            "its own (ONCEFLOW_STATE_DIR)."
+        )
+    return Fault(f"{what} ({error.name()}: {error.str()}); a restart settles it")
+
+
+_FENCED: Mapping[int, None] = dict.fromkeys(
+    (
+        KafkaError._FENCED,
+        KafkaError.INVALID_PRODUCER_EPOCH,
+        KafkaError.PRODUCER_FENCED,
+        KafkaError.FENCED_INSTANCE_ID,
+    )
+)

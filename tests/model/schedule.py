@@ -1,0 +1,116 @@
+"""A schedule: what `choose` answers, from the size of the world to the last action. How one is run.
+
+Most actions are a single step of a single cell, some are several, some disturb. Then all disturbances end,
+everything drains, and the checker looks. Half of the schedules then start every cell once more without its views,
+drain, and look again: what Kafka holds must be enough.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.model.kafka import Choose
+from tests.model.rules import ALL, Rules
+from tests.model.world import Machine, World
+
+Action = Callable[[World, Machine], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a schedule; `trace` is empty unless it was asked for."""
+
+    faults: list[str]
+    crashes: int
+    trace: list[str]
+
+    def report(self, of: str) -> str:
+        return "\n".join([f"schedule {of}:", *self.trace, *self.faults])
+
+
+def run_schedule(seed: int, rules: Rules = ALL, *, tracing: bool = False) -> Outcome:
+    """The schedule of a seed."""
+    chance = random.Random(seed).random
+    return run(lambda n: int(chance() * n), rules, tracing=tracing)
+
+
+def run_bytes(schedule: bytes, rules: Rules = ALL, *, tracing: bool = False) -> Outcome:
+    """A schedule written out, a byte for each choice, zeros after the last: what Hypothesis can shrink."""
+    numbers = iter(schedule)
+    return run(lambda n: next(numbers, 0) % n, rules, tracing=tracing)
+
+
+def run(choose: Choose, rules: Rules, *, tracing: bool) -> Outcome:
+    world = World(choose, rules, tracing)
+    if choose(2):
+        world.calm()
+        world.calm()
+    machines, broker = world.machines, world.broker
+    count, work, trouble = len(machines), len(WORK), len(TROUBLE)
+    rare = (4, 10, 25)[choose(3)]  # one action in so many disturbs
+    long = (1, 5, 20)[choose(3)]  # so many actions, about, of one machine while the others stand still
+    machine = machines[0]
+    for _ in range(60 + choose(200) + choose(200)):
+        if not choose(4):
+            broker.clock += 1
+        if not choose(long):
+            machine = machines[choose(count)]
+        if choose(rare):
+            WORK[choose(work)](world, machine)
+        else:
+            if choose(2):
+                world.step(machine, "commit_step", choose(8))  # where troubles hurt: in the midst of a commit
+            TROUBLE[choose(trouble)](world, machine)
+    faults = world.heal()
+    if not faults and choose(2):
+        world.start_over()
+        faults = world.heal()
+    return Outcome(faults, world.crashes, world.trace)
+
+
+def step(name: str, most: int = 1) -> Action:
+    return lambda world, machine: world.step(machine, name, most)
+
+
+def around(act: Callable[[World], object]) -> Action:
+    return lambda world, _: act(world)
+
+
+def weighted(*actions: tuple[int, Action]) -> tuple[Action, ...]:
+    return tuple(action for weight, action in actions for _ in range(weight))
+
+
+WORK = weighted(
+    (1, World.round),
+    (1, World.get_going),
+    (5, around(World.send)),
+    (3, step("poll")),
+    (1, step("release")),
+    (2, step("grant_step")),
+    (1, step("grant_step", 6)),
+    (4, step("read")),
+    (1, step("read", 4)),
+    (4, step("end_run")),
+    (6, step("commit_step")),
+    (3, step("commit_step", 3)),
+    (1, step("send_one")),
+    (1, around(World.mark_one)),
+    (1, around(World.handle)),
+    (1, World.restart),
+)
+TROUBLE = weighted(
+    (4, World.crash),
+    (4, World.restart),
+    (5, around(World.rebalance)),
+    (2, around(World.expire)),
+    (3, World.lapse),
+    (3, World.leave_behind),
+    (3, World.hand_over),
+    (2, around(World.time_out)),
+    (2, around(World.time_passes)),
+    (2, World.fault),
+    (2, World.leave_unanswered),
+    (1, World.back_up),
+    (1, around(World.retain)),
+    (1, around(World.make_own_anew)),
+)

@@ -1,0 +1,17 @@
+"""Waiting in tests: for a condition, with a deadline, never for a length of time."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def wait_until(condition: Callable[[], T], timeout_s: float = 30.0, what: str = "the condition") -> T:
+    """Poll `condition` until it is true and return what it gave; fail when `timeout_s` have passed."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"{what}: not within {timeout_s:g} s (last: {value!r})")
+        time.sleep(0.02)
+    return value
