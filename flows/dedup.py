@@ -1,6 +1,6 @@
 """Every first event, once: one completion per event, `dedup.completed`, with the event's own data.
 
-    onceflow run flows.dedup
+onceflow run flows.dedup
 """
 
 from msgspec import Raw

@@ -94,9 +94,7 @@ def heap_option(environ: Mapping[str, str]) -> str:
     return f"-Xmx{heap}"
 
 
-def server_properties(
-    data: Path, port: int, controller_port: int, settings: Mapping[str, str] = NO_SETTINGS
-) -> str:
+def server_properties(port: int, controller_port: int, settings: Mapping[str, str] = NO_SETTINGS) -> str:
     """The text of server.properties for one node that is broker and controller; `settings` win."""
     listener, controller = f"PLAINTEXT://{HOST}:{port}", f"CONTROLLER://{HOST}:{controller_port}"
     properties = {
@@ -107,7 +105,7 @@ def server_properties(
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "controller.listener.names": "CONTROLLER",
         "controller.quorum.voters": f"1@{HOST}:{controller_port}",
-        "log.dirs": str(data),
+        "log.dirs": "data",  # below where it is started: no path, whatever its characters, has to be escaped
         # There is one node to replicate to.
         "default.replication.factor": "1",
         "offsets.topic.replication.factor": "1",
@@ -281,7 +279,7 @@ def _launch(
 ) -> Broker:
     data, properties, log = directory / "data", directory / "server.properties", directory / "broker.log"
     # The controller's port is known to this node alone, so each start takes a free one.
-    properties.write_text(server_properties(data, port, _free_port(), settings))
+    properties.write_text(server_properties(port, _free_port(), settings))
     _write(directory / "port", str(port))
     (directory / "pid").unlink(missing_ok=True)
     if log.exists():

@@ -394,7 +394,8 @@ _PEELS = 4
 def too_deep(text: bytes) -> bool:
     """Whether JSON text nests deeper than LEVELS_MAX; of malformed text, at least its well-formed beginning.
 
-    Decoders go one call deeper with each level, so this comes first. It is linear: 1 MB takes tens of milliseconds at worst.
+    Decoders go one call deeper with each level, so this comes first. It is linear: for 1 MB some
+    tens of milliseconds at worst.
     """
     if len(text) <= _SHALLOW_BYTES or text.count(b"[") + text.count(b"{") <= LEVELS_MAX:
         return False

@@ -465,6 +465,8 @@ class Cell:
 
     def tell(self) -> bool:
         """The worker learns what is committed: records finished, runs no longer in flight, slots claimed."""
+        assert self.transaction is not None
+        self.transaction.told = self.broker.clock
         for grant, count in self.taken:
             for item in grant.content[:count]:
                 if item.tracker is not None:

@@ -31,10 +31,14 @@ class Refused(Exception):  # noqa: N818
 
 @dataclass(slots=True, eq=False)
 class Transaction:
-    """`committed`: None while undecided. `unmarked`: partitions with its records and without its marker."""
+    """`committed`: None while undecided. `unmarked`: partitions with its records and without its marker.
+
+    `told`: when the worker whose commit it was took note of it.
+    """
 
     producer: str
     committed: bool | None = None
+    told: int = -1
     unmarked: list["Partition"] = field(default_factory=list)
 
 

@@ -131,6 +131,15 @@ class Cluster:
         answer = self._admin.create_topics([new], request_timeout=ANSWER_S)[topic]
         self._result(answer, missing=KafkaError.TOPIC_ALREADY_EXISTS)
 
+    def await_topics(self, names: Iterable[str]) -> None:
+        """Wait until topics just made are known to the broker that answers; making one returns earlier."""
+        deadline = time.monotonic() + ANSWER_S
+        wanted = set(names)
+        while missing := wanted - self.topic_names().keys():
+            if time.monotonic() > deadline:
+                raise KafkaAway(self._no_answer(f"topic {min(missing)} was made and isn't listed"))
+            time.sleep(0.05)
+
     def members(self, group: str) -> dict[str, set[int]]:
         """The cells that the group lists, each with the partitions (slots) it has."""
         answer = self._admin.describe_consumer_groups([group], request_timeout=ANSWER_S)[group]

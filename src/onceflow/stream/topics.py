@@ -130,6 +130,7 @@ def prepare(flow: str, cluster: Cluster, settings: Settings) -> list[str]:
         if differing:
             cluster.change_settings(name, differing)
             done.append(f"set {', '.join(f'{k}={v}' for k, v in differing.items())} on {name}")
+    cluster.await_topics([*names, *settings.events.shared, "signals"])
     existing_slots(flow, cluster, settings)
     return done
 
