@@ -2,9 +2,12 @@
 
     onceflow run flows.clearledger
 
-For an event `invoice.received`, as {"invoice": "INV-7", "supplier": "Aalto Oy", "amount": "119.00", "currency": "EUR"},
-the agent finds the supplier's open items, picks the one that the invoice is for, and has a posting drawn up. The
-completion `reconcile.completed` carries the proposal:
+An event `invoice.received` carries
+
+    {"invoice": "INV-7", "supplier": "Aalto Oy", "amount": "119.00", "currency": "EUR"}
+
+The agent finds the supplier's open items, picks the one that the invoice is for, and has a posting drawn up.
+The completion `reconcile.completed` carries the proposal:
 
     status            when                                            besides
     matched           one open item has the invoice's amount          posting
@@ -12,9 +15,9 @@ completion `reconcile.completed` carries the proposal:
     ambiguous         several have the amount; a person must choose   documents
     amount-differs    none near it has the same amount                documents, difference
 
-All three steps only read, so they may be repeated: a failed one is retried, and after a crash a step whose result was lost is
-done again. The accounting service is simulated in this process, and can be slow or fail on demand:
-see `flows/ledger_service.py` for how.
+All three steps only read, so they may be repeated: one that failed is retried, and after a crash one whose
+result was lost is done again. The accounting service is simulated in this process, and can be slow or fail on
+demand: `flows/ledger_service.py` says how.
 """
 
 import os
@@ -31,16 +34,24 @@ from onceflow import Call, Event, GiveUp, RetryLater, RetryPolicy, Run, agent, d
 T = TypeVar("T")
 
 service = LedgerService.from_environment(os.environ)
+AMOUNT_END = Decimal(10) ** 12
 RETRY = RetryPolicy(attempts=5, first=0.2, longest=5)
 
 
 class Invoice(msgspec.Struct):
-    """The data of `invoice.received`; what a scan may lack has a default. Amounts are exact, as 119.00 or "119.00"."""
+    """The data of `invoice.received`; what a scan may lack has a default.
+
+    The amount is exact, whether sent as 119.00 or "119.00".
+    """
 
     invoice: str
     supplier: str = ""
     amount: Decimal = Decimal(0)
     currency: str = "EUR"
+
+    def __post_init__(self) -> None:
+        if not self.amount.is_finite() or abs(self.amount) >= AMOUNT_END:
+            raise ValueError("the amount must be a number of at most 12 digits before the point")
 
 
 # --- Tools: what the agent may ask the accounting service ---

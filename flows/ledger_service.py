@@ -1,12 +1,12 @@
 """A simulated accounting service: what `flows/clearledger.py` asks over the network in real life.
 
-It runs in the flow's own process and books nothing. Its answers follow from its arguments alone, so whoever knows the
-rules below can say from outside what each invoice must come to; and it can be slow or fail on demand:
+It runs in the flow's own process and books nothing. Its answers follow from its arguments alone, so whoever
+knows the rules below can say from outside what each invoice must come to. It can be slow or fail on demand:
 
     CLEARLEDGER_DELAY_S     how long each request takes, in seconds (default 0)
-    CLEARLEDGER_FAIL_RATE   the share of requests that fail, 0 to 1: for all tenants ("0.1"), or tenant by tenant
-                            ("acme=0.5,globex=1"); default 0
-    CLEARLEDGER_SEED        which requests fail (default 0). The attempt counts too, so a retry may succeed.
+    CLEARLEDGER_FAIL_RATE   the share of requests that fail, 0 to 1: for all tenants ("0.1"), or tenant by
+                            tenant ("acme=0.5,globex=1"); default 0
+    CLEARLEDGER_SEED        which requests fail (default 0); the attempt counts too, so a retry may succeed
 
 An invoice's *lot* is the first byte of BLAKE2b-128 over "tenant/invoice". It says what the books hold for it:
 
@@ -14,7 +14,7 @@ An invoice's *lot* is the first byte of BLAKE2b-128 over "tenant/invoice". It sa
     0 - 199     78 %    one, of the same amount
     200 - 219    8 %    none
     220 - 237    7 %    two, both of the same amount
-    238 - 255    7 %    one, 3 % higher than invoiced
+    238 - 255    7 %    one, 3 % higher than invoiced (by 0.01 at least)
 """
 
 import asyncio
@@ -91,7 +91,7 @@ class LedgerService(msgspec.Struct, frozen=True):
         if 200 <= lot < 220:
             return []
         if lot >= 238:
-            amount = (amount * Decimal("1.03")).quantize(CENT, ROUND_HALF_EVEN)
+            amount += max(CENT, (amount * Decimal("0.03")).quantize(CENT, ROUND_HALF_EVEN))
         count = 2 if 220 <= lot < 238 else 1
         stem = digest(tenant, invoice).hex()[2:10]
         return [OpenItem(f"PO-{stem}-{number}", amount, currency) for number in range(1, count + 1)]

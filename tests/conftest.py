@@ -101,8 +101,8 @@ def in_container() -> Iterator[Kafka]:
                 .with_env("KAFKA_TRANSACTION_ABORT_TIMED_OUT_TRANSACTION_CLEANUP_INTERVAL_MS", "1000")
             )
         except Exception as error:  # noqa: BLE001 (the client's own class, which is no dependency of ours)
-            container, reason = None, error
-        gc.collect()
+            container, reason = None, str(error)
+        gc.collect()  # here, so that its sockets are found while the warning is off
     if container is None:
         pytest.skip(f"ONCEFLOW_TEST_KAFKA=docker, but no container engine answers: {reason}")
     with container:

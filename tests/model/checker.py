@@ -70,6 +70,8 @@ def unfinished(topics: Topics, slot: int) -> list[tuple[object, int]]:
         if topic_id != partition.topic_id:
             low, above = 0, frozenset()
         found += [
-            (partition, offset) for offset, _ in partition.committed() if offset >= low and offset not in above
+            (partition, offset)
+            for offset, _ in partition.committed()
+            if offset >= low and offset not in above
         ]
     return found

@@ -173,7 +173,9 @@ class Broker:
     group: Group
     clock: int = 0
     epochs: dict[str, int] = field(default_factory=dict)
-    transactions: dict[str, Transaction] = field(default_factory=dict)  # the unsettled ones, by transactional id
+    transactions: dict[str, Transaction] = field(
+        default_factory=dict
+    )  # the unsettled ones, by transactional id
     requests: list[tuple[str, int, Transaction]] = field(default_factory=list)  # commits still on their way
 
     def init(self, producer: str) -> int:

@@ -31,9 +31,9 @@ class Rules:
     in_flight: bool = True  # the view alone is asked
     view_after_commit: bool = True  # a key is written to the view when it is seen
     view_before_told: bool = True  # a run leaves the table in flight before the view is written
-    position_with_keys: bool = True  # position first, keys in a batch after it
-    keys_with_position: bool = True  # keys first, position in a batch after it
-    view_names_grant: bool = True  # a commit of a lost grant is written into the view that was dropped meanwhile
+    position_with_keys: bool = True  # position first, keys in a batch after it: a crash between
+    keys_with_position: bool = True  # keys first, position in a batch after it: the view dropped between
+    view_names_grant: bool = True  # a lost grant's commit, its position too, goes to a view dropped meanwhile
     tenant_in_key: bool = True  # keys are looked up without the tenant
     # Forwarding
     forward_home: bool = True  # an event runs in the slot that read it
@@ -55,7 +55,6 @@ class Rules:
 NAMES = tuple(field.name for field in fields(Rules))
 ALL = Rules()
 COSTS_ONLY = (
-    "keys_with_position",  # keys are true whether or not the position says so; they are read and put again
     "finish_with_forward",  # forwarded twice is a duplicate at home: its key and its time are the origin's
     "no_earlier_than_view",  # says the same whether a bucket is dropped yet or not, nothing else
 )

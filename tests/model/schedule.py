@@ -21,7 +21,9 @@ class Outcome:
     """What came of a schedule; `trace` is empty unless it was asked for."""
 
     faults: list[str]
-    crashes: int
+    events: int  # sent
+    crashes: int  # processes killed
+    fenced: int  # processes that ended because they were fenced, or had no answer to a commit
     trace: list[str]
 
     def report(self, of: str) -> str:
@@ -65,7 +67,7 @@ def run(choose: Choose, rules: Rules, *, tracing: bool) -> Outcome:
     if not faults and choose(2):
         world.start_over()
         faults = world.heal()
-    return Outcome(faults, world.crashes, world.trace)
+    return Outcome(faults, len(world.sent), world.crashes, world.fenced, world.trace)
 
 
 def step(name: str, most: int = 1) -> Action:

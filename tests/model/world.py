@@ -33,6 +33,7 @@ class World:
     sent: list[Event] = field(default_factory=list)
     last_ready: dict[int, str] = field(default_factory=dict)
     crashes: int = 0
+    fenced: int = 0
     trace: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -73,6 +74,7 @@ class World:
             except Fenced as fenced:
                 self.note(machine, f"{name}: {fenced}, the process ends")
                 machine.cell = None
+                self.fenced += 1
                 return True
             done += 1
             if self.tracing and machine.cell is not None:
@@ -155,11 +157,15 @@ class World:
             self.note(None, f"session of {member} expires")
 
     def lapse(self, machine: Machine) -> None:
-        """It misses its session and learns so at once, whatever it is at."""
-        if machine.disk.identity in self.broker.group.members:
-            self.broker.group.expire(machine.disk.identity)
+        """It misses its session, learns so whatever it is at, and perhaps has its slots again soon after."""
+        group = self.broker.group
+        if machine.disk.identity in group.members:
+            group.expire(machine.disk.identity)
             self.note(machine, "its session expires")
             self.step(machine, "poll")
+            if self.choose(2):
+                group.rebalance(self.choose, move=False)
+                self.step(machine, "poll")
 
     def leave_behind(self, machine: Machine) -> None:
         """It stands still, misses its session, and the others go on without it: from now on it is a zombie."""

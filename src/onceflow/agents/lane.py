@@ -69,7 +69,7 @@ class Settled(NamedTuple):
     finished: Callable[[str], bool]
 
 
-class Ended(NamedTuple):
+class Ended(msgspec.Struct, frozen=True):
     """Decision: a run ended."""
 
     arrived: Arrived

@@ -60,7 +60,7 @@ class StartCall(NamedTuple):
     delay_s: float
 
 
-class Completed(NamedTuple):
+class Completed(msgspec.Struct, frozen=True):
     """The run's end: what the agent returned."""
 
     value: Any

@@ -19,8 +19,6 @@ if its time is at most the window after the completion. So a wrong clock changes
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import NamedTuple
-
 import msgspec
 
 from onceflow.state.store import Store
@@ -47,14 +45,14 @@ class Position(msgspec.Struct, array_like=True, frozen=True):
     offset: int
 
 
-class Key(NamedTuple):
+class Key(msgspec.Struct, frozen=True, gc=False):
     """What an event is known by."""
 
     run: bytes  # as `seen_key` makes it
     identity: bytes | None  # as `identity_key` makes it; only where conflicts are rejected
 
 
-class Completed(NamedTuple):
+class Completed(msgspec.Struct, frozen=True, gc=False):
     """A committed completion, as the view remembers it."""
 
     key: Key
@@ -143,12 +141,17 @@ class Seen:
     def write(self, completed: Sequence[Completed], positions: Mapping[int, Position]) -> None:
         """Remember committed completions and then where each slot's view stands."""
         puts: list[tuple[bytes, bytes, str]] = []
-        for (run, identity), time_ms in completed:
-            family = self._bucket(time_ms)
-            stamp = time_ms.to_bytes(8, "big")
-            puts.append((run, stamp, family))
-            if identity is not None:
-                puts.append((identity, stamp + run[-16:], family))
+        family, first, end, stamp_ms, stamp = "", 0, 0, -1, b""
+        for done in completed:
+            time_ms = done.time_ms
+            if time_ms != stamp_ms:
+                stamp_ms, stamp = time_ms, time_ms.to_bytes(8, "big")
+            if not first <= time_ms < end:
+                first, end, family = self._bucket(time_ms)
+            key = done.key
+            puts.append((key.run, stamp, family))
+            if key.identity is not None:
+                puts.append((key.identity, stamp + key.run[-16:], family))
             if len(puts) >= BATCH_KEYS:
                 self._store.write(puts)
                 puts = []
@@ -175,15 +178,16 @@ class Seen:
         """Release the files."""
         self._store.close()
 
-    def _bucket(self, time_ms: int) -> str:
-        for first, end, family in self._buckets:
-            if first <= time_ms < end:
-                return family
+    def _bucket(self, time_ms: int) -> tuple[int, int, str]:
+        for bucket in self._buckets:
+            if bucket[0] <= time_ms < bucket[1]:
+                return bucket
         first = time_ms - time_ms % self._width_ms
-        family = f"seen/{first}/{first + self._width_ms}"
+        end = first + self._width_ms
+        family = f"seen/{first}/{end}"
         self._store.add_family(family)
         self._buckets = _newest_first([*(bucket[2] for bucket in self._buckets), family])
-        return family
+        return first, end, family
 
 
 class Judge:
@@ -228,7 +232,7 @@ class Judge:
                 [keys[i].identity or b"" for i in new], [times_ms[i] for i in new], now_ms
             )
         for index, value in zip(new, other, strict=True):
-            run, identity = keys[index]
+            run, identity = keys[index].run, keys[index].identity
             run_key = run[-16:]
             if identity is not None:
                 holder = self._in_flight.get(identity) or (value[8:] if value else run_key)
@@ -242,10 +246,10 @@ class Judge:
     def committed(self, keys: Iterable[Key]) -> None:
         """Take keys whose completions are committed, and in the view, off the table."""
         pop = self._in_flight.pop
-        for run, identity in keys:
-            pop(run, None)
-            if identity is not None:
-                pop(identity, None)
+        for key in keys:
+            pop(key.run, None)
+            if key.identity is not None:
+                pop(key.identity, None)
 
     def forget(self, slots: Iterable[int]) -> None:
         """Take all keys of lost slots off the table."""

@@ -69,7 +69,7 @@ class Pair(NamedTuple):
     grants: frozenset[Grant]
 
 
-class Outgoing(NamedTuple):
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """A record for one of the flow's topics."""
 
     topic: str

@@ -59,6 +59,7 @@ class Letters:
         self._sizes = sizes
         self._value_max = min(value_bytes, sizes[names.completions] - DETAIL_BYTES)
         self._encode = msgspec.json.Encoder(enc_hook=_plain).encode
+        self._time = (0, "")
         self._types: dict[str, tuple[str, str]] = {}
 
     def completion(self, arrived: Arrived, outcome: Completed | RunFailed, now_ms: int) -> Finished:
@@ -152,6 +153,8 @@ class Letters:
         types = self._types.get(name)
         if types is None:
             types = self._types[name] = (f"{name}.completed", f"{name}.failed")
+        if self._time[0] != now_ms:
+            self._time = (now_ms, utc_text(now_ms))
         return self._encode(
             _Completion(
                 "1.0",
@@ -161,7 +164,7 @@ class Letters:
                 incoming.tenant,
                 incoming.source,
                 incoming.id,
-                utc_text(now_ms),
+                self._time[1],
                 data,
             )
         )

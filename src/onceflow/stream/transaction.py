@@ -86,10 +86,12 @@ class Transactions:
     def _produce(self, records: Iterable[Outgoing], delivered: Delivered) -> int:
         produce, confirm = self._producer.produce, delivered.confirm
         sent = 0
-        for topic, partition, key, value, headers in records:
+        for record in records:
             while True:
                 try:
-                    produce(topic, value, key, partition, confirm, None, 0, headers)
+                    produce(
+                        record.topic, record.value, record.key, record.partition, confirm, None, 0, record.headers
+                    )
                     break
                 except BufferError:  # the client's queue is full: let it send some
                     self._producer.poll(0.05)

@@ -1,0 +1,537 @@
+"""The command line: `onceflow`.
+
+A command prints its result on standard output and everything else on standard error. With `--json` the result is
+one JSON document. What goes wrong is one line on standard error that says the remedy, and the exit status:
+0 done as asked, 2 wrong usage or configuration, 3 a fault that a restart heals (Kafka away, for one).
+
+What takes long to import is imported by the commands that need it.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from onceflow.errors import NotYet, OnceflowError
+
+if TYPE_CHECKING:
+    from onceflow.devkafka import Broker
+    from onceflow.observe.status import DeadLetter, Status
+
+LINES_SHOWN = 10  # of a long list, unless --all
+
+app = typer.Typer(
+    name="onceflow",
+    help="A multi-tenant stream processor that runs AI-agent work once.\n\n"
+    "Start with `onceflow demo`: it shows all of it on a real Kafka, within a minute.",
+    epilog="Exit status: 0 done as asked; 2 wrong usage or configuration; 3 a fault that a restart heals.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,  # a trace shows local values, and events must not be shown
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _group(name: str, panel: str, explanation: str) -> typer.Typer:
+    group = typer.Typer(help=explanation, no_args_is_help=True, rich_markup_mode="markdown")
+    app.add_typer(group, name=name, rich_help_panel=panel)
+    return group
+
+
+RUNNING, LOOKING, DECIDING, TRYING = "Run a flow", "See how it is", "Decide what a person must", "Try it out"
+
+# In the order of the help.
+kafka = _group("kafka", TRYING, "A real Apache Kafka on this machine, without Docker or an installed Java.")
+dead_letters = _group("dead-letters", LOOKING, "Events and runs that failed for good, as they came, and why.")
+inputs = _group("inputs", LOOKING, "The partitions that a flow reads, and how far it is in each.")
+runs = _group("runs", DECIDING, "Runs in flight, waiting or parked.")
+
+FlowModule = Annotated[
+    str,
+    typer.Argument(
+        metavar="FLOW",
+        help="A module, optionally `:name` (default `flow`), as seen from the working directory.",
+        show_default=False,
+    ),
+]
+FlowName = Annotated[str, typer.Option("--flow", metavar="NAME", help="The flow's name.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document, for programs.")]
+All = Annotated[bool, typer.Option("--all", help="Long lists whole.")]
+RecoveryDir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Where Bytewax keeps the journals of runs in flight.", show_default=False
+    ),
+]
+
+
+def main() -> None:
+    """The console entry point."""
+    try:
+        app()
+    except OnceflowError as error:
+        _fail(str(error), error.exit_status)
+    except BrokenPipeError:  # `onceflow … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        client = sys.modules.get("confluent_kafka")
+        if client is None or not isinstance(error, client.KafkaException):
+            raise
+        _fail(f"Kafka refused: {error.args[0].str()}", 1)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"onceflow: {message}", file=sys.stderr)
+    sys.stderr.flush()
+    sys.exit(status)
+
+
+# --- running ---
+
+
+@app.command(rich_help_panel=RUNNING)
+def run(
+    flow: FlowModule,
+    recovery_dir: RecoveryDir = None,
+    no_prepare: Annotated[
+        bool, typer.Option("--no-prepare", help="The topics were prepared by someone else.")
+    ] = False,
+) -> None:
+    """Run one cell of a flow, until SIGTERM or Ctrl-C.
+
+    Makes missing topics first, and keeps the journals of runs in flight in `<state dir>/recovery` unless told otherwise.
+    More cells: the same command again, each with a state directory of its own.
+
+    Example: `ONCEFLOW_STATE_DIR=state/second onceflow run flows.clearledger`
+    """
+    from onceflow.flow import find_flow, run_flow
+    from onceflow.stream.cluster import Cluster
+    from onceflow.stream.topics import prepare as prepare_topics
+
+    found = find_flow(flow)
+    settings = found.settings
+    where = f"Kafka {settings.kafka.bootstrap_servers}, state in {settings.state_dir}"
+    print(f"onceflow: flow {found.name}, {where}", file=sys.stderr, flush=True)
+    if not no_prepare:
+        for line in prepare_topics(found.name, Cluster(settings.kafka.properties()), settings):
+            print(f"onceflow: {line}", file=sys.stderr, flush=True)
+    run_flow(found, recovery_dir or settings.state_dir / "recovery")
+
+
+@app.command(rich_help_panel=RUNNING)
+def prepare(
+    flow: FlowModule,
+    recovery_dir: RecoveryDir = None,
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="earliest|latest|TIME",
+            help="Where inputs begin that the flow has not read yet. TIME: ISO 8601 with a time zone.",
+            show_default=False,
+        ),
+    ] = "",
+) -> None:
+    """Make the topics that a flow needs, and mend their settings. Doing it again changes nothing.
+
+    `--from` is for a flow that does not run, and leaves inputs alone that it has read before.
+
+    Example: `onceflow prepare flows.clearledger --recovery-dir recovery --from latest`
+    """
+    from onceflow.flow import find_flow
+    from onceflow.observe.status import read_progress
+    from onceflow.stream.cluster import Cluster
+    from onceflow.stream.dataflow import initialise_recovery
+    from onceflow.stream.topics import existing_slots, start_from
+    from onceflow.stream.topics import prepare as prepare_topics
+
+    found = find_flow(flow)
+    settings = found.settings
+    cluster = Cluster(settings.kafka.properties())
+    done = prepare_topics(found.name, cluster, settings)
+    if start:
+        slots = existing_slots(found.name, cluster, settings)
+        known = set(read_progress(found.name, cluster, settings, slots))
+        done += start_from(found.name, cluster, settings, start, known)
+    if recovery_dir is not None and not any(recovery_dir.glob("part-*.sqlite3")):
+        initialise_recovery(recovery_dir)
+        done.append(f"made the recovery directory {recovery_dir}")
+    for line in done or ["nothing to do"]:
+        print(line)
+
+
+@app.command("config", rich_help_panel=RUNNING)
+def show_config(
+    flow: Annotated[
+        str,
+        typer.Argument(metavar="[FLOW]", help="A flow's module; settings without one.", show_default=False),
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Every setting: its value, its unit, and where the value came from. Secrets are masked.
+
+    Settings come from `onceflow.toml` (or the file that ONCEFLOW_CONFIG names) and from the environment, which wins:
+    `ONCEFLOW_DEDUP__WINDOW` is `dedup.window`.
+
+    Example: `onceflow config flows.clearledger --json`
+    """
+    from onceflow.config import load, rows
+
+    if flow:
+        from onceflow.flow import find_flow
+
+        settings = find_flow(flow).settings
+    else:
+        settings = load()
+    found = rows(settings)
+    if as_json:
+        names = ("name", "value", "unit", "origin", "description")
+        _print_json([{name: getattr(row, name) for name in names} for row in found])
+        return
+    table = _table("setting", "value", "unit", "from", "what it is")
+    for row in found:
+        style = "" if row.origin == "default" else "bold"
+        table.add_row(row.name, Text(row.value or "-", style), row.unit, row.origin, row.description)
+    _print(table)
+
+
+# --- seeing ---
+
+
+@app.command(rich_help_panel=LOOKING)
+def status(flow: FlowModule, as_json: AsJson = False, everything: All = False) -> None:
+    """Lag, slots and their cells, events in flight, duplicates, dead letters.
+
+    Read from Kafka, so it works from any machine, whether cells run or not.
+
+    Example: `onceflow status flows.clearledger`
+    """
+    from onceflow.flow import find_flow
+    from onceflow.observe.status import read_status, status_as_json
+
+    found = find_flow(flow)
+    now = read_status(found.name, found.settings)
+    if as_json:
+        _print_json(status_as_json(now))
+    else:
+        _show_status(now, everything)
+
+
+@dead_letters.command("list")
+def list_dead_letters(
+    flow: FlowName,
+    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
+    reason: Annotated[str, typer.Option(help="Only those of this reason, such as `invalid`.")] = "",
+    tenant: Annotated[str, typer.Option(help="Only those of this tenant.")] = "",
+    values: Annotated[
+        bool, typer.Option("--values", help="Show the values too. They may be confidential.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What failed for good, and why; the newest last.
+
+    Example: `onceflow dead-letters list --flow clearledger --reason invalid --values`
+    """
+    from onceflow.config import load
+    from onceflow.observe.status import letter_as_json, newest_dead_letters
+
+    def wanted(letter: "DeadLetter") -> bool:
+        return letter.reason == (reason or letter.reason) and letter.tenant == (tenant or letter.tenant)
+
+    found, total = newest_dead_letters(flow, load(flow), limit, wanted)
+    if as_json:
+        _print_json([letter_as_json(letter, values=values) for letter in found])
+    else:
+        _show_dead_letters(found, total, values=values)
+
+
+@inputs.command("list")
+def list_inputs(flow: FlowName, as_json: AsJson = False) -> None:
+    """Every input, with its lag, and whether retention has deleted unfinished records of it.
+
+    Example: `onceflow inputs list --flow clearledger`
+    """
+    from onceflow.config import load
+    from onceflow.observe.status import inputs_as_json, read_status
+
+    now = read_status(flow, load(flow))
+    if as_json:
+        _print_json(inputs_as_json(now.inputs))
+    else:
+        _print(_inputs_table(now, len(now.inputs)))
+
+
+# --- Kafka and the demo ---
+
+Directory = Annotated[Path, typer.Option("--dir", metavar="D", help="Where it keeps its data and log.")]
+KAFKA_DIRECTORY = Path("state/kafka")
+
+
+@kafka.command("start")
+def start_kafka(
+    directory: Directory = KAFKA_DIRECTORY,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Its port; without it the one it had, or a free one.")
+    ] = None,
+) -> None:
+    """Start Kafka, or find it running. The first time downloads 45 MB.
+
+    Example: `onceflow kafka start --port 9092`
+    """
+    from onceflow import devkafka
+
+    _show_broker(devkafka.start(directory, port, progress=_say))
+
+
+@kafka.command("stop")
+def stop_kafka(directory: Directory = KAFKA_DIRECTORY) -> None:
+    """Stop Kafka. What it holds stays for the next start.
+
+    Example: `onceflow kafka stop`
+    """
+    from onceflow import devkafka
+
+    if not devkafka.stop(directory, progress=_say):
+        print(f"no Kafka runs in {directory}")
+
+
+@kafka.command("status")
+def kafka_status(directory: Directory = KAFKA_DIRECTORY, as_json: AsJson = False) -> None:
+    """Whether Kafka runs, and where.
+
+    Example: `onceflow kafka status --json`
+    """
+    from onceflow import devkafka
+
+    broker = devkafka.status(directory)
+    if as_json:
+        where = None if broker is None else broker.bootstrap_servers
+        process = None if broker is None else broker.pid
+        _print_json({"runs": broker is not None, "bootstrap_servers": where, "pid": process})
+    elif broker is None:
+        print(f"no Kafka runs in {directory}: `onceflow kafka start` starts one")
+    else:
+        _show_broker(broker)
+
+
+@app.command(rich_help_panel=TRYING)
+def demo(
+    events: Annotated[int, typer.Option(min=200, help="How many events are sent.")] = 20_000,
+    directory: Annotated[
+        Path, typer.Option("--dir", metavar="D", help="For Kafka, state and logs; emptied first.")
+    ] = Path("demo"),
+    keep: Annotated[bool, typer.Option("--keep", help="Leave Kafka running, to look at its topics.")] = False,
+) -> None:
+    """The main job on a real Kafka: a day of invoices, one cell killed half-way, all counted from outside.
+
+    Asks nothing, leaves nothing running, and takes well under a minute once Kafka is downloaded (45 MB).
+
+    Example: `onceflow demo --events 50000`
+    """
+    from onceflow.demo import run_demo
+
+    if not run_demo(events, directory, keep=keep):
+        raise typer.Exit(1)
+
+
+# --- what this version does not have ---
+
+
+@runs.command("list")
+def list_runs(flow: FlowName, as_json: AsJson = False) -> None:
+    """Runs in flight, waiting or parked (not yet in this version).
+
+    Example: `onceflow runs list --flow clearledger`
+    """
+    raise NotYet("onceflow runs list")
+
+
+@runs.command("show")
+def show_run(
+    run_id: Annotated[str, typer.Argument(metavar="ID")], flow: FlowName, as_json: AsJson = False
+) -> None:
+    """A run's journal (not yet in this version).
+
+    Example: `onceflow runs show a78c26d09a35e4cb73d0255993ab7bce --flow clearledger`
+    """
+    raise NotYet("onceflow runs show")
+
+
+@runs.command("resolve")
+def resolve_run(
+    run_id: Annotated[str, typer.Argument(metavar="ID")],
+    flow: FlowName,
+    result: Annotated[str, typer.Option(metavar="JSON", help="What the call came to.")] = "",
+    again: Annotated[bool, typer.Option("--again", help="Make the call again.")] = False,
+    fail: Annotated[bool, typer.Option("--fail", help="Let the run fail.")] = False,
+) -> None:
+    """Say how a parked run goes on (not yet in this version).
+
+    Example: `onceflow runs resolve a78c26d09a35e4cb73d0255993ab7bce --fail --flow clearledger`
+    """
+    raise NotYet("onceflow runs resolve")
+
+
+@runs.command("cancel")
+def cancel_run(run_id: Annotated[str, typer.Argument(metavar="ID")], flow: FlowName) -> None:
+    """End a run as failed, compensating what it did (not yet in this version).
+
+    Example: `onceflow runs cancel a78c26d09a35e4cb73d0255993ab7bce --flow clearledger`
+    """
+    raise NotYet("onceflow runs cancel")
+
+
+LetterPlaces = Annotated[
+    list[str] | None, typer.Argument(metavar="[AT]...", help="As `dead-letters list` shows them.")
+]
+
+
+@dead_letters.command("redrive")
+def redrive_dead_letters(flow: FlowName, at: LetterPlaces = None) -> None:
+    """Try failed runs anew (not yet in this version).
+
+    Example: `onceflow dead-letters redrive clearledger.dead-letters/3/17 --flow clearledger`
+    """
+    raise NotYet("onceflow dead-letters redrive")
+
+
+@dead_letters.command("discard")
+def discard_dead_letters(flow: FlowName, at: LetterPlaces = None) -> None:
+    """Let go of dead letters and what is kept for them (not yet in this version).
+
+    Example: `onceflow dead-letters discard clearledger.dead-letters/3/17 --flow clearledger`
+    """
+    raise NotYet("onceflow dead-letters discard")
+
+
+@inputs.command("accept-loss")
+def accept_loss(place: Annotated[str, typer.Argument(metavar="TOPIC/PARTITION")], flow: FlowName) -> None:
+    """Go on with an input whose unfinished records retention has deleted (not yet in this version).
+
+    Example: `onceflow inputs accept-loss events/3 --flow clearledger`
+    """
+    raise NotYet("onceflow inputs accept-loss")
+
+
+# --- how it is shown ---
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _print(*what: Any) -> None:
+    console = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    for each in what:
+        console.print(each)
+
+
+def _table(*columns: str, right: Iterable[str] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def _show_broker(broker: "Broker") -> None:
+    print(f"Kafka runs on {broker.bootstrap_servers} (process {broker.pid}, {broker.directory})")
+    print(f"export ONCEFLOW_KAFKA__BOOTSTRAP_SERVERS={broker.bootstrap_servers}")
+
+
+def _show_status(now: "Status", everything: bool) -> None:
+    tally, cells = now.tally, now.cells
+    letters = ", ".join(f"{count:,} {reason}" for reason, count in now.dead_letters.items())
+    owned = sum(cells.values())
+    summary = _table("", "", right=())
+    summary.show_header = False
+    summary.add_row("cells", f"{len(cells)}, owning {owned} of {len(now.slots)} slots")
+    summary.add_row("not finished", f"{now.unfinished:,} events (lag {sum(i.lag for i in now.inputs):,})")
+    summary.add_row("firsts", f"{tally.first:,}")
+    summary.add_row("duplicates", f"{tally.duplicate:,}")
+    summary.add_row("conflicts", f"{tally.conflict:,}")
+    summary.add_row("unusable", f"{tally.unusable:,}")
+    summary.add_row("forwarded", f"{tally.forwarded:,} to their home slot")
+    summary.add_row(
+        "dead letters", f"{sum(now.dead_letters.values()):,}" + (f" ({letters})" if letters else "")
+    )
+    _print(Text(f"flow {now.flow}", "bold"), summary)
+    for blocked in now.blocked:
+        place = f"{blocked.topic}/{blocked.partition}"
+        _print(
+            Text(f"blocked: retention has deleted {blocked.lost:,} unfinished records of {place}", "bold red")
+        )
+    if not cells:
+        _print("", "no cell runs: start one with `onceflow run FLOW`")
+    shown = len(now.slots) + len(now.inputs) if everything else LINES_SHOWN
+    _print("", _cells_table(now, shown), "", _inputs_table(now, shown))
+    if max(len(now.inputs), len(now.slots)) > shown:
+        _print(
+            "",
+            f"the {shown} with most to do of {len(now.slots)} slots and {len(now.inputs)} inputs; --all shows all",
+        )
+
+
+def _cells_table(now: "Status", shown: int) -> Table:
+    table = _table("slot", "cell", "inputs", "not finished", right=("slot", "inputs", "not finished"))
+    for slot in sorted(now.slots, key=lambda each: (-each.unfinished, each.slot))[:shown]:
+        cell = slot.cell or (f"none (last: {slot.last_cell})" if slot.last_cell else "none")
+        table.add_row(str(slot.slot), cell, str(slot.inputs), f"{slot.unfinished:,}")
+    return table
+
+
+def _inputs_table(now: "Status", shown: int) -> Table:
+    numbers = ("slot", "lag", "not finished", "first", "duplicate", "forwarded")
+    table = _table("input", *numbers, "", right=numbers)
+    for each in sorted(now.inputs, key=lambda each: (not each.lost, -each.unfinished, each))[:shown]:
+        table.add_row(
+            f"{each.topic}/{each.partition}",
+            str(each.slot),
+            f"{each.lag:,}",
+            f"{each.unfinished:,}",
+            f"{each.tally.first:,}",
+            f"{each.tally.duplicate:,}",
+            f"{each.tally.forwarded:,}",
+            Text(f"blocked: {each.lost:,} lost", "bold red") if each.lost else "",
+        )
+    return table
+
+
+def _show_dead_letters(letters: Iterable["DeadLetter"], total: int, *, values: bool) -> None:
+    from onceflow.observe.status import time_text
+
+    found = list(letters)
+    if not found:
+        print("no dead letters")
+        return
+    table = _table("time", "reason", "tenant", "origin", "bytes", "why", right=("bytes",))
+    for letter in found:
+        why = letter.detail.split("\n", 1)[0] + (f" (run {letter.run})" if letter.run else "")
+        # As plain Text: a detail is no markup.
+        table.add_row(
+            time_text(letter.time_ms),
+            letter.reason,
+            Text(letter.tenant or "-"),
+            Text(letter.origin),
+            f"{letter.size_bytes:,}",
+            Text(why),
+        )
+        if values:
+            shown = "(none)" if letter.value is None else repr(letter.value)[2:-1]
+            table.add_row("", Text("value", "dim"), "", "", "", Text(shown))
+    _print(table)
+    if total > len(found):
+        _print("", f"the newest {len(found)} of {total:,}: --limit shows more")
+    if not values:
+        _print("", "--values shows what was sent")

@@ -1,0 +1,216 @@
+"""One test's flow on one Kafka: its topics, load and cells, what comes out, and what was done when.
+
+Whatever a test waits for, the scene looks after the cells meanwhile: one that ended with status 3 is started again, as a
+supervisor would; any other end that the test didn't ask for fails the test.
+"""
+
+import random
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from onceflow.config import Events, Kafka, Settings
+from onceflow.stream.cluster import Cluster
+from onceflow.stream.topics import prepare
+from tests.crash.cells import Cell
+from tests.crash.checker import Contents, Event, Sent, echoes, faults
+from tests.crash.checker import Reader as Outputs
+from tests.crash.load import Load, Mix, Record, encode, outcome
+from tests.waiting import wait_until
+
+PARTITIONS = 16  # of the shared topic, and so the flow's slots
+TENANTS = 120
+OWN = ("own-a", "own-b", "own-c")  # tenants with a topic of their own
+SETTLED_S = 60.0  # for all that was sent to come out
+TAIL = 2_000  # bytes of a log that are shown
+
+
+class Scene:
+    """See above. `seed` decides the load and `random`, with which tests choose their moments."""
+
+    def __init__(self, flow: str, bootstrap_servers: str, directory: Path) -> None:
+        self.flow, self.bootstrap_servers, self.directory = flow, bootstrap_servers, directory
+        self.shared, self.own_prefix = f"{flow}-shared", f"{flow}-own."
+        self.admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
+        self.cells: list[Cell] = []
+        self.random = random.Random(0)
+        self.load: Load | None = None
+        self._outputs: Outputs | None = None
+        self._started_at = time.monotonic()
+        self._settings = Settings(
+            kafka=Kafka(bootstrap_servers=bootstrap_servers),
+            events=Events(shared=(self.shared,), tenant_prefix=self.own_prefix),
+        )
+
+    # --- what a test sets up ---
+
+    def prepare(self) -> None:
+        """Make the flow's topics."""
+        self.topic(self.shared, PARTITIONS)
+        for tenant in OWN:
+            self.topic(self.own_prefix + tenant, 1)
+        prepare(self.flow, Cluster(self._settings.kafka.properties()), self._settings)
+        wait_until(self._leaders, 30, "the topics have leaders")
+
+    def topic(self, name: str, partitions: int) -> None:
+        """Make an input topic."""
+        self.admin.create_topics([NewTopic(name, partitions)])[name].result(20)
+
+    def seed(self, seed: int, events_per_s: int = 1_000) -> None:
+        """Choose load and moments."""
+        self.say(f"seed {seed}, logs in {self.directory}")
+        self.random = random.Random(seed)
+        mix = Mix(seed, self.shared, PARTITIONS, OWN, self.own_prefix, TENANTS)
+        self.load = Load(self.bootstrap_servers, mix, PARTITIONS, events_per_s=events_per_s)
+
+    def cell(self, name: str, module: str = "tests.crash.echo_flow", **environment: str) -> Cell:
+        """A cell, not started yet."""
+        usual = {
+            "ONCEFLOW_KAFKA__BOOTSTRAP_SERVERS": self.bootstrap_servers,
+            "ONCEFLOW_EVENTS__SHARED": self.shared,
+            "ONCEFLOW_EVENTS__TENANT_PREFIX": self.own_prefix,
+            "ONCEFLOW_TOPICS_REFRESH": "0.5",
+            "CRASH_FLOW": self.flow,
+        }
+        cell = Cell(name, self.directory / name, module, usual | environment)
+        self.cells.append(cell)
+        return cell
+
+    def send(self, event: Event, *, topic: str = "") -> None:
+        """Send one event: to `topic`, or to the shared one."""
+        assert self.load is not None
+        key = "" if topic else event.tenant
+        self.load.send(Record(topic or self.shared, 0 if topic else -1, key, encode(event), [], event, ""))
+
+    # --- what a test does ---
+
+    def say(self, what: str) -> None:
+        """A line of what was done when; pytest shows it if the test fails."""
+        print(f"{time.monotonic() - self._started_at:7.2f} s  {what}")
+
+    def wait(self, condition: Callable[[], object], what: str, timeout_s: float = SETTLED_S) -> None:
+        """Wait, looking after the cells."""
+
+        def served() -> bool:
+            self._look_after_cells()
+            return bool(condition())
+
+        wait_until(served, timeout_s, what)
+        self.say(what)
+
+    def wait_for_sent(self, more: int) -> None:
+        """Wait until so many records more were sent."""
+        assert self.load is not None
+        sent = self.load.sent
+        goal = len(sent) + more
+        self.wait(lambda: len(sent) >= goal, f"{more} more records sent ({goal})")
+
+    def wait_for_output(self, more: int) -> None:
+        """Wait until so many records more have come out."""
+        goal = self.outputs.more() + more
+        self.wait(lambda: self.outputs.more() >= goal, f"{more} more records came out ({goal})")
+
+    def wait_for_members(self, wanted: Mapping[str, bool]) -> None:
+        """Wait until the group lists exactly these cells, those marked True with slots, and all slots are owned."""
+
+        def so() -> bool:
+            found = self.members()
+            return (
+                found.keys() == wanted.keys()
+                and all(found[name] for name, owns in wanted.items() if owns)
+                and sum(found.values()) == PARTITIONS
+            )
+
+        self.wait(so, f"the group has {len(wanted)} members and all slots are owned")
+
+    def members(self) -> dict[str, int]:
+        """The group's members by instance id, and how many slots each has."""
+        described = self.admin.describe_consumer_groups([self.flow])[self.flow].result(10)
+        return {member.group_instance_id: len(member.assignment.topic_partitions) for member in described.members}
+
+    @property
+    def outputs(self) -> Outputs:
+        """What comes out."""
+        if self._outputs is None:
+            topics = (f"{self.flow}.completions", f"{self.flow}.dead-letters")
+            self._outputs = Outputs(self.bootstrap_servers, topics)
+        return self._outputs
+
+    def settle(self) -> list[Sent]:
+        """Stop the load and wait until as much has come out as must; return what was sent."""
+        assert self.load is not None
+        sent = self.load.stop()
+        runs = {(s.event.tenant, s.event.key): s.event for s in sent if s.event is not None}
+        failed = sum(1 for event in runs.values() if outcome(event).failed)
+        wanted = len(runs) + failed + sum(1 for s in sent if s.event is None)
+        try:
+            self.wait(lambda: self.outputs.more() >= wanted, f"{wanted} outputs of {len(sent)} records")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self._wrong(sent)}") from None
+        return sent
+
+    def finish(
+        self, *, agent: str = "echo", contents: Contents = echoes, but: Callable[[Sent], bool] = lambda _: False
+    ) -> None:
+        """Wait until all is done, end the cells, and check what came out. `but`: records that must not be done."""
+        if self.load is not None and not any(but(record) for record in self.load.sent):
+            self.settle()
+        for cell in self.cells:
+            if cell.running():
+                status = cell.end(signal.SIGTERM)
+                self.say(f"{cell.name}: SIGTERM, status {status}")
+                assert status == 0, f"{cell.name} ended with {status} when asked to: {self._tail(cell)}"
+        self.wait(self.outputs.at_end, "all output is read, no transaction is open")
+        assert self.load is not None
+        wrong = self._wrong([s for s in self.load.stop() if not but(s)], agent=agent, contents=contents)
+        assert not wrong, f"{wrong}\nlogs: {self.directory}"
+        ends = {cell.name: cell.statuses for cell in self.cells}
+        self.say(f"right; statuses {ends}")
+
+    def close(self) -> None:
+        """End all that still runs."""
+        for cell in self.cells:
+            if cell.running():
+                cell.send(signal.SIGCONT)
+                cell.end(signal.SIGKILL)
+        if self.load is not None:
+            self.load.abandon()
+        if self._outputs is not None:
+            self._outputs.close()
+
+    # --- within ---
+
+    def _look_after_cells(self) -> None:
+        for cell in self.cells:
+            status = cell.ended()
+            if status is None:
+                continue
+            self.say(f"{cell.name} ended with status {status} ({cell.log.name})")
+            assert status == 3, f"{cell.name} ended with status {status}: {self._tail(cell)}"
+            cell.start()
+
+    def _wrong(self, sent: list[Sent], *, agent: str = "echo", contents: Contents = echoes) -> str:
+        found = self.outputs.found
+        return "\n".join(
+            faults(
+                sent,
+                found[f"{self.flow}.completions"],
+                found[f"{self.flow}.dead-letters"],
+                flow=self.flow,
+                agent=agent,
+                slots=PARTITIONS,
+                contents=contents,
+                outcome=outcome,
+            )
+        )
+
+    def _leaders(self) -> bool:
+        topics = self.admin.list_topics(timeout=10).topics.values()
+        ours = [topic for topic in topics if topic.topic.startswith(self.flow)]
+        return all(p.leader >= 0 for topic in ours for p in topic.partitions.values())
+
+    def _tail(self, cell: Cell) -> str:
+        return f"{cell.log}\n{cell.text()[-TAIL:]}"

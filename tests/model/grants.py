@@ -1,0 +1,75 @@
+"""G"""
+
+def grant_step(cell: Cell, choose: Choose) -> bool:
+    """The next step of one of the grants that don't run yet."""
+    if write_rest(cell):
+        return True
+    starting = [grant for grant in cell.grants.values() if grant.stage != Stage.RUNNING]
+    return any(GRANT[grant.stage](cell, grant) for grant in from_any(starting, choose))
+
+
+def watermarks(cell: Cell, grant: Grant) -> bool:
+    """Whatever passed the fence before this grant lies below these: it was flushed before."""
+    slot = grant.slot
+    grant.watermarks = (len(cell.topics.progress[slot].log), len(cell.topics.completions[slot].log))
+    grant.stage = Stage.WAIT
+    return True
+
+
+def wait(cell: Cell, grant: Grant) -> bool:
+    """Until the former owners' transactions are settled; a dead one's is settled with the id in his claim."""
+    progress, completions = cell.topics.progress[grant.slot], cell.topics.completions[grant.slot]
+    stable = progress.stable() >= grant.watermarks[0] and completions.stable() >= grant.watermarks[1]
+    if stable or not cell.rules.wait_for_stable:
+        grant.stage = Stage.READ
+        return True
+    claims = [record.value[1] for _, record in progress.committed() if record.value[0] == "claim"]
+    former = claims[-1] if claims else cell.identity
+    if grant.asked_former or former == cell.identity or former in cell.broker.group.members:
+        return False
+    grant.asked_former = True
+    cell.broker.init(former)
+    return True
+
+
+def read_progress(cell: Cell, grant: Grant) -> bool:
+    known: dict[str, tuple[int, int, frozenset[int]]] = {}
+    for _, record in cell.topics.progress[grant.slot].committed():
+        if record.value[0] != "claim":
+            known[record.value[0]] = record.value[1:]
+    for partition in cell.topics.inputs(grant.slot):
+        topic_id, low, above = known.get(partition.name, (partition.topic_id, 0, frozenset()))
+        if topic_id != partition.topic_id and cell.rules.topic_id:
+            low, above = 0, frozenset()
+        done = set(above) if cell.rules.skip_finished else set()
+        grant.trackers.append(Tracker(partition, partition.topic_id, low, low, done))
+    if cell.rules.claim:
+        grant.content.append(Item(((cell.topics.progress[grant.slot], ("claim", cell.identity)),)))
+        grant.stage = Stage.CLAIM
+    else:
+        grant.stage = Stage.CATCH_UP
+    return True
+
+
+def await_claim(cell: Cell, grant: Grant) -> bool:
+    return False  # `tell` moves it on
+
+
+def catch_up(cell: Cell, grant: Grant) -> bool:
+    """Two completions at a time, up to the watermark."""
+    completions = cell.topics.completions[grant.slot]
+    view = cell.disk.views.get(grant.slot)
+    position = 0 if view is None else view.position
+    keys: dict[Any, int] = {}
+    while cell.rules.catch_up and position < grant.watermarks[1] and len(keys) < 2:
+        position, record = completions.read(position)
+        if record is None:
+            break
+        keys[record.value.key if cell.rules.tenant_in_key else record.value.key[1]] = record.time
+        position += 1
+    if keys:
+        put(cell, grant.slot, keys, position)
+    else:
+        grant.stage = Stage.RUNNING
+        cell.last_ready[grant.slot] = cell.identity
+    return True
