@@ -101,7 +101,7 @@ def histories(draw: st.DrawFn) -> tuple[int, set[int], list[set[int]]]:
 def test_progress_says_what_a_set_of_offsets_says(
     history: tuple[int, set[int], list[set[int]]], markers: set[int], random: object
 ) -> None:
-    """Whatever is read and finished in whatever order: the finished offsets are exactly those of a plain set."""
+    """Whatever is read and finished in whatever order, the finished offsets are those of a plain set."""
     start, ahead, finishing = history
     skip = Skip(ranges_of(ahead))
     tracker = InputProgress("id", start, ranges_of(ahead))

@@ -107,7 +107,8 @@ def run(
 ) -> None:
     """Run one cell of a flow, until SIGTERM or Ctrl-C.
 
-    Makes missing topics first, and keeps the journals of runs in flight in `<state dir>/recovery` unless told otherwise.
+    Makes missing topics first, and keeps the journals of runs in flight in `<state dir>/recovery` unless told
+    otherwise.
     More cells: the same command again, each with a state directory of its own.
 
     Example: `ONCEFLOW_STATE_DIR=state/second onceflow run flows.clearledger`

@@ -327,7 +327,7 @@ def _launch(
 
 
 def _format(java: tuple[str, ...], cluster: str, properties: Path, log: Path) -> None:
-    command = (*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties))
+    command = (*java, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(properties))
     with log.open("wb") as output:
         outcome = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=log.parent, check=False

@@ -494,7 +494,7 @@ def _pointed(value: bytes, tokens: tuple[str, ...]) -> object:
 _length = Struct(">I").pack
 
 
-def idempotency_key(tenant: str, source: str, id: str, data: bytes, content: str = "bytes") -> bytes:  # noqa: A002 (CloudEvents' word)
+def idempotency_key(tenant: str, source: str, id: str, data: bytes, content: str = "bytes") -> bytes:
     """The 16 bytes that name an event; in hex, its run's id.
 
     xxh3_128( f(tenant) f(source) f(id) xxh3_128(data) ), seed 0; f(x) = 4-byte big-endian length, then UTF-8.

@@ -1,8 +1,9 @@
 """A flow, from the agents that it is made of to the process that runs it.
 
-`dataflow` is what users write at the end of a module. Under `python -m bytewax.run` that module is imported and
-then run by Bytewax, which knows nothing of exit statuses and graceful ends; so, when the flow is imported by it, the signal
-handlers and an exception hook are set here, and what Bytewax would do wrong is refused: later is too late.
+`dataflow` is what users write at the end of a module. Under `python -m bytewax.run` that module is imported
+and then run by Bytewax, which knows nothing of exit statuses and graceful ends; so, when the flow is imported
+by it, the signal handlers and an exception hook are set here, and what Bytewax would do wrong is refused:
+later is too late.
 """
 
 import gc
@@ -51,8 +52,9 @@ _defined: dict[int, Flow] = {}  # by the id of the Dataflow; flows live as long 
 def dataflow(name: str, *, agents: Sequence[Agent[Any, Any]], settings: Settings | None = None) -> "Dataflow":
     """Make a flow of agents: a Dataflow for `python -m bytewax.run` or `onceflow run`.
 
-    `name`: `[a-z][a-z0-9-]{0,62}`; its topics, consumer group and state are named after it. `settings`: those of `onceflow.toml`
-    and the environment unless given. Raises ConfigError; under `bytewax.run` the process ends with status 2 instead.
+    `name`: `[a-z][a-z0-9-]{0,62}`; its topics, consumer group and state are named after it. `settings`: those
+    of `onceflow.toml` and the environment unless given. Raises ConfigError; under `bytewax.run` the process
+    ends with status 2 instead.
     """
     arguments = launched_by_bytewax()
     try:
@@ -89,13 +91,15 @@ def find_flow(reference: str) -> Flow:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise
         raise ConfigError(
-            f"there is no module {module_name!r} here: give FLOW as module or module:name, seen from the working directory"
+            f"there is no module {module_name!r} here: give FLOW as module or module:name, as seen from the "
+            "working directory"
         ) from error
     found = getattr(module, attribute or "flow", None)
     flow = _defined.get(id(found))
     if flow is None:
         raise ConfigError(
-            f"{module_name} has no flow named {attribute or 'flow'!r}: write `{attribute or 'flow'} = dataflow(…)` at its end"
+            f"{module_name} has no flow named {attribute or 'flow'!r}: write "
+            f"`{attribute or 'flow'} = dataflow(…)` at its end"
         )
     return flow
 
@@ -121,7 +125,13 @@ def take_over_process(flow: Flow) -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     if settings.http_port:
-        serve(settings.http_port, settings.http_host, flow.metrics.registry, flow.runtime.ready, flow.runtime.alive)
+        serve(
+            settings.http_port,
+            settings.http_host,
+            flow.metrics.registry,
+            flow.runtime.ready,
+            flow.runtime.alive,
+        )
 
 
 class _Stop:
@@ -132,13 +142,13 @@ class _Stop:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self._runtime.stopping:
-            os._exit(0)  # asked twice: nothing is lost, what was not committed is done again at the next start
+            os._exit(
+                0
+            )  # asked twice: nothing is lost, what was not committed is done again at the next start
         self._runtime.stop()
 
 
-def _end_with_status(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
+def _end_with_status(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """End with the status of the error that Bytewax wraps; without this it would always be 1."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OnceflowError):
@@ -157,6 +167,6 @@ def _end_with_status(
 def _refuse_clusters(workers: int | None, process_id: int | None, addresses: str | None) -> None:
     if (workers or 1) > 1 or process_id is not None or addresses is not None:
         raise ConfigError(
-            "a Bytewax cluster (-w above 1, -i, -a) is not used by onceflow: start one process per cell instead, each with "
-            "its own state directory (ONCEFLOW_STATE_DIR) and recovery directory (-r)"
+            "a Bytewax cluster (-w above 1, -i, -a) is not used by onceflow: start one process per cell instead, "
+            "each with its own state directory (ONCEFLOW_STATE_DIR) and recovery directory (-r)"
         )

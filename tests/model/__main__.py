@@ -1,4 +1,4 @@
-"""`python -m tests.model`: many schedules with all rules, then the table of rules left out; or one schedule's steps."""
+"""`python -m tests.model`: many schedules with all rules, the table of rules left out; or one schedule's steps."""
 
 import argparse
 import sys
@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from functools import partial
 from multiprocessing import Pool
+from multiprocessing.pool import Pool as Processes
 
 from tests.model.rules import ALL, NAMES, NEEDED
 from tests.model.schedule import Outcome, run_schedule
@@ -34,7 +35,7 @@ def main() -> int:
     return bool(faulty or undetected)
 
 
-def run_all(pool: Pool, count: int, first: int, without: list[str]) -> int:
+def run_all(pool: Processes, count: int, first: int, without: list[str]) -> int:
     """All the schedules; the faulty ones are printed, and how to see their steps."""
     began = shown = time.monotonic()
     totals: Counter[str] = Counter()
@@ -64,11 +65,9 @@ def run_all(pool: Pool, count: int, first: int, without: list[str]) -> int:
     return len(faulty)
 
 
-def table(pool: Pool, count: int, first: int) -> int:
+def table(pool: Processes, count: int, first: int) -> int:
     """For each rule left out, how many schedules are faulty; how many needed rules aren't shown to be."""
-    print(
-        f"\nof {count:,} schedules each{'faulty':>18} {'lost':>6} {'twice':>6} {'stuck':>6} {'held':>6}   first"
-    )
+    print(f"\n{f'of {count:,} schedules each':<32} faulty   lost  twice  stuck   held   first seed")
     undetected = 0
     for name in NAMES:
         totals: Counter[str] = Counter()

@@ -1,28 +1,20 @@
-"""What a cell does: the protocol. Each method is one step; a crash may fall between any two of them.
+"""What a cell remembers, and what lies on its disk. The steps that change it are in `worker`, `outbox`, `grants`.
 
-The worker polls, reads, judges and lets runs end; the outbox commits what is finished, one transaction at a time:
-
-    take a pair and its grants' content · flush · send offsets · commit · its answer · write the view · tell the worker
-
-and a grant, in the background, becomes a slot that runs:
-
-    watermarks · wait until all below them is settled · read progress · claim (a commit) · catch the view up · run
-
-The order is the protocol. `rules` says what happens where a part of it is left out; those branches are
-mistakes, kept here because they are what an implementation would get wrong.
+Everything of a grant hangs on the `Grant`: whoever still holds an object of an earlier grant of the same slot (a
+run, a transaction) can't mistake it for one of the present grant.
 """
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from tests.model.kafka import Broker, Choose, Fenced, Metadata, Partition, Refused, Transaction
+from tests.model.kafka import Broker, Choose, Metadata, Partition, Transaction
 from tests.model.rules import Rules
-
-T = TypeVar("T")
 
 WINDOW = 20
 KEPT = 2 * WINDOW + 5  # the window, as long again for what lies unread, and a little more
+
+Key = tuple[int, int | None]  # tenant and idempotency key
 
 
 class Event(NamedTuple):
@@ -36,13 +28,13 @@ class Event(NamedTuple):
 
 
 class Completion(NamedTuple):
-    key: tuple[int, int | None]
+    key: Key
     event: Event
 
 
 @dataclass(slots=True)
 class Topics:
-    """Partition = slot in all but `events` (shared: partition % slots) and `own` (the first tenant's own topic)."""
+    """Partition = slot, but in `events` (shared: partition % slots) and `own` (the first tenant's own topic)."""
 
     slots: int
     events: list[Partition]
@@ -84,7 +76,7 @@ class Disk:
 
 @dataclass(slots=True, eq=False)
 class Tracker:
-    """Progress of one input: `done` is finished in committed transactions, `low` the lowest unfinished offset."""
+    """Progress of one input. `done`: finished in committed transactions; `low`: the lowest unfinished offset."""
 
     partition: Partition
     topic_id: int
@@ -164,6 +156,7 @@ class Cell:
     topics: Topics
     rules: Rules
     disk: Disk
+    choose: Choose
     last_ready: dict[int, str]  # the checker's: who was the last to have a slot run
     identity: str = ""
     epoch: int = 0
@@ -186,3 +179,43 @@ class Cell:
     def __post_init__(self) -> None:
         self.identity = self.disk.identity
         self.epoch = self.broker.init(self.identity)  # ends what a predecessor left open
+
+    def put(self, slot: int, keys: dict[Any, int], position: int) -> None:
+        view = self.disk.views.setdefault(slot, View())
+        if not self.rules.position_with_keys:
+            view.position = position
+            self.unwritten.append((slot, keys, position))
+        elif not self.rules.keys_with_position:
+            view.keys.update(keys)
+            self.unwritten.append((slot, {}, position))
+        else:
+            view.keys.update(keys)
+            view.position = position
+
+    def write_rest(self) -> bool:
+        """The second batch, of an implementation that writes in two."""
+        if not self.unwritten:
+            return False
+        slot, keys, position = self.unwritten.pop(0)
+        view = self.disk.views.setdefault(slot, View())
+        view.keys.update(keys)
+        view.position = position
+        return True
+
+
+def kept(rules: Rules) -> int:
+    """How long a completion is known."""
+    return KEPT if rules.view_outlives_inputs else WINDOW
+
+
+def looked_up(rules: Rules, key: Key) -> Any:
+    """What a key is looked up by."""
+    return key if rules.tenant_in_key else key[1]
+
+
+def from_any(things: list[Any], choose: Choose) -> list[Any]:
+    """All of them, beginning anywhere."""
+    if len(things) < 2:
+        return things
+    first = choose(len(things))
+    return things[first:] + things[:first]

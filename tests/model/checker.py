@@ -1,8 +1,10 @@
-"""What must be true at the end. It knows what producers sent and what was committed; nothing of the protocol."""
+"""What must be true at the end. It knows what was sent and what was committed; nothing of the protocol."""
 
 from collections import defaultdict
+from itertools import pairwise
 
-from tests.model.cell import KEPT, WINDOW, Completion, Event, Topics
+from tests.model.cell import KEPT, WINDOW, Completion, Event, Key, Topics
+from tests.model.kafka import Partition
 
 
 def check(sent: list[Event], topics: Topics) -> list[str]:
@@ -14,12 +16,12 @@ def check_completions(sent: list[Event], topics: Topics) -> list[str]:
     """Exactly one completion of a key, and one more for each copy that came later than the window after it.
 
     A copy's own time is its producer's; a clock that ran ahead counts only as far as the broker's had come.
-    A completion is there from its place in the log on, so that is what the window is counted from; but until its
-    cell has been told that it is committed, the run is in flight, and a copy is a duplicate however late it came.
+    The window is counted from the completion's time in the log; but until its cell has been told that it is
+    committed, the run is in flight, and a copy is a duplicate however late it came.
     """
     faults = []
-    completed: dict[tuple[int, int | None], list[tuple[int, Event]]] = defaultdict(list)
-    in_flight_until: dict[tuple[int, int | None], int] = defaultdict(lambda: -1)
+    completed: dict[Key, list[tuple[int, Event]]] = defaultdict(list)
+    in_flight_until: dict[Key, int] = defaultdict(lambda: -1)
     for partition in topics.completions:
         for _, record in partition.committed():
             completion: Completion = record.value
@@ -28,7 +30,7 @@ def check_completions(sent: list[Event], topics: Topics) -> list[str]:
             in_flight_until[completion.key] = max(in_flight_until[completion.key], record.time, told)
     for key, completions in completed.items():
         completions.sort(key=lambda each: each[0])
-        for (before, _), (time, cause) in zip(completions, completions[1:], strict=False):
+        for (before, _), (time, cause) in pairwise(completions):
             justified = min(cause.time, time) > before + WINDOW or before < time - KEPT
             if not justified:
                 faults.append(f"twice: {key} completed at {before}, and at {time} for {cause}")
@@ -59,12 +61,12 @@ def check_progress(topics: Topics) -> list[str]:
     ]
 
 
-def unfinished(topics: Topics, slot: int) -> list[tuple[object, int]]:
+def unfinished(topics: Topics, slot: int) -> list[tuple[Partition, int]]:
     known = {}
     for _, record in topics.progress[slot].committed():
         if record.value[0] != "claim":
             known[record.value[0]] = record.value[1:]
-    found: list[tuple[object, int]] = []
+    found: list[tuple[Partition, int]] = []
     for partition in topics.inputs(slot):
         topic_id, low, above = known.get(partition.name, (partition.topic_id, 0, frozenset()))
         if topic_id != partition.topic_id:

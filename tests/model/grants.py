@@ -1,11 +1,22 @@
-"""G"""
+"""How a grant becomes a slot that runs, in the background, while its inputs are paused and other slots run.
 
-def grant_step(cell: Cell, choose: Choose) -> bool:
+    watermarks · wait until all below them is settled · read progress · claim (a commit) · catch the view up · run
+
+Nothing is read before everything that former owners got past the fence is settled; nothing is judged before the
+view knows all of it.
+"""
+
+from typing import Any
+
+from tests.model.cell import Cell, Grant, Item, Stage, Tracker, from_any, looked_up
+
+
+def grant_step(cell: Cell) -> bool:
     """The next step of one of the grants that don't run yet."""
-    if write_rest(cell):
+    if cell.write_rest():
         return True
     starting = [grant for grant in cell.grants.values() if grant.stage != Stage.RUNNING]
-    return any(GRANT[grant.stage](cell, grant) for grant in from_any(starting, choose))
+    return any(STEPS[grant.stage](cell, grant) for grant in from_any(starting, cell.choose))
 
 
 def watermarks(cell: Cell, grant: Grant) -> bool:
@@ -17,7 +28,7 @@ def watermarks(cell: Cell, grant: Grant) -> bool:
 
 
 def wait(cell: Cell, grant: Grant) -> bool:
-    """Until the former owners' transactions are settled; a dead one's is settled with the id in his claim."""
+    """Until the former owners' transactions are settled; the id in the last claim ends that of a dead one."""
     progress, completions = cell.topics.progress[grant.slot], cell.topics.completions[grant.slot]
     stable = progress.stable() >= grant.watermarks[0] and completions.stable() >= grant.watermarks[1]
     if stable or not cell.rules.wait_for_stable:
@@ -65,11 +76,14 @@ def catch_up(cell: Cell, grant: Grant) -> bool:
         position, record = completions.read(position)
         if record is None:
             break
-        keys[record.value.key if cell.rules.tenant_in_key else record.value.key[1]] = record.time
+        keys[looked_up(cell.rules, record.value.key)] = record.time
         position += 1
     if keys:
-        put(cell, grant.slot, keys, position)
+        cell.put(grant.slot, keys, position)
     else:
         grant.stage = Stage.RUNNING
         cell.last_ready[grant.slot] = cell.identity
     return True
+
+
+STEPS = (watermarks, wait, read_progress, await_claim, catch_up)  # by stage

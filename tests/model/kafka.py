@@ -1,17 +1,17 @@
-"""Kafka, as far as the protocol leans on it, and as unhelpful as it was measured to be (4.1.1, librdkafka 2.16).
+"""Kafka, as far as the protocol leans on it; as unhelpful as it was measured to be (4.1.1, librdkafka 2.16).
 
 Logs: records of a transaction lie in the log from `append` on; readers (`read_committed`) see none past the last
-stable offset, i.e. past the first record of a transaction without its marker *in that partition*. A transaction is
-decided first; the markers follow one by one, and whoever commits is told before they are written.
+stable offset, i.e. past the first record of a transaction without its marker *in that partition*. A transaction
+is decided first; the markers follow one by one, and whoever commits is told before they are written.
 
 Fencing is narrower than one thinks:
 - `send_offsets` looks at the group metadata only: is this the member that the instance id stands for, is its
-  generation the present one. Not at whose partition it is. Without an instance id, metadata of non-members pass;
+  generation the present one. Not at whose partition it is. Without an instance id, non-members pass;
 - nothing else looks at the group: a transaction without offsets, and all that follows `send_offsets`, pass;
 - a transactional id fences by its epoch: `init` and the transaction time-out end what is open and raise it.
 
-A group gives a slot to its next member only when the one before has given it back (cooperative), or is expired.
-Members learn of a generation when they poll: until then, and for ever if they don't, they believe the old one.
+A group gives a slot to its next member only when the one before has given it back (cooperative) or is expired.
+Members learn of a generation when they poll; until then, for ever if they don't, they believe the old one.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ class Transaction:
 
 @dataclass(slots=True, eq=False)
 class Record:
-    """`value` None: a marker. `time`: the producer's in input topics, the broker's (LogAppendTime) in others."""
+    """`value` None: a marker. `time`: the producer's in input topics, else the broker's (LogAppendTime)."""
 
     value: Any
     time: int
@@ -64,7 +64,7 @@ class Partition:
         return min(self.unsettled.values()) if self.unsettled else len(self.log)
 
     def read(self, position: int) -> tuple[int, Record | None]:
-        """The first readable record from `position` on and its offset; without one, the last stable offset."""
+        """The first readable record from `position` on and its offset; if none, the last stable offset."""
         end = self.stable()
         position = max(position, self.start)
         while position < end:
@@ -140,7 +140,7 @@ class Group:
             self.unbalanced = True
 
     def rebalance(self, choose: Choose, *, move: bool) -> None:
-        """A new generation: free slots find an owner, and perhaps one slot is asked back for another member."""
+        """A new generation: free slots find an owner; perhaps one slot is asked back for another member."""
         members = list(self.members)
         self.unbalanced = False
         self.generation += 1
@@ -179,7 +179,7 @@ class Broker:
     requests: list[tuple[str, int, Transaction]] = field(default_factory=list)  # commits still on their way
 
     def init(self, producer: str) -> int:
-        """`init_transactions`: settles what this transactional id has open; the epoch that counts from now on."""
+        """`init_transactions`: settles what this transactional id has open. The epoch that counts from now on."""
         transaction = self.transactions.get(producer)
         if transaction is not None:
             if transaction.committed is None:
@@ -211,7 +211,7 @@ class Broker:
         self.group.check(metadata)
 
     def request_commit(self, producer: str, epoch: int) -> Transaction:
-        """The client has asked; `handle` is when the coordinator acts on it, perhaps after the client's death."""
+        """The client has asked. `handle`: the coordinator acts on it, perhaps after the client's death."""
         if self.epochs[producer] != epoch:
             raise Fenced("INVALID_PRODUCER_EPOCH")
         transaction = self.transactions[producer]

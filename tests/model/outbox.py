@@ -1,11 +1,24 @@
-"""O"""
+"""The outbox's steps: what is finished is committed, one transaction at a time.
+
+    take a pair and its grants' content · flush · send offsets · commit · its answer · write the view · tell
+
+The order is the protocol. Flushed before the offsets: what passed the fence lies in the logs, where the next owner
+of a slot waits for it. The view after the answer: it is never ahead of Kafka. Told after the view: until the view
+knows a key, the table in flight does.
+"""
+
+from typing import Any
+
+from tests.model.cell import Cell, Completion, Grant, Stage, Tracker, looked_up
+from tests.model.kafka import Fenced, Refused
+
 
 def commit_step(cell: Cell) -> bool:
     """The next step of the outbox."""
-    if write_rest(cell):
+    if cell.write_rest():
         return True
     try:
-        return OUTBOX[cell.rules.view_before_told][cell.step](cell)
+        return STEPS[cell.rules.view_before_told][cell.step](cell)
     except Refused:
         cell.broker.abort(cell.identity, cell.epoch)
         begin_anew(cell)
@@ -54,8 +67,7 @@ def send_one(cell: Cell) -> bool:
     partition, value, grant = cell.queue.pop(0)
     offset, time = cell.broker.append(cell.identity, cell.epoch, partition, value)
     if type(value) is Completion:
-        key = value.key if cell.rules.tenant_in_key else value.key[1]
-        cell.completed.append((grant, key, offset, time))
+        cell.completed.append((grant, looked_up(cell.rules, value.key), offset, time))
     return True
 
 
@@ -102,7 +114,7 @@ def answer(cell: Cell) -> bool:
 
 def commit_times_out(cell: Cell) -> bool:
     """No answer: it may be committed, or be so yet. Only the successor's `init_transactions` can know."""
-    if cell.step != 4:
+    if cell.step != ANSWER:
         return False
     if cell.rules.ambiguous_is_fatal:
         raise Fenced("TIMED_OUT")
@@ -112,7 +124,7 @@ def commit_times_out(cell: Cell) -> bool:
 
 
 def write(cell: Cell) -> bool:
-    """Into the view: keys and position, in one batch. Not of a lost grant: its view may be dropped by now."""
+    """Into the view, keys and position in one batch. Not of a lost grant: its view may be dropped by now."""
     written: dict[Grant, tuple[dict[Any, int], int]] = {}
     for grant, key, offset, time in cell.completed:
         keys, _ = written.get(grant, ({}, 0))
@@ -120,7 +132,7 @@ def write(cell: Cell) -> bool:
         written[grant] = (keys, offset + 1)
     for grant, (keys, position) in written.items():
         if not grant.gone or not cell.rules.view_names_grant:
-            put(cell, grant.slot, keys, position)
+            cell.put(grant.slot, keys, position)
     cell.completed.clear()
     cell.step += 1
     return True
@@ -158,33 +170,6 @@ def fail_if_told(cell: Cell) -> None:
         raise Refused("abortable error")
 
 
-def put(cell: Cell, slot: int, keys: dict[Any, int], position: int) -> None:
-    view = cell.disk.views.setdefault(slot, View())
-    if not cell.rules.position_with_keys:
-        view.position = position
-        cell.unwritten.append((slot, keys, position))
-    elif not cell.rules.keys_with_position:
-        view.keys.update(keys)
-        cell.unwritten.append((slot, {}, position))
-    else:
-        view.keys.update(keys)
-        view.position = position
-
-
-def write_rest(cell: Cell) -> bool:
-    """The second batch, of an implementation that writes in two."""
-    if not cell.unwritten:
-        return False
-    slot, keys, position = cell.unwritten.pop(0)
-    view = cell.disk.views.setdefault(slot, View())
-    view.keys.update(keys)
-    view.position = position
-    return True
-
-
-_BEGIN = (Cell.take, Cell.flush, Cell.send_offsets, Cell.commit, Cell.answer)
-OUTBOX = {
-    True: (*_BEGIN, Cell.write, Cell.tell, Cell.rest),
-    False: (*_BEGIN, Cell.tell, Cell.write, Cell.rest),
-}
-GRANT = (Cell.watermarks, Cell.wait, Cell.read_progress, Cell.await_claim, Cell.catch_up)
+_BEGIN = (take, flush, send_offsets, commit, answer)
+STEPS = {True: (*_BEGIN, write, tell, rest), False: (*_BEGIN, tell, write, rest)}  # by `view_before_told`
+ANSWER = _BEGIN.index(answer)  # at this step the commit is on its way and not answered

@@ -1,7 +1,7 @@
 """The rules of the protocol, by name. `ALL.without("fence")` is the protocol with one of them left out.
 
-`NEEDED` are those without which some schedule loses an event or completes one twice (or, `claim`, holds a slot up).
-`COSTS_ONLY` are those whose absence the model finds no fault with: they save work, or make verdicts repeatable.
+`NEEDED`: without it some schedule loses an event or completes one twice (or, without `claim`, holds a slot up).
+`COSTS_ONLY`: the model finds no fault without it; it saves work, or makes verdicts repeatable.
 """
 
 from dataclasses import dataclass, fields, replace

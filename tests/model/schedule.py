@@ -1,17 +1,18 @@
 """A schedule: what `choose` answers, from the size of the world to the last action. How one is run.
 
 Most actions are a single step of a single cell, some are several, some disturb. Then all disturbances end,
-everything drains, and the checker looks. Half of the schedules then start every cell once more without its views,
-drain, and look again: what Kafka holds must be enough.
+everything drains, and the checker looks. Half of the schedules then start every cell once more, without its
+views, drain, and look again: what Kafka holds must be enough.
 """
 
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tests.model import grants, outbox, worker
 from tests.model.kafka import Choose
 from tests.model.rules import ALL, Rules
-from tests.model.world import Machine, World
+from tests.model.world import Machine, Step, World
 
 Action = Callable[[World, Machine], object]
 
@@ -61,7 +62,9 @@ def run(choose: Choose, rules: Rules, *, tracing: bool) -> Outcome:
             WORK[choose(work)](world, machine)
         else:
             if choose(2):
-                world.step(machine, "commit_step", choose(8))  # where troubles hurt: in the midst of a commit
+                world.step(
+                    machine, outbox.commit_step, choose(8)
+                )  # where troubles hurt: in the midst of a commit
             TROUBLE[choose(trouble)](world, machine)
     faults = world.heal()
     if not faults and choose(2):
@@ -70,8 +73,8 @@ def run(choose: Choose, rules: Rules, *, tracing: bool) -> Outcome:
     return Outcome(faults, len(world.sent), world.crashes, world.fenced, world.trace)
 
 
-def step(name: str, most: int = 1) -> Action:
-    return lambda world, machine: world.step(machine, name, most)
+def step(of: Step, most: int = 1) -> Action:
+    return lambda world, machine: world.step(machine, of, most)
 
 
 def around(act: Callable[[World], object]) -> Action:
@@ -86,16 +89,16 @@ WORK = weighted(
     (1, World.round),
     (1, World.get_going),
     (5, around(World.send)),
-    (3, step("poll")),
-    (1, step("release")),
-    (2, step("grant_step")),
-    (1, step("grant_step", 6)),
-    (4, step("read")),
-    (1, step("read", 4)),
-    (4, step("end_run")),
-    (6, step("commit_step")),
-    (3, step("commit_step", 3)),
-    (1, step("send_one")),
+    (3, step(worker.poll)),
+    (1, step(worker.release)),
+    (2, step(grants.grant_step)),
+    (1, step(grants.grant_step, 6)),
+    (4, step(worker.read)),
+    (1, step(worker.read, 4)),
+    (4, step(worker.end_run)),
+    (6, step(outbox.commit_step)),
+    (3, step(outbox.commit_step, 3)),
+    (1, step(outbox.send_one)),
     (1, around(World.mark_one)),
     (1, around(World.handle)),
     (1, World.restart),

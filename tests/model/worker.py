@@ -1,6 +1,30 @@
-"""W"""
+"""The worker's steps: poll the group, read, judge, let runs end. It alone touches the consumer.
 
-def poll(cell: Cell, choose: Choose) -> bool:
+What is decided here is content of a grant, and waits there until it is committed. What a revoked or lost grant still
+has is dropped: its records are unfinished in progress, so the next owner reads them again.
+"""
+
+from typing import Any
+
+from tests.model.cell import (
+    WINDOW,
+    Cell,
+    Completion,
+    Grant,
+    Item,
+    Pair,
+    Run,
+    Stage,
+    Tracker,
+    View,
+    from_any,
+    kept,
+    looked_up,
+)
+from tests.model.kafka import Fenced, Metadata, Partition, Record
+
+
+def poll(cell: Cell) -> bool:
     """Learn what the group has decided since, and hand the outbox a new pair."""
     group = cell.broker.group
     changed = False
@@ -8,7 +32,7 @@ def poll(cell: Cell, choose: Choose) -> bool:
         if cell.joined and cell.identity in group.members:
             raise Fenced("FENCED_INSTANCE_ID")
         for grant in list(cell.grants.values()):
-            drop(cell, grant, choose)
+            drop(cell, grant)
         cell.member = group.join(cell.identity)
         cell.joined = changed = True
         cell.generation = -1
@@ -16,18 +40,18 @@ def poll(cell: Cell, choose: Choose) -> bool:
         cell.generation = group.generation
         changed = True
         for slot in range(group.slots):
-            learn(cell, slot, group.owner[slot], group.target[slot], choose)
+            learn(cell, slot, group.owner[slot], group.target[slot])
     instance = cell.identity if cell.rules.static_membership else None
     metadata = Metadata(cell.identity, instance, cell.member, cell.generation)
     cell.pair = Pair(metadata, tuple(cell.grants.values()))
     return changed
 
 
-def learn(cell: Cell, slot: int, owner: str | None, target: str | None, choose: Choose) -> None:
+def learn(cell: Cell, slot: int, owner: str | None, target: str | None) -> None:
     grant = cell.grants.get(slot)
     if owner != cell.identity:
         if grant is not None:
-            drop(cell, grant, choose)
+            drop(cell, grant)
     elif target != cell.identity:
         if grant is not None:
             grant.revoked = True
@@ -37,20 +61,20 @@ def learn(cell: Cell, slot: int, owner: str | None, target: str | None, choose: 
         cell.grants[slot] = Grant(slot)
 
 
-def release(cell: Cell, choose: Choose) -> bool:
+def release(cell: Cell) -> bool:
     """Give back what was asked back. What is not committed by now is dropped: the next owner reads it again.
 
     The pair that the outbox holds still names these grants, until the next poll.
     """
     revoked = [grant for grant in cell.grants.values() if grant.revoked]
     for grant in revoked:
-        drop(cell, grant, choose)
+        drop(cell, grant)
         if cell.broker.group.members.get(cell.identity) == cell.member:
             cell.broker.group.give_back(cell.identity, grant.slot)
     return bool(revoked)
 
 
-def drop(cell: Cell, grant: Grant, choose: Choose) -> None:
+def drop(cell: Cell, grant: Grant) -> None:
     grant.gone = True
     del cell.grants[grant.slot]
     if not cell.rules.answers_name_grant:
@@ -60,11 +84,11 @@ def drop(cell: Cell, grant: Grant, choose: Choose) -> None:
     else:
         grant.content.clear()
     grant.runs.clear()
-    if choose(2):
+    if cell.choose(2):
         cell.disk.views.pop(grant.slot, None)  # keys and position in one range delete
 
 
-def read(cell: Cell, choose: Choose) -> bool:
+def read(cell: Cell) -> bool:
     """The next record of any input of a slot that runs."""
     inputs = [
         (grant, index)
@@ -72,7 +96,7 @@ def read(cell: Cell, choose: Choose) -> bool:
         if grant.stage == Stage.RUNNING and not grant.revoked
         for index in range(len(grant.trackers))
     ]
-    return any(read_input(cell, grant, index) for grant, index in from_any(inputs, choose))
+    return any(read_input(cell, grant, index) for grant, index in from_any(inputs, cell.choose))
 
 
 def read_input(cell: Cell, grant: Grant, index: int) -> bool:
@@ -88,24 +112,23 @@ def read_input(cell: Cell, grant: Grant, index: int) -> bool:
         return False
     tracker.position += 1
     if offset not in tracker.done:
-        judge(cell, grant, tracker, offset, *record.value, record.time)
+        judge(cell, grant, tracker, offset, record)
     return True
 
 
-def judge(
-    cell: Cell, grant: Grant, tracker: Tracker, offset: int, event: Event, origin_time: int | None, time: int
-) -> None:
+def judge(cell: Cell, grant: Grant, tracker: Tracker, offset: int, record: Record) -> None:
+    """A dead letter, a forwarded copy, a duplicate (finished at once), or a run begins."""
     rules, topics = cell.rules, cell.topics
+    event, origin_time = record.value
     if event.key is None:
         grant.content.append(Item(((topics.dead_letters[grant.slot], event),), tracker, offset))
         return
-    if origin_time is not None and rules.origin_time:
-        time = origin_time
+    time = record.time if origin_time is None or not rules.origin_time else origin_time
     home = topics.home(event.tenant)
     if home != grant.slot and rules.forward_home:
         grant.content.append(forward(cell, tracker, offset, (topics.inbox[home], (event, time))))
         return
-    key = (event.tenant, event.key) if rules.tenant_in_key else event.key
+    key = looked_up(rules, (event.tenant, event.key))
     if known(cell, grant, key, time):
         grant.content.append(Item((), tracker, offset))
         return
@@ -140,7 +163,7 @@ def known(cell: Cell, grant: Grant, key: Any, time: int) -> bool:
     return time <= completed + WINDOW
 
 
-def end_run(cell: Cell, choose: Choose) -> bool:
+def end_run(cell: Cell) -> bool:
     """A run ends. That of an earlier grant ends into nothing: its record is somebody else's by now."""
     if cell.strays:
         end_stray(cell, cell.strays.pop())
@@ -148,8 +171,8 @@ def end_run(cell: Cell, choose: Choose) -> bool:
     grants = [grant for grant in cell.grants.values() if grant.runs]
     if not grants:
         return False
-    grant = grants[choose(len(grants))]
-    run = grant.runs.pop(choose(len(grant.runs)))
+    grant = grants[cell.choose(len(grants))]
+    run = grant.runs.pop(cell.choose(len(grant.runs)))
     grant.content.append(Item((completion(cell, run),), run.tracker, run.offset, run.key))
     return True
 
@@ -161,6 +184,8 @@ def completion(cell: Cell, run: Run) -> tuple[Partition, Completion]:
 
 def end_stray(cell: Cell, run: Run) -> None:
     grant = cell.grants.get(run.grant.slot)
-    for tracker in [] if grant is None else grant.trackers:
+    if grant is None:
+        return
+    for tracker in grant.trackers:
         if tracker.partition is run.tracker.partition:
-            grant.content.append(Item((completion(cell, run),), tracker, run.offset, run.key))  # type: ignore[union-attr]
+            grant.content.append(Item((completion(cell, run),), tracker, run.offset, run.key))

@@ -1,15 +1,19 @@
 """Machines, disks and producers; what disturbs them; and calm, in which everything drains.
 
-All that a disturbance can do is a method here: a crash, an expired session, a transaction's time-out, a slot that
-moves, a lost or an old disk, two processes with one identity, a clock that jumps. `schedule` says how often.
+Every disturbance is a method here: a crash, an expired session, a transaction's time-out, a slot that moves, a lost
+or an old disk, two processes with one identity, a clock that jumps. `schedule` says how often.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tests.model import grants, outbox, worker
 from tests.model.cell import KEPT, WINDOW, Cell, Disk, Event, Topics, kept
 from tests.model.checker import check, unfinished
 from tests.model.kafka import Broker, Choose, Fenced, Group, Partition, Record
 from tests.model.rules import Rules
+
+Step = Callable[[Cell], bool]
 
 ROUNDS = 40  # of calm; what isn't finished after them is stuck
 
@@ -63,28 +67,28 @@ class World:
 
     # One step of one cell
 
-    def step(self, machine: Machine, name: str, most: int = 1) -> bool:
+    def step(self, machine: Machine, step: Step, most: int = 1) -> bool:
         """Up to `most` such steps; whether any did something. A fatal error ends the process."""
-        done = 0
-        while done < most and machine.cell is not None:
-            method = getattr(machine.cell, name)
+        cell = machine.cell
+        if cell is None:
+            return False
+        for done in range(most):
             try:
-                if not (method() if name in WITHOUT_CHOICE else method(self.choose)):
-                    break
+                if not step(cell):
+                    return done > 0
             except Fenced as fenced:
-                self.note(machine, f"{name}: {fenced}, the process ends")
+                self.note(machine, f"{step.__name__}: {fenced}, the process ends")
                 machine.cell = None
                 self.fenced += 1
                 return True
-            done += 1
-            if self.tracing and machine.cell is not None:
-                self.note(machine, f"{name}{describe(machine.cell)}")
-        return done > 0
+            if self.tracing:
+                self.note(machine, f"{step.__name__}{describe(cell)}")
+        return most > 0
 
     def start(self, machine: Machine) -> bool:
         if machine.cell is not None:
             return False
-        machine.cell = Cell(self.broker, self.topics, self.rules, machine.disk, self.last_ready)
+        machine.cell = Cell(self.broker, self.topics, self.rules, machine.disk, self.choose, self.last_ready)
         self.note(machine, "starts")
         return True
 
@@ -92,10 +96,10 @@ class World:
         """All that a cell does while nothing disturbs it."""
         worked = [
             self.get_going(machine),
-            self.step(machine, "release", 2),
-            self.step(machine, "read", 50),
-            self.step(machine, "end_run", 50),
-            self.step(machine, "commit_step", 20),
+            self.step(machine, worker.release, 2),
+            self.step(machine, worker.read, 50),
+            self.step(machine, worker.end_run, 50),
+            self.step(machine, outbox.commit_step, 20),
         ]
         return any(worked)
 
@@ -103,10 +107,10 @@ class World:
         """Until the slots that it has been granted run; what it has pending is committed on the way."""
         worked = [
             self.start(machine),
-            self.step(machine, "poll"),
-            self.step(machine, "grant_step", 12),
-            self.step(machine, "commit_step", 20),
-            self.step(machine, "grant_step", 12),
+            self.step(machine, worker.poll),
+            self.step(machine, grants.grant_step, 12),
+            self.step(machine, outbox.commit_step, 20),
+            self.step(machine, grants.grant_step, 12),
         ]
         return any(worked)
 
@@ -128,7 +132,7 @@ class World:
     # Disturbances, and what goes on around the cells
 
     def send(self) -> None:
-        """A producer sends: half of the time an event that was sent before, one in four with another partitioner."""
+        """A producer sends: half of the time what was sent before, one time in three with another partitioner."""
         choose, clock, topics = self.choose, self.broker.clock, self.topics
         tenant, key = choose(3), choose(2)
         if self.sent and choose(2):
@@ -162,13 +166,13 @@ class World:
         if machine.disk.identity in group.members:
             group.expire(machine.disk.identity)
             self.note(machine, "its session expires")
-            self.step(machine, "poll")
+            self.step(machine, worker.poll)
             if self.choose(2):
                 group.rebalance(self.choose, move=False)
-                self.step(machine, "poll")
+                self.step(machine, worker.poll)
 
     def leave_behind(self, machine: Machine) -> None:
-        """It stands still, misses its session, and the others go on without it: from now on it is a zombie."""
+        """It stands still, misses its session, and the others go on without it: it is a zombie now."""
         if machine.cell is not None and machine.disk.identity in self.broker.group.members:
             self.broker.group.expire(machine.disk.identity)
             self.note(machine, "its session expires, the others go on")
@@ -177,8 +181,8 @@ class World:
     def hand_over(self, machine: Machine) -> None:
         """It is asked for a slot, gives it back, stays a member, and the others go on."""
         self.rebalance()
-        self.step(machine, "poll")
-        self.step(machine, "release")
+        self.step(machine, worker.poll)
+        self.step(machine, worker.release)
         self.others_go_on(machine)
 
     def others_go_on(self, machine: Machine) -> None:
@@ -190,13 +194,13 @@ class World:
 
     def leave_unanswered(self, machine: Machine) -> None:
         """Its commit, if it has something to commit, is decided or not, but not answered."""
-        for _ in range(4):
-            if machine.cell is not None and machine.cell.step < 4:
-                self.step(machine, "commit_step")
-        if machine.cell is not None and machine.cell.step == 4:
+        for _ in range(outbox.ANSWER):
+            if machine.cell is not None and machine.cell.step < outbox.ANSWER:
+                self.step(machine, outbox.commit_step)
+        if machine.cell is not None and machine.cell.step == outbox.ANSWER:
             if self.choose(2):
                 self.handle()
-            self.step(machine, "commit_times_out")
+            self.step(machine, outbox.commit_times_out)
 
     def mark_one(self) -> None:
         decided = [each for each in self.broker.transactions.values() if each.committed is not None]
@@ -266,7 +270,7 @@ class World:
     # The end
 
     def heal(self) -> list[str]:
-        """All disturbances end, everything drains; the faults. Nobody times a transaction out before he has to."""
+        """All disturbances end, everything drains; the faults. Transactions time out when nothing else helps."""
         seen = set()
         for machine in self.machines:
             if machine.disk.identity in seen:
@@ -289,7 +293,7 @@ class World:
         return any(not self.calm() for _ in range(ROUNDS))
 
     def held(self) -> list[str]:
-        """Slots that wait for nothing but the dead cell that ran them last: its open transaction could be ended."""
+        """Slots that wait for the dead cell that ran them last, and nothing else: it could be asked to let go."""
         faults = []
         for slot in range(self.topics.slots):
             logs = (self.topics.progress[slot], self.topics.completions[slot])
@@ -310,6 +314,3 @@ class World:
 def describe(cell: Cell) -> str:
     grants = " ".join(f"{g.slot}:{g.stage.name.lower()}{'!' * g.revoked}" for g in cell.grants.values())
     return f" -> generation {cell.generation}, slots [{grants}], outbox at {cell.step}"
-
-
-WITHOUT_CHOICE = frozenset({"commit_step", "send_one", "commit_times_out"})

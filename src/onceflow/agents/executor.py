@@ -1,9 +1,9 @@
 """Carries out calls with I/O: an asyncio loop in its own thread.
 
 The worker hands calls over and never waits; answers are collected and fetched by the inlet, so they reach the
-run the same way as everything else that happens to it. A call that raises, or outlasts its tool's time-out, is an
-answer like any other. Plain functions run in threads of their own: one that hangs keeps its thread until it
-returns, its run gets the time-out.
+run the same way as everything else that happens to it. A call that raises, or outlasts its tool's time-out,
+is an answer like any other. Plain functions run in threads of their own: one that hangs keeps its thread
+until it returns, its run gets the time-out.
 """
 
 import asyncio
@@ -14,8 +14,8 @@ from functools import partial
 from threading import Thread
 from typing import Any, NamedTuple
 
-from onceflow.errors import GiveUp
 from onceflow.agents.run import Answer, Machine, Raised, Returned, StartCall
+from onceflow.errors import GiveUp
 
 log = logging.getLogger(__name__)
 

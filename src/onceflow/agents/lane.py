@@ -1,8 +1,8 @@
 """A lane: one tenant's share of a cell, with its runs in flight and the events that wait for a turn.
 
-Like a run it is a state machine: happenings in, decisions out; the calls that its runs ask for go to whoever was
-given. A lane's snapshot is the cache of its runs' journals: after a crash a run whose event comes again from the same
-record, with the same version of its agent, goes on with it and skips finished steps.
+Like a run it is a state machine: happenings in, decisions out; the calls that its runs ask for go to whoever
+was given. A lane's snapshot is the cache of its runs' journals: after a crash a run whose event comes again
+from the same record, with the same version of its agent, goes on with it and skips finished steps.
 """
 
 from collections import OrderedDict, deque
@@ -184,7 +184,9 @@ class Lane:
                 self._drop(happening.grant)
             elif type(happening) is Settled:
                 done = happening.finished
-                self._journals = {k: journal for k, journal in self._journals.items() if not done(journal.record)}
+                self._journals = {
+                    k: journal for k, journal in self._journals.items() if not done(journal.record)
+                }
         while self._queue and self._capacity.take(self.tenant, len(self._runs)):
             self._begin(self._queue.popleft(), now_ms, calls, ended)
         if calls:

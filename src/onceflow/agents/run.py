@@ -2,13 +2,14 @@
 
     (state, happening) -> (state, effects)
 
-A happening is the run's begin or the answer to one of its calls; an effect is a call to start or the run's end. There
-is no I/O and no clock in it: who drives the machine says what time it is, starts the calls and brings the answers.
+A happening is the run's begin or the answer to one of its calls; an effect is a call to start or the run's
+end. There is no I/O and no clock in it: who drives the machine says what time it is, starts the calls and
+brings the answers.
 
-The agent is an async function, replayed from the run's journal: `run.call` returns a result on record without calling,
-and otherwise suspends the agent until the answer comes. Each call has a place (`3`, or `4.0.1` inside a `gather`), the same
-in every replay. The journal is a cache in this version (tools change nothing outside): an entry that doesn't fit
-the call at its place is left aside and the call is made anew.
+The agent is an async function, replayed from the run's journal: `run.call` returns a result on record without
+calling, and otherwise suspends the agent until the answer comes. Each call has a place (`3`, or `4.0.1`
+inside a `gather`), the same in every replay. The journal is a cache in this version (tools change nothing
+outside): an entry that doesn't fit the call at its place is left aside and the call is made anew.
 """
 
 import logging
@@ -101,7 +102,18 @@ Answer = Returned | Raised
 class Machine:
     """One run's state. `begin` once, then `answer` for each call that was started, until it has ended."""
 
-    __slots__ = ("_arguments", "_coroutine", "_handle", "_waiting", "agent", "effects", "ended", "journal", "now_ms", "token")
+    __slots__ = (
+        "_arguments",
+        "_coroutine",
+        "_handle",
+        "_waiting",
+        "agent",
+        "effects",
+        "ended",
+        "journal",
+        "now_ms",
+        "token",
+    )
 
     def __init__(self, agent: Agent[Any, Any], token: Any, journal: dict[str, Entry] | None = None) -> None:
         self.agent = agent
@@ -181,7 +193,11 @@ class Machine:
         call, tool = started.call, started.tool
         unit = random.Random(f"{call.key}/{call.attempt}").random()  # noqa: S311 (spreads load, no secret)
         delay_s = tool.retry.delay_s(call.attempt, unit)
-        if isinstance(answer, Raised) and isinstance(answer.error, RetryLater) and answer.error.after_s is not None:
+        if (
+            isinstance(answer, Raised)
+            and isinstance(answer.error, RetryLater)
+            and answer.error.after_s is not None
+        ):
             delay_s = max(delay_s, answer.error.after_s)
         deadline = _utc(self.now_ms) + timedelta(seconds=delay_s + tool.timeout_s)
         again = started._replace(
@@ -213,8 +229,8 @@ class Run:
     async def call(self, tool: Tool[Any, Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call a tool and return its result.
 
-        Raises CallFailed when the call failed for good, or the tool's own `Failed`. A `pure` tool runs at once; a `read`
-        tool is retried by its policy.
+        Raises CallFailed when the call failed for good, or the tool's own `Failed`. A `pure` tool runs at
+        once; a `read` tool is retried by its policy.
         """
         strand = self._strand
         place = strand.next()
@@ -258,7 +274,9 @@ class Run:
 
     def now(self) -> datetime:
         """The time, as a replay will see it again: UTC, to the millisecond."""
-        return _utc(int.from_bytes(self._recorded("now", lambda: self._machine.now_ms.to_bytes(8, "big")), "big"))
+        return _utc(
+            int.from_bytes(self._recorded("now", lambda: self._machine.now_ms.to_bytes(8, "big")), "big")
+        )
 
     def now_at(self) -> datetime:
         """The time of the happening that the run is working on; not recorded."""
@@ -280,7 +298,9 @@ class Run:
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger that names the run. A replay writes its lines again."""
-        return logging.LoggerAdapter(log, {"run": self.id, "tenant": self.tenant, "agent": self._machine.agent.name})
+        return logging.LoggerAdapter(
+            log, {"run": self.id, "tenant": self.tenant, "agent": self._machine.agent.name}
+        )
 
     def sleep(self, duration: timedelta | float) -> NoReturn:
         """Not yet: waits come with the ledger."""
@@ -382,7 +402,11 @@ def _entry(started: StartCall, answer: Answer) -> Entry | None:
     error = answer.error
     if isinstance(error, Failed):
         return Entry(*known, None, (error.code, error.message))
-    message = f"{tool.name}: {type(error).__name__}: {error}" if str(error) else f"{tool.name}: {type(error).__name__}"
+    message = (
+        f"{tool.name}: {type(error).__name__}: {error}"
+        if str(error)
+        else f"{tool.name}: {type(error).__name__}"
+    )
     if isinstance(error, GiveUp):
         return Entry(*known, None, ("call-failed", message))
     if started.call.attempt >= tool.retry.attempts:
@@ -422,8 +446,8 @@ def _call_key(run: Run, tool: Tool[Any, Any], place: str, digest: bytes) -> str:
 def _foreign_await(error: _ForeignAwait) -> RunFailed:
     return RunFailed(
         "agent-failed",
-        f"the agent awaited a {type(error.args[0]).__name__}, which isn't its run's: await only run.call, run.gather and "
-        "the run's waits, and put other I/O into a tool (a replay must be able to repeat every await)",
+        f"the agent awaited a {type(error.args[0]).__name__}, which isn't its run's: await only run.call, "
+        "run.gather and the run's waits, and put other I/O into a tool (a replay must be able to repeat every await)",
         "",
     )
 

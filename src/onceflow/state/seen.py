@@ -1,9 +1,9 @@
 """Dedup: was this event's run completed within the window, or is it in flight?
 
 Keys in flight are known from memory, completed ones from a view of `F.completions` in RocksDB. The view is
-written only from committed completions, keys and positions in atomic batches, positions last; so it is never ahead
-of Kafka, and what it lacks is read from there before a slot is served. A key is never remembered because it was
-*seen*: a crash between a duplicate and its first would then lose both.
+written only from committed completions, keys and positions in atomic batches, positions last; so it is never
+ahead of Kafka, and what it lacks is read from there before a slot is served. A key is never remembered
+because it was *seen*: a crash between a duplicate and its first would then lose both.
 
     family      seen/<first ms>/<end ms>      a time bucket of completions; dropped whole when too old
     key         slot (2 bytes, big-endian) · tenant · 00 · "k" · run key (16 bytes)         a run, or
@@ -11,14 +11,16 @@ of Kafka, and what it lacks is read from there before a slot is served. A key is
     value       time of the completion, ms (8 bytes, big-endian) [· run key, for an identity]
     default     "position/" · slot            where in F.completions the slot's view stands
 
-Times are the broker's: of a completion, the log-append time of its record; of an event, its record's, but no later
-than the broker's clock now and no earlier than what the view reaches back to plus the window. An event is a duplicate
-if its time is at most the window after the completion. So a wrong clock changes its own event only.
+Times are the broker's: of a completion, the log-append time of its record; of an event, its record's, but no
+later than the broker's clock now and no earlier than what the view reaches back to plus the window. An event
+is a duplicate if its time is at most the window after the completion. So a wrong clock changes its own event
+only.
 """
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
+
 import msgspec
 
 from onceflow.state.store import Store
@@ -120,7 +122,7 @@ class Seen:
             return found
         oldest = min(since)
         open_at = range(len(keys))
-        for first, end, family in self._buckets:
+        for _, end, family in self._buckets:
             if end <= oldest:
                 break
             hits = self._store.get_many(family, [keys[index] for index in open_at])

@@ -1,12 +1,12 @@
 """RocksDB as the views need it: column families made and dropped while running, atomic batches.
 
 A view is a copy of what Kafka holds. So nothing is synced to disk (the write-ahead log is on: a killed
-process loses nothing, a machine that loses power loses the tail together with the position that names it), and
-a store that can't be opened, or is of another format, is put aside and built anew from Kafka.
+process loses nothing, a machine that loses power loses the tail together with the position that names it),
+and a store that can't be opened, or is of another format, is put aside and built anew from Kafka.
 
 Detected: a damaged or missing file that RocksDB reports when it opens or reads. Not detected: a cut MANIFEST
-that opens with older contents (as a stale copy: the position in it is as old as the keys, so Kafka brings it up to date) unless keys are
-missing while the position is not.
+that opens with older contents (as a stale copy: the position in it is as old as the keys, so Kafka brings it
+up to date) unless keys are missing while the position is not.
 """
 
 import logging

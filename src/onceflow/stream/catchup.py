@@ -25,8 +25,9 @@ def read_to_end(
 ) -> Iterator[list[Message]]:
     """Yield batches of committed records from `starts` (None: the beginning) up to `ends`, both offsets.
 
-    Waits where a transaction is open below an end, and calls `stalled` with the seconds since the last progress. Stops early when it
-    is no longer `wanted`. The consumer must have `enable.partition.eof`, and be of no group's subscription.
+    Waits where a transaction is open below an end, and calls `stalled` with the seconds since the last
+    progress. Stops early when it is no longer `wanted`. The consumer must have `enable.partition.eof`, and be
+    of no group's subscription.
     """
     positions = {at: -1 if starts[at] is None else starts[at] for at in ends}
     waiting = {at for at, end in ends.items() if end > 0 and (positions[at] or 0) < end}

@@ -1,8 +1,9 @@
 """A cell's membership in its flow's consumer group: which slots it is granted, and which inputs it reads.
 
-The group subscribes to F.inbox alone; partition s assigned = slot s granted. All other inputs of a slot are added by
-`incremental_assign` once its grant is settled. Only the worker's thread touches the consumer. Nothing that can wait for Kafka or
-fail is done in the callbacks, but for one: on revoke, what is pending is committed first (bounded), while the slot is still ours.
+The group subscribes to F.inbox alone; partition s assigned = slot s granted. All other inputs of a slot are
+added by `incremental_assign` once its grant is settled. Only the worker's thread touches the consumer.
+Nothing that can wait for Kafka or fail is done in the callbacks, but for one: on revoke, what is pending is
+committed first (bounded), while the slot is still ours.
 """
 
 import logging
@@ -27,8 +28,8 @@ POLL_RECORDS = 4_000
 class Cell:
     """Owns the consumer, the grants and the inputs. The hooks are called inside `poll`.
 
-    `granted`: slots were assigned. `revoking`: they go in a moment; what is pending can still be committed under
-    the pair given. `lost`: they are gone (`live` is False), whether revoked or lost, with these inputs.
+    `granted`: slots were assigned. `revoking`: they go in a moment; what is pending can still be committed
+    under the pair given. `lost`: they are gone (`live` is False), whether revoked or lost, with these inputs.
     """
 
     def __init__(
@@ -132,7 +133,9 @@ class Cell:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if not partitions:
             return
-        consumer.incremental_assign([TopicPartition(p.topic, p.partition, OFFSET_BEGINNING) for p in partitions])
+        consumer.incremental_assign(
+            [TopicPartition(p.topic, p.partition, OFFSET_BEGINNING) for p in partitions]
+        )
         consumer.pause([TopicPartition(p.topic, p.partition) for p in partitions])
         grants = [Grant(p.partition) for p in partitions]
         self._grants |= {grant.slot: grant for grant in grants}
@@ -178,7 +181,8 @@ class _AwayLines:
         if time.monotonic() >= self._line_at:
             self._line_at = time.monotonic() + 10
             log.warning(
-                "Kafka is away; still trying", extra={"bootstrap_servers": self._servers, "cause": error.str()}
+                "Kafka is away; still trying",
+                extra={"bootstrap_servers": self._servers, "cause": error.str()},
             )
 
 
@@ -200,7 +204,9 @@ def record_error(cell: Cell, message: Message) -> None:
         log.debug("Kafka says", extra={"cause": error.str(), "topic": message.topic()})
 
 
-def _properties(flow: str, name: str, settings: Settings, on_error: Callable[[KafkaError], None]) -> dict[str, Any]:
+def _properties(
+    flow: str, name: str, settings: Settings, on_error: Callable[[KafkaError], None]
+) -> dict[str, Any]:
     session_ms = int(settings.session_timeout.total_seconds() * 1000)
     return {
         "fetch.wait.max.ms": 100,

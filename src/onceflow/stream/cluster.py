@@ -1,6 +1,7 @@
 """What a cell asks of Kafka beside reading and writing: topics, offsets, settings, members of a group.
 
-Each question waits for its answer up to a deadline; `patiently` asks again while Kafka is away and says so in the log.
+Each question waits for its answer up to a deadline; `patiently` asks again while Kafka is away and says so in
+the log.
 """
 
 import logging

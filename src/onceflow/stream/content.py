@@ -1,6 +1,5 @@
 """What the parts of a cell hand to each other: grants, inputs, and what a transaction is made of."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -42,7 +41,14 @@ class Input:
     )
 
     def __init__(
-        self, topic: str, partition: int, grant: Grant, *, topic_id: str, tenant: str = "", is_inbox: bool = False
+        self,
+        topic: str,
+        partition: int,
+        grant: Grant,
+        *,
+        topic_id: str,
+        tenant: str = "",
+        is_inbox: bool = False,
     ) -> None:
         self.topic = topic
         self.partition = partition

@@ -1,8 +1,8 @@
 """The dataflow: inlet → dedup → run_agents → outlet, and how Bytewax is made to run it.
 
-Items are coarse: (tenant, batch). The chain is short and ends in a FixedPartitionedSink, because Bytewax' recovery
-doesn't track the progress of other sinks. The source has one constant partition. Bytewax' recovery is a cache of journals: the
-inlet starts from Kafka's progress, whatever a snapshot says.
+Items are coarse: (tenant, batch). The chain is short and ends in a FixedPartitionedSink, because Bytewax'
+recovery doesn't track the progress of other sinks. The source has one constant partition. Bytewax' recovery
+is a cache of journals: the inlet starts from Kafka's progress, whatever a snapshot says.
 """
 
 import sys
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bytewax import operators as op
+from bytewax import run as bytewax_run
 from bytewax.dataflow import Dataflow
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from bytewax.operators import StatefulBatchLogic
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from bytewax.recovery import RecoveryConfig, init_db_dir
-from bytewax import run as bytewax_run
 
 from onceflow.agents.lane import Lane
 from onceflow.stream.inlet import Ends

@@ -1,9 +1,9 @@
 """Grants: what happens between "this slot is assigned to us" and the first event read from it.
 
 In this order, in the background, the slot's inputs paused meanwhile, other slots running:
-1. write nothing yet; read F.progress of the slot up to the high watermark seen now, and wait until that of F.completions
-   is stable: until the former owners' transactions are settled. A dead cell's is ended by `init_transactions`
-   with its transactional id, unless the group still lists that cell (a live one is never fenced so);
+1. write nothing yet; read F.progress of the slot up to the high watermark seen now, and wait until that of
+   F.completions is stable: until the former owners' transactions are settled. A dead cell's is ended
+   by `init_transactions` with its transactional id, unless the group still lists that cell (a live one is never fenced so);
 2. commit a progress record that names this cell;
 3. bring the view up to date from where it stands;
 4. start each input at its lowest unfinished record.
@@ -33,6 +33,7 @@ from onceflow.stream.topics import Names, inputs_of, slot_of_input, tenant_of
 log = logging.getLogger(__name__)
 
 DEAD_AFTER_S = 2.0  # how long a transaction may hold a slot back before its owner is asked for
+CLEAN_RECORDS = 10_000  # finished records of an inbox that make deleting them worth a request
 _LINE_EVERY_S = 5.0
 _CLAIM_S = 1.0
 
@@ -93,6 +94,7 @@ class Grants:
         self._news: SimpleQueue[News] = SimpleQueue()
         self._settled: dict[Grant, dict[Partition, str]] = {}  # grant -> its inputs' topic ids
         self._written: dict[Grant, dict[Partition, Progress]] = {}  # what F.progress held at the grant
+        self._cleaned: dict[int, int] = {}
         self._reader: Consumer | None = None
         self._closing = False
         self.failure: BaseException | None = None
@@ -132,6 +134,7 @@ class Grants:
                 self._work(self._next_tasks(max(0.0, look_at - time.monotonic())))
                 if time.monotonic() >= look_at:
                     self._look_for_topics()
+                    self._clean_inboxes()
                     look_at = time.monotonic() + refresh_s
         except KafkaAway as away:
             if not self._closing:
@@ -236,9 +239,7 @@ class Grants:
                 time.sleep(0.02)
         return written, {at: ends[at] for at in completions}
 
-    def _claim(
-        self, grants: list[Grant], written: Mapping[int, Mapping[Partition, Progress]]
-    ) -> list[Grant]:
+    def _claim(self, grants: list[Grant], written: Mapping[int, Mapping[Partition, Progress]]) -> list[Grant]:
         """Step 2: commit a progress record that names this cell; return the grants that hold."""
         inbox = self._cluster.topics([self._names.inbox])[self._names.inbox]
         firsts = self._cluster.first_offsets((inbox.name, grant.slot) for grant in grants)
@@ -268,7 +269,8 @@ class Grants:
             stands = self._seen.position(slot)
             if stands is not None and (stands.topic_id != self._completions_id or stands.offset > ends[at]):
                 log.warning(
-                    "the view of a slot belongs to another F.completions; it is built anew", extra={"slot": slot}
+                    "the view of a slot belongs to another F.completions; it is built anew",
+                    extra={"slot": slot},
                 )
                 self._seen.drop(slot)
                 stands = None
@@ -329,9 +331,8 @@ class Grants:
         if first > written.lowest:
             lost = unfinished_below(written, first)
             if lost:
-                input.blocked = (
-                    f"retention has deleted {lost} unfinished records (offsets {written.lowest} to {first - 1})"
-                )
+                gap = f"offsets {written.lowest} to {first - 1}"
+                input.blocked = f"retention has deleted {lost} unfinished records ({gap})"
             else:
                 input.next_offset = first
                 progress.passed(first)
@@ -377,6 +378,21 @@ class Grants:
             log.info("an input is new", extra={"topic": topic.name, "partition": partition})
         self._wake()
 
+    def _clean_inboxes(self) -> None:
+        """Delete the finished records of the inboxes, which have no retention of their own."""
+        done = {
+            (self._names.inbox, slot): offset
+            for slot, offset in dict(self._outbox.inboxes_done).items()
+            if offset >= self._cleaned.get(slot, 0) + CLEAN_RECORDS
+        }
+        if done:
+            try:
+                self._cluster.delete_records(done)
+            except (KafkaAway, KafkaException) as error:
+                log.debug("inboxes could not be cleaned; tried again soon", extra={"cause": str(error)})
+            else:
+                self._cleaned |= {slot: offset for (_, slot), offset in done.items()}
+
     def _consumer(self) -> Consumer:
         if self._reader is None:
             self._reader = Consumer(
@@ -414,9 +430,7 @@ class _Settling:
             return
         if time.monotonic() >= self._line_at:
             self._line_at = time.monotonic() + _LINE_EVERY_S
-            log.info(
-                "waiting for a former owner's open transaction", extra={"waited_s": round(seconds, 1)}
-            )
+            log.info("waiting for a former owner's open transaction", extra={"waited_s": round(seconds, 1)})
         members = self._cluster.members(self._flow)
         for owner in set(self._owners.values()) - {"", self._cell} - self._asked:
             if owner in members:

@@ -1,8 +1,9 @@
 """A cell's identity: a name in its state directory, the same for its whole life.
 
-It is the member's name in the consumer group and part of the transactional id, so a restart takes its slots back at once and
-ends its predecessor's open transaction. The recovery directory carries it too, so that journals are never
-read by another cell. Both directories are locked while the cell runs; the kernel frees the locks when it dies.
+It is the member's name in the consumer group and part of the transactional id, so a restart takes its slots
+back at once and ends its predecessor's open transaction. The recovery directory carries it too, so that
+journals are never read by another cell. Both directories are locked while the cell runs; the kernel frees the
+locks when it dies.
 """
 
 import fcntl

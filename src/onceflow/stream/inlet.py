@@ -1,9 +1,10 @@
 """The inlet: the one source through which everything that can happen to a tenant comes into the dataflow.
 
-Records of Kafka, answers of calls, slots granted or lost, turns of waiting lanes: all of it leaves here as (tenant,
-happenings). A record that is no event becomes a dead letter here, and an event whose tenant is at home in another slot
-is forwarded there; neither goes further. Here the flow is also bounded: a cell reads on only while few of its
-events are unfinished, and an input whose tenant's lane is full, or that is slow, is paused.
+Records of Kafka, answers of calls, slots granted or lost, turns of waiting lanes: all of it leaves here as
+(tenant, happenings). A record that is no event becomes a dead letter here, and an event whose tenant is at
+home in another slot is forwarded there; neither goes further. Here the flow is also bounded: a cell reads on
+only while few of its events are unfinished, and an input whose tenant's lane is full, or that is slow, is
+paused.
 """
 
 import logging
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 _HOLD_S = 0.5  # a cell that is full for longer pauses its inputs; until then it just doesn't poll
 _LOOK_EVERY_S = 0.1
 _POSITIONS_EVERY_S = 1.0
+_SHARE_OF_EVENTS = 10_000  # events over which the share of forwarded ones is taken
 
 
 class Ends(list[Finished]):
@@ -67,6 +69,7 @@ class Reading:
         self._full_since: float | None = None
         self._look_at = 0.0
         self._positions_at = 0.0
+        self._forwarded = _Share()
         self.unfinished = 0
         self.unfinished_bytes = 0
 
@@ -104,7 +107,9 @@ class Reading:
     def has_room(self) -> bool:
         """Whether the cell may read on."""
         limits = self._limits
-        full = self.unfinished >= limits.unfinished_per_cell or self.unfinished_bytes >= limits.unfinished_bytes
+        full = (
+            self.unfinished >= limits.unfinished_per_cell or self.unfinished_bytes >= limits.unfinished_bytes
+        )
         if not full:
             if self._full_since is not None:
                 self._full_since = None
@@ -155,6 +160,7 @@ class Reading:
         if count:
             self.unfinished += count
             self._read_at.append((time.monotonic(), count))
+            self._forwarded.count(count, sum(1 for end in ends if end.verdict == "forwarded"))
         return Poll(arrived, ends, [Reads(i, offsets, i.next_offset) for i, offsets in reads.items()])
 
     def look(self) -> list[Reads]:
@@ -270,6 +276,29 @@ class Reading:
                 return
             count -= events
             self._read_at.popleft()
+
+
+class _Share:
+    """Warns when many events are at home in another slot than they are read in."""
+
+    def __init__(self) -> None:
+        self._events = self._forwarded = 0
+        self._line_at = 0.0
+
+    def count(self, events: int, forwarded: int) -> None:
+        self._events += events
+        self._forwarded += forwarded
+        if self._events < _SHARE_OF_EVENTS:
+            return
+        if self._forwarded * 10 > self._events and time.monotonic() >= self._line_at:
+            self._line_at = time.monotonic() + 300
+            log.warning(
+                "many events are forwarded to another slot once: right, but twice the traffic. Producers with "
+                "librdkafka should set partitioner=murmur2_random and key by tenant; a shared topic's partitions "
+                "should be a multiple of the slots",
+                extra={"events": self._events, "forwarded": self._forwarded},
+            )
+        self._events = self._forwarded = 0
 
 
 class Doorbell:

@@ -1,7 +1,7 @@
 """What a cell writes: completions, dead letters, forwarded events; and how a completion is read back.
 
-All of them are records for one partition of one of the flow's topics. A value too large for its topic never blocks it: a
-completion becomes a failed one, a dead letter keeps the first part of what it is about.
+All of them are records for one partition of one of the flow's topics. A value too large for its topic never
+blocks it: a completion becomes a failed one, a dead letter keeps the first part of what it is about.
 """
 
 from collections.abc import Mapping
@@ -21,6 +21,7 @@ from onceflow.stream.topics import Names
 KEPT_BYTES = 64 << 10  # of a value that is too large
 DETAIL_BYTES = 16 << 10
 OURS = "onceflow-"
+_OVERHEAD_BYTES = 4_000  # attributes, our headers, the record's own frame
 CLOUDEVENTS_JSON: list[tuple[str, str | bytes | None]] = [("content-type", b"application/cloudevents+json")]
 
 
@@ -56,8 +57,12 @@ class Letters:
     def __init__(self, flow: str, names: Names, sizes: Mapping[str, int], value_bytes: int) -> None:
         self._names = names
         self._source = f"/onceflow/{flow}"
-        self._sizes = sizes
-        self._value_max = min(value_bytes, sizes[names.completions] - DETAIL_BYTES)
+        self._value_max = min(value_bytes, sizes[names.completions] - _OVERHEAD_BYTES)
+        self._forwarded_max = sizes[names.inbox] - _OVERHEAD_BYTES
+        share = (sizes[names.dead_letters] - _OVERHEAD_BYTES) // 4
+        self._letter_max = 2 * share  # value and headers, as they came
+        self._kept_max = min(KEPT_BYTES, share)
+        self._detail_max = min(DETAIL_BYTES, share)
         self._encode = msgspec.json.Encoder(enc_hook=_plain).encode
         self._time = (0, "")
         self._types: dict[str, tuple[str, str]] = {}
@@ -114,17 +119,17 @@ class Letters:
         kept = [(name, content) for name, content in headers or () if not name.startswith(OURS)]
         ours: list[tuple[str, str | bytes | None]] = [
             ("onceflow-reason", str(reason).encode()),
-            ("onceflow-detail", detail.encode("utf-8", "replace")[:DETAIL_BYTES]),
+            ("onceflow-detail", detail.encode("utf-8", "replace")[: self._detail_max]),
             ("onceflow-origin", (origin or f"{input.topic}/{input.partition}/{offset}").encode()),
             ("onceflow-tenant", tenant.encode()),
         ]
         if run:
             ours.append(("onceflow-run", run.encode()))
         size = len(value or b"") + sum(len(name) + len(content or b"") for name, content in kept)
-        if reason == Reason.TOO_LARGE or size > self._sizes[self._names.dead_letters] - 4 * DETAIL_BYTES:
+        if reason == Reason.TOO_LARGE or size > self._letter_max:
             ours.append(("onceflow-truncated", str(len(value or b"")).encode()))
-            value = None if value is None else value[:KEPT_BYTES]
-            kept = _first_headers(kept, KEPT_BYTES)
+            value = None if value is None else value[: self._kept_max]
+            kept = _first_headers(kept, self._kept_max)
         return Outgoing(self._names.dead_letters, slot, tenant.encode(), value, [*kept, *ours])
 
     def forwarded(
@@ -144,6 +149,19 @@ class Letters:
             ("onceflow-time", str(time_ms).encode()),
         ]
         kept = [(name, content) for name, content in headers or () if not name.startswith(OURS)]
+        size = len(value or b"") + len(kafka_key or b"") + sum(len(n) + len(c or b"") for n, c in kept)
+        if size > self._forwarded_max:
+            letter = self.dead_letter(
+                input,
+                offset,
+                value,
+                headers,
+                reason=Reason.TOO_LARGE,
+                detail=f"{size} bytes do not fit into {self._names.inbox}: raise its max.message.bytes",
+                tenant="",
+                slot=input.grant.slot,
+            )
+            return Finished(input, offset, "unusable", len(value or b""), (letter,))
         record = Outgoing(self._names.inbox, slot, kafka_key, value, [*kept, *ours])
         return Finished(input, offset, "forwarded", len(value or b""), (record,))
 
@@ -175,7 +193,12 @@ class Letters:
 
     def _end(self, arrived: Arrived, completion: Outgoing, letters: tuple[Outgoing, ...]) -> Finished:
         return Finished(
-            arrived.source, arrived.offset, "first", len(arrived.value or b""), (completion, *letters), arrived.seen
+            arrived.source,
+            arrived.offset,
+            "first",
+            len(arrived.value or b""),
+            (completion, *letters),
+            arrived.seen,
         )
 
 
@@ -192,7 +215,7 @@ def key_of_completion(value: bytes, slot: int, *, with_identity: bool) -> Key:
     )
 
 
-def identity_of(source: str, id: str) -> bytes:  # noqa: A002 (CloudEvents' name)
+def identity_of(source: str, id: str) -> bytes:
     """A digest of an event's source and id, without its content."""
     text = source.encode()
     return xxhash.xxh3_128_digest(len(text).to_bytes(4, "big") + text + id.encode())
@@ -214,9 +237,7 @@ def forwarding(headers: Headers) -> Forwarding | None:
     return Forwarding(origin.decode(), int(time_ms))
 
 
-def _first_headers(
-    headers: list[tuple[str, bytes | None]], size_max: int
-) -> list[tuple[str, bytes | None]]:
+def _first_headers(headers: list[tuple[str, bytes | None]], size_max: int) -> list[tuple[str, bytes | None]]:
     kept, size = [], 0
     for name, content in headers:
         size += len(name) + len(content or b"")

@@ -1,14 +1,16 @@
 """The outbox: everything that a cell decides leaves in one Kafka transaction at a time, on a thread of its own.
 
-A transaction holds only content of the grants in its pair, under that pair's group metadata, and is always made in this
-order: produce, flush with every delivery confirmed, send offsets (at least the inbox offset of each slot that it touches),
-commit. The order matters: the coordinator checks the group's generation when it takes the offsets, and a new
-owner of a slot reads up to the high watermark it finds after the rebalance; so a record still in the client's queue
-when the offsets are accepted could be sent, and committed, unseen by the new owner.
+A transaction holds only content of the grants in its pair, under that pair's group metadata, and is always
+made in this order: produce, flush with every delivery confirmed, send offsets (at least the inbox offset of
+each slot that it touches), commit. The order matters: the coordinator checks the group's generation when it
+takes the offsets, and a new owner of a slot reads up to the high watermark it finds after the rebalance; so a
+record still in the client's queue when the offsets are accepted could be sent, and committed, unseen by the
+new owner.
 
-Content is kept until it is committed. An abortable error: abort, wait for a new pair, send again what belongs to grants
-still held. A fatal or ambiguous one (fenced; commit or abort without an answer): the process ends with status 3 and
-its successor settles the transaction. After the commit the view is written, and then the inlet is told.
+Content is kept until it is committed. An abortable error: abort, wait for a new pair, send again what belongs
+to grants still held. A fatal or ambiguous one (fenced; commit or abort without an answer): the process ends
+with status 3 and its successor settles the transaction. After the commit the view is written, and then the
+inlet is told.
 """
 
 import logging
@@ -19,6 +21,7 @@ from typing import NamedTuple
 
 from confluent_kafka import TopicPartition
 
+from onceflow.errors import Fault
 from onceflow.state.seen import BrokerClock, Completed, Position, Seen
 from onceflow.stream.content import Committed, Finished, Grant, Input, Outgoing, Pair, Reads
 from onceflow.stream.progress import InputProgress, encode_progress, progress_key
@@ -30,6 +33,7 @@ log = logging.getLogger(__name__)
 BATCH_FULL = 10_000  # so many ends make waiting for more worth the whole commit interval
 _EXPIRE_EVERY_S = 60.0
 _NEW_PAIR_WITHIN_S = 1.0
+_PASSED_WAIT_S = 1.0
 _NO_PAIR = Pair(None, frozenset())
 
 Observe = Callable[[list[Finished], float], None]  # what was committed, and how many seconds it took
@@ -52,11 +56,12 @@ class Transaction(NamedTuple):
     pair_number: int
     finished: list[Finished]
     claims: list[Claim]
+    passed: set[Input]  # whose position has passed markers, and nothing else happened
     sequence: int  # of the last `put` in it
 
 
 class Outbox:
-    """The committer. `polled`, `put`, `revoke` and `flush` are called by the worker, `track` and `claim` by the grants."""
+    """The committer. The worker calls `polled`, `put`, `flush` and `close`, the grants `track`, `claim`, `retire`."""
 
     def __init__(
         self,
@@ -86,6 +91,8 @@ class Outbox:
         self._pair_number = 0
         self._pending: list[Finished] = []
         self._reads: list[Reads] = []
+        self._passed: set[Input] = set()
+        self._passed_at = 0.0
         self._claims: list[Claim] = []
         self._tracked: list[tuple[Input, InputProgress]] = []
         self._put_sequence = 0
@@ -94,6 +101,7 @@ class Outbox:
         self._urgent = False
         self._stopping = False
         self.failure: BaseException | None = None
+        self.inboxes_done: dict[int, int] = {}  # slot -> every inbox record below this offset is finished
 
         self._progress: dict[Input, InputProgress] = {}  # the committer's thread alone
         self._inboxes: dict[Grant, Input] = {}
@@ -107,13 +115,23 @@ class Outbox:
 
     # --- the worker's side ---
 
-    def polled(self, pair: Pair, reads: Iterable[Reads]) -> None:
-        """Take note of a poll: what is owned, and what was read. Before `put` of anything that came of it."""
+    def polled(self, pair: Pair, reads: Iterable[Reads], passed: Iterable[Reads] = ()) -> None:
+        """Take note of a poll: what is owned, and what was read. Before `put` of anything that came of it.
+
+        `passed`: inputs whose position has passed offsets without a record; committed soon, so that lag
+        reaches 0.
+        """
         with self._changed:
             if pair.grants != self._pair.grants or pair.metadata is not self._pair.metadata:
                 self._pair = pair
                 self._pair_number += 1
             self._reads.extend(reads)
+            for read in passed:
+                if not self._passed:
+                    self._passed_at = time.monotonic()
+                    self._changed.notify_all()
+                self._passed.add(read.input)
+                self._reads.append(read)
             if self._urgent:
                 self._changed.notify_all()
 
@@ -176,7 +194,9 @@ class Outbox:
             while (transaction := self._take()) is not None:
                 self._carry_out(transaction)
         except BaseException as failure:
-            log.debug("the outbox failed", exc_info=failure)  # the inlet raises it, and so it is reported once
+            log.debug(
+                "the outbox failed", exc_info=failure
+            )  # the inlet raises it, and so it is reported once
             with self._changed:
                 self.failure = failure
                 self._changed.notify_all()
@@ -196,6 +216,7 @@ class Outbox:
             pair, number, reads, tracked = self._pair, self._pair_number, self._reads, self._tracked
             new, self._pending = self._pending, []
             claims, self._claims = self._claims, []
+            passed, self._passed = self._passed, set()
             self._reads, self._tracked, self._urgent = [], [], False
             sequence = self._put_sequence
         self._track(pair, tracked)
@@ -206,17 +227,19 @@ class Outbox:
         kept = [end for end in self._kept if end.input.grant in owned]
         new = [end for end in new if end.input.grant in owned]
         self._settle_progress(new)
-        return Transaction(pair, number, kept + new, claims, sequence)
+        moved = {input for input in passed if input in self._progress}
+        return Transaction(pair, number, kept + new, claims, moved, sequence)
 
     def _due_in_s(self) -> float | None:
         """Seconds until a transaction is due, None if none is.
 
-        The more the last transaction held, the longer it pays to wait for more: at once when little is pending.
+        The more the last transaction held, the longer it pays to wait for more: at once when little is
+        pending.
         """
         if self._claims or self._urgent or self._kept or len(self._pending) >= BATCH_FULL:
             return 0.0
         if not self._pending:
-            return None
+            return self._passed_at + _PASSED_WAIT_S - time.monotonic() if self._passed else None
         wait_s = self._interval_s * min(1.0, self._last_size / BATCH_FULL)
         return self._first_pending_at + wait_s - time.monotonic()
 
@@ -240,21 +263,30 @@ class Outbox:
             self._progress[input].finish(finished)
 
     def _carry_out(self, transaction: Transaction) -> None:
-        pair, number, finished, claims, sequence = transaction
+        pair, number, finished, claims, passed, sequence = transaction
         owned = [claim for claim in claims if claim.grant in pair.grants]
-        if finished or owned:
+        if finished or owned or passed:
             started_at = time.monotonic()
-            written = {end.input for end in finished} | {claim.inbox for claim in owned}
+            written = {end.input for end in finished} | {claim.inbox for claim in owned} | passed
             touched = written | {self._inboxes[input.grant] for input in written}
             try:
                 delivered = self._transactions.commit(
                     self._records(finished, written), lambda: self._offsets(touched), pair.metadata
                 )
             except Refused as refusal:
-                log.info("a transaction was refused; its content is sent again", extra={"cause": str(refusal)})
+                if refusal.too_large:
+                    raise Fault(
+                        f"{refusal.topic} takes smaller records than when this cell started; a restart heeds its "
+                        "max.message.bytes"
+                    ) from refusal
+                log.info(
+                    "a transaction was refused; its content is sent again", extra={"cause": str(refusal)}
+                )
                 self._keep(finished, claims, number)
                 return
             self._remember(finished, delivered, time.monotonic() - started_at)
+            for grant in {input.grant for input in touched}:
+                self.inboxes_done[grant.slot] = self._progress[self._inboxes[grant]].lowest
         self._kept = []
         for claim in claims:
             claim.committed = claim.grant in pair.grants

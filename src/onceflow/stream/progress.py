@@ -17,6 +17,7 @@ committed transaction says, never what was read.
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import msgspec
 
@@ -124,17 +125,18 @@ class InputProgress:
         ahead = [(max(first, self.position), end) for first, end in self._ahead if end > self.position]
         ranges = [*_gaps(sorted(self.unfinished), self.position), *ahead]
         return Progress(
-            FORMAT, cell, self.topic_id, lowest, _run_lengths(lowest, ranges), msgspec.structs.replace(self.tally)
+            FORMAT,
+            cell,
+            self.topic_id,
+            lowest,
+            _run_lengths(lowest, ranges),
+            msgspec.structs.replace(self.tally),
         )
 
 
 def _gaps(unfinished: Sequence[int], end: int) -> list[tuple[int, int]]:
     """The ranges between ascending unfinished offsets, the last one up to `end`."""
-    ranges = [
-        (before + 1, offset)
-        for before, offset in zip(unfinished, unfinished[1:], strict=False)
-        if offset > before + 1
-    ]
+    ranges = [(before + 1, offset) for before, offset in pairwise(unfinished) if offset > before + 1]
     if unfinished and end > unfinished[-1] + 1:
         ranges.append((unfinished[-1] + 1, end))
     return ranges

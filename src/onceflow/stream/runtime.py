@@ -1,7 +1,8 @@
 """Everything that lives while a cell runs, put together; and what the operators of the dataflow do with it.
 
-Threads: the worker (Bytewax's; it alone touches the consumer, the lanes and dedup's table), the outbox, the grants, and
-the executor of calls. They hand values to each other through queues, and ring the worker's doorbell.
+Threads: the worker (Bytewax's; it alone touches the consumer, the lanes and dedup's table), the outbox, the
+grants, and the executor of calls. They hand values to each other through queues, and ring the worker's
+doorbell.
 """
 
 import logging
@@ -99,7 +100,9 @@ class Runtime:
         slots = cluster.patiently(lambda: existing_slots(self.flow, cluster, settings), stop=self._must_stop)
         self._slots = slots
         names = Names.of(self.flow)
-        sizes, span_ms, completions_id = cluster.patiently(lambda: _asked(cluster, names), stop=self._must_stop)
+        sizes, span_ms, completions_id = cluster.patiently(
+            lambda: _asked(cluster, names), stop=self._must_stop
+        )
         self.executor = Executor(self._doorbell.ring)
         window_ms = int(settings.dedup.window.total_seconds() * 1000)
         self._seen = Seen(Store.open(settings.state_dir / "seen"), window_ms=window_ms, span_ms=span_ms)
@@ -134,9 +137,7 @@ class Runtime:
         self._cell = Cell(
             self.flow, name, settings, granted=self._grants.assigned, revoking=self._revoking, lost=self._lost
         )
-        self._reading = Reading(
-            self._cell, settings, slots, self._routes, self._letters, self._waiting
-        )
+        self._reading = Reading(self._cell, settings, slots, self._routes, self._letters, self._waiting)
         self._is_open = True
         log.info("cell started", extra={"flow": self.flow, "cell_name": name, "slots": slots})
 
@@ -277,7 +278,7 @@ class Runtime:
         if not self._reading.has_room():
             return Ends()
         poll = self._reading.poll()
-        self.outbox.polled(self._cell.pair(), [*poll.reads, *passed])
+        self.outbox.polled(self._cell.pair(), poll.reads, passed)
         for tenant, arrived in poll.arrived.items():
             happenings.setdefault(tenant, []).extend(arrived)
         for tenant, lost in self._direct.items():  # slots that the poll took away
@@ -358,7 +359,9 @@ class Runtime:
 
     def _revoking(self, pair: Pair) -> None:
         if not self.stopping and not self.outbox.flush(REVOKE_S, pair):
-            log.warning("slots are revoked before all that was pending could be committed; it is done again elsewhere")
+            log.warning(
+                "slots are revoked before all that was pending could be committed; it is done again elsewhere"
+            )
 
     def _lost(self, grants: list[Grant], inputs: list[Input]) -> None:
         if self._closed:

@@ -1,7 +1,8 @@
 """The flow's topics: their names, how `prepare` makes them, and which inputs a slot reads.
 
-`F.*` have one partition per slot. A tenant's own topic belongs whole to the tenant's home slot; partition p of a shared
-topic to slot p % slots, so the slots must divide its partitions or most events are forwarded once.
+`F.*` have one partition per slot. A tenant's own topic belongs whole to the tenant's home slot; partition p
+of a shared topic to slot p % slots, so the slots must divide its partitions or most events are forwarded
+once.
 """
 
 import logging
@@ -42,7 +43,9 @@ class Names(NamedTuple):
     @classmethod
     def of(cls, flow: str) -> "Names":
         """The topics of this flow."""
-        return cls(*(f"{flow}.{part}" for part in ("inbox", "completions", "dead-letters", "ledger", "progress")))
+        return cls(
+            *(f"{flow}.{part}" for part in ("inbox", "completions", "dead-letters", "ledger", "progress"))
+        )
 
 
 def slots_for(shared: Iterable[int]) -> int:
@@ -91,8 +94,8 @@ def existing_slots(flow: str, cluster: Cluster, settings: Settings) -> int:
         )
     if settings.slots not in (None, slots):
         raise ConfigError(
-            f"ONCEFLOW_SLOTS is {settings.slots}, but {names.inbox} has {slots} partitions: the number of slots is fixed "
-            "for a flow's life. Leave ONCEFLOW_SLOTS out, or give the flow another name."
+            f"ONCEFLOW_SLOTS is {settings.slots}, but {names.inbox} has {slots} partitions: the number of slots is "
+            "fixed for a flow's life. Leave ONCEFLOW_SLOTS out, or give the flow another name."
         )
     return slots
 
@@ -135,7 +138,9 @@ def prepare(flow: str, cluster: Cluster, settings: Settings) -> list[str]:
     return done
 
 
-def start_from(flow: str, cluster: Cluster, settings: Settings, start: str, known: set[Partition]) -> list[str]:
+def start_from(
+    flow: str, cluster: Cluster, settings: Settings, start: str, known: set[Partition]
+) -> list[str]:
     """Write the progress of inputs that have none (`known` have some), so that they start at `start`."""
     if members := cluster.members(flow):
         raise ConfigError(
@@ -159,7 +164,9 @@ def start_from(flow: str, cluster: Cluster, settings: Settings, start: str, know
         producer.produce(names.progress, encode_progress(progress), progress_key(topic, partition), slot)
     if producer.flush(30) > 0:
         raise ConfigError("Kafka did not take the start positions within 30 s: try again")
-    return [f"{topic}/{partition} starts at {offset}" for (topic, partition), offset in sorted(offsets.items())]
+    return [
+        f"{topic}/{partition} starts at {offset}" for (topic, partition), offset in sorted(offsets.items())
+    ]
 
 
 def _time_ms(text: str) -> int:

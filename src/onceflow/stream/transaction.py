@@ -1,8 +1,9 @@
 """One Kafka transaction, always in this order: produce, flush with every delivery confirmed, send offsets, commit.
 
-Three ends: committed; refused, and aborted, so that the same content can be sent again; or a Fault, after which
-nobody in this process knows whether the transaction was committed: librdkafka (without KIP-890) may then apply an old
-answer to a new transaction, so the process must end, and its successor's `init_transactions` settles it.
+Three ends: committed; refused, and aborted, so that the same content can be sent again; or a Fault, after
+which nobody in this process knows whether the transaction was committed: librdkafka (without KIP-890) may
+then apply an old answer to a new transaction, so the process must end, and its successor's
+`init_transactions` settles it.
 """
 
 import logging
@@ -52,7 +53,8 @@ class Delivered:
                 self.error, self.error_topic = error, message.topic() or ""
         elif message.topic() == self.topic:
             partition, offset = message.partition(), message.offset()
-            assert partition is not None and offset is not None
+            assert partition is not None
+            assert offset is not None
             self.last[partition] = (offset, message.timestamp()[1])
 
 
@@ -90,7 +92,14 @@ class Transactions:
             while True:
                 try:
                     produce(
-                        record.topic, record.value, record.key, record.partition, confirm, None, 0, record.headers
+                        record.topic,
+                        record.value,
+                        record.key,
+                        record.partition,
+                        confirm,
+                        None,
+                        0,
+                        record.headers,
                     )
                     break
                 except BufferError:  # the client's queue is full: let it send some
