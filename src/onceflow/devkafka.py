@@ -229,9 +229,10 @@ def start(
                 )
             _wait_until_ready(broker, deadline)
             return broker
+        port = _choose_port(directory, port)
         installation = install(progress=progress)
-        deadline = time.monotonic() + timeout_s
-        broker = _launch(installation, directory, _choose_port(directory, port), settings, progress)
+        deadline = time.monotonic() + timeout_s  # anew: a download may take minutes
+        broker = _launch(installation, directory, port, settings, progress)
         try:
             _wait_until_ready(broker, deadline)
         except BaseException:  # Ctrl-C too: nobody would know of the process

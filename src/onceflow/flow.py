@@ -16,6 +16,7 @@ import threading
 import traceback
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +26,7 @@ from onceflow.config import Settings, load
 from onceflow.errors import ConfigError, Fault, OnceflowError
 from onceflow.observe.health import serve
 from onceflow.observe.telemetry import Metrics, setup_logging
+from onceflow.stream.cluster import KafkaAway
 from onceflow.stream.dataflow import build, initialise_recovery, launched_by_bytewax, run
 from onceflow.stream.runtime import Runtime
 
@@ -120,7 +122,7 @@ def take_over_process(flow: Flow) -> None:
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _Stop(flow.runtime))
-    sys.excepthook = _end_with_status
+    sys.excepthook = partial(_end_with_status, flow.runtime)
     # Events make many short-lived containers and no cycles: looking for cycles at the default pace costs a tenth.
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
@@ -142,20 +144,24 @@ class _Stop:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self._runtime.stopping:
-            os._exit(
-                0
-            )  # asked twice: nothing is lost, what was not committed is done again at the next start
+            # Asked twice: nothing is lost, what was not committed is done again at the next start.
+            os._exit(0)
         self._runtime.stop()
 
 
-def _end_with_status(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _end_with_status(
+    runtime: Runtime, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
     """End with the status of the error that Bytewax wraps; without this it would always be 1."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OnceflowError):
         cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, KafkaAway) and runtime.stopping:
+        log.info("ended before Kafka answered")
+        os._exit(0)
     if isinstance(cause, OnceflowError):
         log.error("%s", cause, extra={"exit_status": cause.exit_status})
-        if not isinstance(cause, (ConfigError, Fault)):
+        if not isinstance(cause, (ConfigError, Fault, KafkaAway)):
             traceback.print_exception(cause)
     else:
         traceback.print_exception(kind, error, trace)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import TopicPartition
 
+from onceflow import devkafka
 from tests.conftest import PrivateKafka
 from tests.crash.checker import Event
 from tests.crash.scene import OWN, Scene
@@ -88,6 +89,7 @@ def test_kafka_goes_away_and_comes_back_under_load(
                 private_kafka.stop()
             else:
                 private_kafka.send(signal.SIGKILL)
+            wait_until(lambda: devkafka.status(private_kafka.directory) is None, 20, "Kafka is gone")
             scene.say(f"Kafka is {how}")
             private_kafka.start()
             scene.say("Kafka is back")

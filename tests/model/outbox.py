@@ -56,7 +56,7 @@ def take(cell: Cell) -> bool:
                 low, above = tracker.position, frozenset()
             value = (tracker.partition.name, tracker.topic_id, low, above)
             cell.queue.append((cell.topics.progress[grant.slot], value, grant))
-    cell.step = 1
+    cell.step += 1
     return True
 
 
@@ -77,7 +77,7 @@ def flush(cell: Cell) -> bool:
     if cell.rules.flush_before_offsets:
         while send_one(cell):
             pass
-    cell.step = 2
+    cell.step += 1
     return True
 
 
@@ -88,7 +88,7 @@ def send_offsets(cell: Cell) -> bool:
         pair = cell.taken_with if cell.rules.pair_together else cell.pair
         assert pair is not None
         cell.broker.send_offsets(cell.identity, cell.epoch, pair.metadata)
-    cell.step = 3
+    cell.step += 1
     return True
 
 
@@ -96,7 +96,7 @@ def commit(cell: Cell) -> bool:
     while send_one(cell):
         pass
     cell.transaction = cell.broker.request_commit(cell.identity, cell.epoch)
-    cell.step = 4
+    cell.step += 1
     return True
 
 
@@ -108,7 +108,7 @@ def answer(cell: Cell) -> bool:
             break
     if cell.transaction is None or not cell.transaction.committed:
         raise Fenced("INVALID_PRODUCER_EPOCH")
-    cell.step = 5
+    cell.step += 1
     return True
 
 

@@ -53,12 +53,12 @@ def run(choose: Choose, rules: Rules, *, tracing: bool) -> Outcome:
     rare = (4, 10, 25)[choose(3)]  # one action in so many disturbs
     long = (1, 5, 20)[choose(3)]  # so many actions, about, of one machine while the others stand still
     machine = machines[0]
-    for _ in range(60 + choose(200) + choose(200)):
-        if not choose(4):
+    for _ in range(choose(256) + choose(256)):
+        if choose(4) == 3:
             broker.clock += 1
         if not choose(long):
             machine = machines[choose(count)]
-        if choose(rare):
+        if choose(rare) < rare - 1:
             WORK[choose(work)](world, machine)
         else:
             if choose(2):

@@ -137,8 +137,8 @@ class World:
         tenant, key = choose(3), choose(2)
         if self.sent and choose(2):
             tenant, key = (earlier := self.sent[choose(len(self.sent))]).tenant, earlier.key or 0
-        claimed = clock if choose(6) else clock + (-2 * WINDOW, 2 * WINDOW)[choose(2)]
-        event = Event(len(self.sent), tenant, key if choose(12) else None, claimed, clock)
+        claimed = clock if choose(6) < 5 else clock + (-2 * WINDOW, 2 * WINDOW)[choose(2)]
+        event = Event(len(self.sent), tenant, key if choose(12) < 11 else None, claimed, clock)
         if topics.home(tenant) == 0 and not choose(3):
             partition = topics.own
         elif choose(3):
@@ -151,7 +151,7 @@ class World:
 
     def rebalance(self) -> None:
         if self.broker.group.members:
-            self.broker.group.rebalance(self.choose, move=self.choose(2) == 0)
+            self.broker.group.rebalance(self.choose, move=self.choose(2) == 1)
             self.note(None, f"generation {self.broker.group.generation}: {self.broker.group.target}")
 
     def expire(self) -> None:
@@ -312,5 +312,6 @@ class World:
 
 
 def describe(cell: Cell) -> str:
-    grants = " ".join(f"{g.slot}:{g.stage.name.lower()}{'!' * g.revoked}" for g in cell.grants.values())
-    return f" -> generation {cell.generation}, slots [{grants}], outbox at {cell.step}"
+    following = outbox.STEPS[cell.rules.view_before_told][cell.step].__name__
+    slots = " ".join(f"{g.slot}:{g.stage.name.lower()}{'!' * g.revoked}" for g in cell.grants.values())
+    return f" -> generation {cell.generation}, slots [{slots}], next {following}"

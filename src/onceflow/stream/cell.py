@@ -86,6 +86,7 @@ class Cell:
 
     def drop(self, input: Input) -> None:
         """Stop reading an input that is gone."""
+        input.gone = True
         del self.inputs[input.topic, input.partition]
         if not input.blocked:
             self._consumer.incremental_unassign([TopicPartition(input.topic, input.partition)])

@@ -26,6 +26,7 @@ class Input:
 
     __slots__ = (
         "blocked",
+        "gone",
         "grant",
         "is_inbox",
         "next_offset",
@@ -62,6 +63,7 @@ class Input:
         self.unfinished_bytes = 0  # of their values
         self.paused = False
         self.slow_since: float | None = None
+        self.gone = False  # its topic was deleted
         self.blocked = ""  # why it isn't read until an operator acts; "" = it is
 
     def __repr__(self) -> str:

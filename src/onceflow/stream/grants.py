@@ -3,7 +3,8 @@
 In this order, in the background, the slot's inputs paused meanwhile, other slots running:
 1. write nothing yet; read F.progress of the slot up to the high watermark seen now, and wait until that of
    F.completions is stable: until the former owners' transactions are settled. A dead cell's is ended
-   by `init_transactions` with its transactional id, unless the group still lists that cell (a live one is never fenced so);
+   by `init_transactions` with its transactional id, unless the group still lists that cell (a live one is
+   never fenced so);
 2. commit a progress record that names this cell;
 3. bring the view up to date from where it stands;
 4. start each input at its lowest unfinished record.
@@ -29,6 +30,7 @@ from onceflow.stream.letters import key_of_completion
 from onceflow.stream.outbox import Claim, Outbox
 from onceflow.stream.progress import InputProgress, Progress, Skip, decode_progress
 from onceflow.stream.topics import Names, inputs_of, slot_of_input, tenant_of
+from onceflow.stream.transaction import FatalError
 
 log = logging.getLogger(__name__)
 
@@ -437,8 +439,10 @@ class _Settling:
                 continue
             self._asked.add(owner)
             log.info("ending the open transaction of a cell that is gone", extra={"former_owner": owner})
+            fatal = FatalError()
             producer = Producer(
                 {
+                    "error_cb": fatal,
                     **self._settings.kafka.properties(),
                     "transactional.id": transactional_id(self._flow, owner),
                     "retry.backoff.ms": 10,

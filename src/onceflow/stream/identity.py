@@ -10,6 +10,7 @@ import fcntl
 import os
 import re
 import secrets
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
@@ -21,16 +22,15 @@ _LOCK = "cell.lock"
 
 
 class Identity:
-    """A cell's name, and the locks on its directories until `release`."""
+    """A cell's name, and the locks on its directories: until `release`, or the end of the process."""
 
-    def __init__(self, name: str, locks: list[IO[str]]) -> None:
+    def __init__(self, name: str, locks: ExitStack) -> None:
         self.name = name
         self._locks = locks
 
     def release(self) -> None:
         """Free the directories for a successor in the same process."""
-        for lock in self._locks:
-            lock.close()
+        self._locks.close()
 
 
 def take_identity(state: Path, recovery: Path | None) -> Identity:
@@ -38,11 +38,16 @@ def take_identity(state: Path, recovery: Path | None) -> Identity:
 
     Raises ConfigError where another cell holds a directory or the two carry different identities.
     """
+    with ExitStack() as locks:
+        name = _lock_and_name(state, recovery, locks)
+        return Identity(name, locks.pop_all())
+
+
+def _lock_and_name(state: Path, recovery: Path | None, locks: ExitStack) -> str:
     directories = [state] if recovery is None else [state, recovery]
-    locks = []
     for directory in directories:
         directory.mkdir(parents=True, exist_ok=True)
-        locks.append(_lock(directory))
+        _lock(locks.enter_context((directory / _LOCK).open("a")), directory)
     found = {directory: name for directory in directories if (name := _read(directory)) is not None}
     names = set(found.values())
     if len(names) > 1:
@@ -55,11 +60,10 @@ def take_identity(state: Path, recovery: Path | None) -> Identity:
     for directory in directories:
         if directory not in found:
             _write(directory, name)
-    return Identity(name, locks)
+    return name
 
 
-def _lock(directory: Path) -> IO[str]:
-    file = (directory / _LOCK).open("a")
+def _lock(file: IO[str], directory: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -67,7 +71,6 @@ def _lock(directory: Path) -> IO[str]:
             f"{directory} is in use by another cell. Give each cell a state directory (ONCEFLOW_STATE_DIR) and a "
             "recovery directory (-r) of its own."
         ) from error
-    return file
 
 
 def _read(directory: Path) -> str | None:

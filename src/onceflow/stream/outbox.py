@@ -268,7 +268,10 @@ class Outbox:
         if finished or owned or passed:
             started_at = time.monotonic()
             written = {end.input for end in finished} | {claim.inbox for claim in owned} | passed
-            touched = written | {self._inboxes[input.grant] for input in written}
+            # A topic that was deleted has no offsets; its name may be another topic's by now.
+            written = {input for input in written if not input.gone}
+            touched = written | {self._inboxes[end.input.grant] for end in finished}
+            touched |= {self._inboxes[input.grant] for input in written}
             try:
                 delivered = self._transactions.commit(
                     self._records(finished, written), lambda: self._offsets(touched), pair.metadata
@@ -315,8 +318,8 @@ class Outbox:
 
     def _remember(self, finished: list[Finished], delivered: Delivered, took_s: float) -> None:
         """After the commit: the clock, the view, and then the inlet."""
-        if delivered.last:
-            self._clock.observe(max(time_ms for _, time_ms in delivered.last.values()))
+        if delivered.time_ms:
+            self._clock.observe(delivered.time_ms)
         now_ms = self._clock.now_ms() or 0
         with self._view_lock:
             completed, positions = [], {}

@@ -6,6 +6,7 @@ doorbell.
 """
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -31,7 +32,7 @@ from onceflow.stream.letters import Letters, identity_of
 from onceflow.stream.outbox import Outbox
 from onceflow.stream.progress import Skip
 from onceflow.stream.topics import RECORD_MAX_BYTES, Names, existing_slots
-from onceflow.stream.transaction import Transactions, fault
+from onceflow.stream.transaction import FatalError, Transactions, fault
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class Runtime:
         self.recovery = recovery  # set before `open`; Bytewax' recovery directory, if there is one
         self._is_open = False
         self._closed = False
+        self._ended = False  # by StopIteration, not by an error
         self._stop_by: float | None = None
         self.stopping = False
         self.lanes: dict[str, Lane] = {}
@@ -110,9 +112,10 @@ class Runtime:
         self._rejects = settings.dedup.conflict == "reject"
         self._judge = Judge(self._seen, clock, reject_conflicts=self._rejects)
         self._letters = Letters(self.flow, names, sizes, settings.limits.value_bytes)
-        producer = self._producer(name, min(sizes.values()))
+        fatal = FatalError()
+        producer = self._producer(name, min(sizes.values()), fatal)
         self.outbox = Outbox(
-            Transactions(producer, names.completions, settings.transaction_timeout.total_seconds()),
+            Transactions(producer, fatal, names, settings.transaction_timeout.total_seconds()),
             names,
             name,
             self._seen,
@@ -135,7 +138,7 @@ class Runtime:
             remaining=self._metrics.catchup_remaining.set,
         )
         self._cell = Cell(
-            self.flow, name, settings, granted=self._grants.assigned, revoking=self._revoking, lost=self._lost
+            self.flow, name, settings, granted=self._granted, revoking=self._revoking, lost=self._lost
         )
         self._reading = Reading(self._cell, settings, slots, self._routes, self._letters, self._waiting)
         self._is_open = True
@@ -150,17 +153,17 @@ class Runtime:
         if self._closed or not self._is_open:
             return
         self._closed = True
-        if self.stopping:
-            timeout_s = self._settings.transaction_timeout.total_seconds()
-            flushed = self.outbox.close(timeout_s)
-            if not flushed:
-                raise self.outbox.failure or Fault("the last commit took too long; a restart settles it")
-            self.executor.close()
-            self._grants.close()
-            self._cell.close()
-            self._seen.close()
-            self._identity.release()
-            log.info("cell stopped")
+        if not self._ended:
+            return  # an error is under way
+        if not self.outbox.close(self._settings.transaction_timeout.total_seconds()):
+            failure = self.outbox.failure or Fault("the last commit took too long; a restart settles it")
+            # Bytewax aborts the process when something is raised here, past the hook that gives the status.
+            sys.excepthook(type(failure), failure, failure.__traceback__)
+        self.executor.close()
+        self._grants.close()
+        self._cell.close()
+        self._seen.close()
+        log.info("cell stopped")  # the directories stay locked: Bytewax has yet to write its last snapshots
 
     def ready(self) -> str | None:
         """Why this cell does not serve events now; None if it does."""
@@ -348,14 +351,20 @@ class Runtime:
             log.info("stopping", extra={"runs_in_flight": self.capacity.in_flight, "grace_s": grace_s})
         if busy:
             return
-        if self.capacity.in_flight == 0:
-            raise StopIteration
-        if now > self._stop_by:
+        if self.capacity.in_flight > 0:
+            if now < self._stop_by:
+                return
             log.info(
                 "grace period over; runs in flight are abandoned and begin again at the next start",
                 extra={"runs_in_flight": self.capacity.in_flight},
             )
-            raise StopIteration
+        self._ended = True
+        raise StopIteration
+
+    def _granted(self, grants: list[Grant]) -> None:
+        # The outbox must know of the grants before the background thread may claim them.
+        self.outbox.polled(self._cell.pair(), ())
+        self._grants.assigned(grants)
 
     def _revoking(self, pair: Pair) -> None:
         if not self.stopping and not self.outbox.flush(REVOKE_S, pair):
@@ -425,7 +434,7 @@ class Runtime:
     def _must_stop(self) -> bool:
         return self.stopping
 
-    def _producer(self, name: str, record_max: int) -> Producer:
+    def _producer(self, name: str, record_max: int, fatal: FatalError) -> Producer:
         """The cell's transactional producer; taking it ends the open transaction of a predecessor."""
         settings = self._settings
         timeout_s = settings.transaction_timeout.total_seconds()
@@ -436,6 +445,7 @@ class Runtime:
                 "queue.buffering.max.messages": 2_000_000,
                 "queue.buffering.max.kbytes": 1 << 20,
                 **settings.kafka.properties(),
+                "error_cb": fatal,
                 "batch.size": min(_BATCH_BYTES, int(record_max * 0.9)),
                 "message.max.bytes": RECORD_MAX_BYTES,
                 "transactional.id": transactional_id(self.flow, name),

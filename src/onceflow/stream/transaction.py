@@ -15,6 +15,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer, Topic
 
 from onceflow.errors import Fault
 from onceflow.stream.content import Outgoing
+from onceflow.stream.topics import Names
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +35,17 @@ class Refused(Exception):  # noqa: N818
 
 
 class Delivered:
-    """Delivery reports of one transaction: for each partition of `topic`, the last offset and its time."""
+    """Delivery reports of one transaction: for each partition of `topic`, the last offset and its time.
 
-    __slots__ = ("confirmed", "error", "error_topic", "last", "topic")
+    `clock` is another topic with log-append times; `time_ms` is the last time seen in either.
+    """
 
-    def __init__(self, topic: str) -> None:
+    __slots__ = ("clock", "confirmed", "error", "error_topic", "last", "time_ms", "topic")
+
+    def __init__(self, topic: str, clock: str) -> None:
         self.topic = topic
+        self.clock = clock
+        self.time_ms = 0
         self.confirmed = 0
         self.last: dict[int, tuple[int, int]] = {}  # partition -> (offset, log-append time, ms)
         self.error: KafkaError | None = None
@@ -51,26 +57,47 @@ class Delivered:
         if error is not None:
             if self.error is None:
                 self.error, self.error_topic = error, message.topic() or ""
-        elif message.topic() == self.topic:
+            return
+        topic = message.topic()
+        if topic == self.topic:
             partition, offset = message.partition(), message.offset()
             assert partition is not None
             assert offset is not None
-            self.last[partition] = (offset, message.timestamp()[1])
+            self.time_ms = message.timestamp()[1]
+            self.last[partition] = (offset, self.time_ms)
+        elif topic == self.clock:
+            self.time_ms = message.timestamp()[1]
+
+
+class FatalError:
+    """The `error_cb` of a producer: keeps its fatal error.
+
+    Without one, confluent-kafka raises it out of whatever serves callbacks, into the delivery reports.
+    """
+
+    def __init__(self) -> None:
+        self.error: KafkaError | None = None
+
+    def __call__(self, error: KafkaError) -> None:
+        """Take an error; those that aren't fatal heal by themselves."""
+        if error.fatal():
+            self.error = error
 
 
 class Transactions:
     """Makes a cell's transactions with its producer. One thread at a time."""
 
-    def __init__(self, producer: Producer, completions: str, timeout_s: float) -> None:
+    def __init__(self, producer: Producer, fatal: FatalError, names: Names, timeout_s: float) -> None:
         self._producer = producer
-        self._completions = completions
+        self._fatal = fatal
+        self._names = names
         self._timeout_s = timeout_s
 
     def commit(
         self, records: Iterable[Outgoing], offsets: Callable[[], Sequence[TopicPartition]], metadata: Any
     ) -> Delivered:
         """Commit records and offsets together; raise Refused or Fault."""
-        delivered = Delivered(self._completions)
+        delivered = Delivered(self._names.completions, self._names.progress)
         try:
             self._producer.begin_transaction()
             sent = self._produce(records, delivered)
@@ -113,6 +140,8 @@ class Transactions:
         started_at = time.monotonic()
         late_s = _LATE_S
         while self._producer.flush(1.0) > 0 or delivered.confirmed < sent:
+            if self._fatal.error is not None:
+                raise fault("the transaction cannot go on", self._fatal.error)
             waited_s = time.monotonic() - started_at
             if waited_s > late_s:
                 late_s *= 2
