@@ -1,8 +1,8 @@
 """The command line: `onceflow`.
 
-A command prints its result on standard output and everything else on standard error. With `--json` the result is
-one JSON document. What goes wrong is one line on standard error that says the remedy, and the exit status:
-0 done as asked, 2 wrong usage or configuration, 3 a fault that a restart heals (Kafka away, for one).
+A command prints its result on standard output and everything else on standard error. With `--json` the
+result is one JSON document. What goes wrong is one line on standard error that says the remedy, and the exit
+status: 0 done as asked, 2 wrong usage or configuration, 3 a fault that a restart heals (Kafka away, for one).
 
 What takes long to import is imported by the commands that need it.
 """
@@ -33,6 +33,7 @@ app = typer.Typer(
     "Start with `onceflow demo`: it shows all of it on a real Kafka, within a minute.",
     epilog="Exit status: 0 done as asked; 2 wrong usage or configuration; 3 a fault that a restart heals.",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,  # a trace shows local values, and events must not be shown
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -40,8 +41,8 @@ app = typer.Typer(
 
 
 def _group(name: str, panel: str, explanation: str) -> typer.Typer:
-    group = typer.Typer(help=explanation, no_args_is_help=True, rich_markup_mode="markdown")
-    app.add_typer(group, name=name, rich_help_panel=panel)
+    group = typer.Typer(name=name, help=explanation, no_args_is_help=True, rich_markup_mode="markdown")
+    app.add_typer(group, rich_help_panel=panel)
     return group
 
 
@@ -89,8 +90,7 @@ def main() -> None:
 
 
 def _fail(message: str, status: int) -> None:
-    print(f"onceflow: {message}", file=sys.stderr)
-    sys.stderr.flush()
+    print(f"onceflow: {message}", file=sys.stderr, flush=True)
     sys.exit(status)
 
 
@@ -179,8 +179,8 @@ def show_config(
 ) -> None:
     """Every setting: its value, its unit, and where the value came from. Secrets are masked.
 
-    Settings come from `onceflow.toml` (or the file that ONCEFLOW_CONFIG names) and from the environment, which wins:
-    `ONCEFLOW_DEDUP__WINDOW` is `dedup.window`.
+    Settings come from `onceflow.toml` (or the file that ONCEFLOW_CONFIG names) and from the environment, which
+    wins: `ONCEFLOW_DEDUP__WINDOW` is `dedup.window`.
 
     Example: `onceflow config flows.clearledger --json`
     """
@@ -346,80 +346,28 @@ def demo(
 # --- what this version does not have ---
 
 
-@runs.command("list")
-def list_runs(flow: FlowName, as_json: AsJson = False) -> None:
-    """Runs in flight, waiting or parked (not yet in this version).
+def _not_yet(group: typer.Typer, name: str, arguments: str, explanation: str) -> None:
+    """A command of the public contract that ends with status 2 and says so, whatever it is given."""
 
-    Example: `onceflow runs list --flow clearledger`
-    """
-    raise NotYet("onceflow runs list")
+    def refuse(context: typer.Context) -> None:
+        raise NotYet(f"`{context.command_path}`")
 
-
-@runs.command("show")
-def show_run(
-    run_id: Annotated[str, typer.Argument(metavar="ID")], flow: FlowName, as_json: AsJson = False
-) -> None:
-    """A run's journal (not yet in this version).
-
-    Example: `onceflow runs show a78c26d09a35e4cb73d0255993ab7bce --flow clearledger`
-    """
-    raise NotYet("onceflow runs show")
+    group.command(
+        name,
+        help=f"{explanation} **Not yet** in this version.\n\n"
+        f"Example: `onceflow {group.info.name} {name} {arguments}--flow clearledger`",
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(refuse)
 
 
-@runs.command("resolve")
-def resolve_run(
-    run_id: Annotated[str, typer.Argument(metavar="ID")],
-    flow: FlowName,
-    result: Annotated[str, typer.Option(metavar="JSON", help="What the call came to.")] = "",
-    again: Annotated[bool, typer.Option("--again", help="Make the call again.")] = False,
-    fail: Annotated[bool, typer.Option("--fail", help="Let the run fail.")] = False,
-) -> None:
-    """Say how a parked run goes on (not yet in this version).
-
-    Example: `onceflow runs resolve a78c26d09a35e4cb73d0255993ab7bce --fail --flow clearledger`
-    """
-    raise NotYet("onceflow runs resolve")
-
-
-@runs.command("cancel")
-def cancel_run(run_id: Annotated[str, typer.Argument(metavar="ID")], flow: FlowName) -> None:
-    """End a run as failed, compensating what it did (not yet in this version).
-
-    Example: `onceflow runs cancel a78c26d09a35e4cb73d0255993ab7bce --flow clearledger`
-    """
-    raise NotYet("onceflow runs cancel")
-
-
-LetterPlaces = Annotated[
-    list[str] | None, typer.Argument(metavar="[AT]...", help="As `dead-letters list` shows them.")
-]
-
-
-@dead_letters.command("redrive")
-def redrive_dead_letters(flow: FlowName, at: LetterPlaces = None) -> None:
-    """Try failed runs anew (not yet in this version).
-
-    Example: `onceflow dead-letters redrive clearledger.dead-letters/3/17 --flow clearledger`
-    """
-    raise NotYet("onceflow dead-letters redrive")
-
-
-@dead_letters.command("discard")
-def discard_dead_letters(flow: FlowName, at: LetterPlaces = None) -> None:
-    """Let go of dead letters and what is kept for them (not yet in this version).
-
-    Example: `onceflow dead-letters discard clearledger.dead-letters/3/17 --flow clearledger`
-    """
-    raise NotYet("onceflow dead-letters discard")
-
-
-@inputs.command("accept-loss")
-def accept_loss(place: Annotated[str, typer.Argument(metavar="TOPIC/PARTITION")], flow: FlowName) -> None:
-    """Go on with an input whose unfinished records retention has deleted (not yet in this version).
-
-    Example: `onceflow inputs accept-loss events/3 --flow clearledger`
-    """
-    raise NotYet("onceflow inputs accept-loss")
+_RUN, _LETTER = "a78c26d09a35e4cb73d0255993ab7bce ", "clearledger.dead-letters/3/17 "
+_not_yet(runs, "list", "", "Runs in flight, waiting or parked.")
+_not_yet(runs, "show", _RUN, "A run's journal.")
+_not_yet(runs, "resolve", f"{_RUN}--result JSON|--again|--fail ", "Say how a parked run goes on.")
+_not_yet(runs, "cancel", _RUN, "End a run as failed, and compensate what it did.")
+_not_yet(dead_letters, "redrive", _LETTER, "Try failed runs anew.")
+_not_yet(dead_letters, "discard", _LETTER, "Let go of dead letters, and of what is kept for them.")
+_not_yet(inputs, "accept-loss", "events/3 ", "Go on with an input whose unfinished records are deleted.")
 
 
 # --- how it is shown ---
@@ -478,10 +426,8 @@ def _show_status(now: "Status", everything: bool) -> None:
     shown = len(now.slots) + len(now.inputs) if everything else LINES_SHOWN
     _print("", _cells_table(now, shown), "", _inputs_table(now, shown))
     if max(len(now.inputs), len(now.slots)) > shown:
-        _print(
-            "",
-            f"the {shown} with most to do of {len(now.slots)} slots and {len(now.inputs)} inputs; --all shows all",
-        )
+        whole = f"{len(now.slots)} slots and {len(now.inputs)} inputs"
+        _print("", f"of {whole}, the {shown} with most to do are shown: --all shows the rest")
 
 
 def _cells_table(now: "Status", shown: int) -> Table:
@@ -536,3 +482,7 @@ def _show_dead_letters(letters: Iterable["DeadLetter"], total: int, *, values: b
         _print("", f"the newest {len(found)} of {total:,}: --limit shows more")
     if not values:
         _print("", "--values shows what was sent")
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,8 @@ from onceflow.errors import Fault, OnceflowError
 FLOW_MODULE = "flows.clearledger"
 RESTARTS_ON = Fault.exit_status
 RESTARTS_MAX = 5
+END_S = 15.0  # a cell gives running calls 10 s to end
+STEP_S = 0.05  # how long each request to the simulated accounting service takes
 
 
 class CellProcess:
@@ -67,16 +69,19 @@ class CellProcess:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
-    def stop(self, timeout_s: float = 15.0) -> int | None:
-        """SIGTERM, and SIGKILL if that does not end it in time; its exit status (None: it never ran)."""
+    def ask_to_end(self) -> None:
+        """SIGTERM: end what runs, commit, and exit."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Wait for its end, and kill it if that does not come; its exit status (None: it never ran)."""
         if self._process is None:
             return None
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                self.kill()
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
         return self._process.returncode
 
     def _tail(self) -> str:
@@ -86,7 +91,7 @@ class CellProcess:
 def environment(config: Path) -> dict[str, str]:
     """The environment of the cells: the user's, but with the demo's settings instead of any others."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ONCEFLOW_")}
-    return {**kept, "ONCEFLOW_CONFIG": str(config), "PYTHONUNBUFFERED": "1", "CLEARLEDGER_DELAY_S": "0.02"}
+    return {**kept, "ONCEFLOW_CONFIG": str(config), "CLEARLEDGER_DELAY_S": str(STEP_S)}
 
 
 def where_flows_are() -> Path:
@@ -102,7 +107,7 @@ def where_flows_are() -> Path:
 
 def stop_all(cells: list[CellProcess]) -> dict[str, int | None]:
     """Ask all cells to end, at the same time, and wait; their exit statuses."""
-    deadline = time.monotonic() + 15.0
+    deadline = time.monotonic() + END_S
     for cell in cells:
         cell.ask_to_end()
-    return {cell.name: cell.stop(max(0.1, deadline - time.monotonic())) for cell in cells}
+    return {cell.name: cell.wait(max(0.1, deadline - time.monotonic())) for cell in cells}

@@ -19,6 +19,7 @@ from confluent_kafka import (
 )
 
 from onceflow.demo.day import Completion, Letter, Sent
+from onceflow.errors import OnceflowError
 
 _BATCH = 200
 
@@ -73,7 +74,7 @@ class Sending:
             )
             self.sent = index + 1
         if self._producer.flush(60) > 0:
-            raise TimeoutError("Kafka did not take all events within 60 s")
+            raise OnceflowError("Kafka did not take all events within 60 s")
 
     def _delivered(self, record: Sent) -> Callable[[KafkaError | None, Message], None]:
         def note(error: KafkaError | None, message: Message) -> None:
@@ -151,7 +152,7 @@ def read_all(servers: str, completions: str, letters: str, partitions: int) -> F
         while not reading.at_end:
             reading.read()
             if time.monotonic() > deadline:
-                raise TimeoutError("Kafka has not sent all completions within 60 s")
+                raise OnceflowError("Kafka has not sent all completions within 60 s")
     return reading.found
 
 

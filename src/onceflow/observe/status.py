@@ -1,8 +1,8 @@
 """What a flow's topics say of it: status, lag, owners, and its dead letters.
 
-All of it is read from Kafka, from any machine, whether cells run or not, and without disturbing them: a reader of its own
-that joins no group. `F.progress` says which records of an input are finished, the group who owns a slot now. Only
-what is committed counts, so the figures are exact as of the last commit, and seconds old at most.
+All of it is read from Kafka, from any machine, whether cells run or not, and without disturbing them: a reader
+of its own that joins no group. `F.progress` says which records of an input are finished, the group who owns a
+slot now. Only what is committed counts, so the figures are exact as of the last commit.
 """
 
 import base64

@@ -124,7 +124,7 @@ class Seen:
         open_at = range(len(keys))
         for _, end, family in self._buckets:
             if end <= oldest:
-                break
+                continue  # and not the last one: buckets of another width lie across after a change of the window
             hits = self._store.get_many(family, [keys[index] for index in open_at])
             if any(hits):
                 for index, value in zip(open_at, hits, strict=True):

@@ -13,6 +13,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -28,10 +29,13 @@ from rocksdict import (
     WriteOptions,
 )
 
+from onceflow.errors import Fault
+
 log = logging.getLogger(__name__)
 
 FORMAT = b"1"
 _FORMAT_KEY = b"format"
+_DAMAGED = "DAMAGED"  # a file that marks a store as not to be opened again
 
 
 class Store:
@@ -51,12 +55,15 @@ class Store:
     @classmethod
     def open(cls, path: Path) -> "Store":
         """Open the store, or put one that is damaged or of another format aside and begin an empty one."""
+        if (path / _DAMAGED).exists():
+            aside(path, "a damaged block was met while reading")
+            return cls._new(path)
         try:
             store = cls(path)
+            found = store.get(_FORMAT_KEY)
         except Exception as error:  # noqa: BLE001 (rocksdict raises plain Exception)
             aside(path, f"it cannot be opened: {error}")
             return cls._new(path)
-        found = store.get(_FORMAT_KEY)
         if found == FORMAT:
             return store
         if found is None and not store.families and next(store.scan(b""), None) is None:
@@ -93,12 +100,17 @@ class Store:
 
     def get(self, key: bytes) -> bytes | None:
         """Read one key of the default family."""
-        found: bytes | None = self._db.get(key)
+        with self._heals_by_restart():
+            found: bytes | None = self._db.get(key)
         return found
 
     def get_many(self, family: str, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Read many keys of one family; other threads run meanwhile."""
-        found: Any = self._families[family].get(list(keys))
+        """Read many keys of one family; other threads run meanwhile. One dropped just now holds nothing."""
+        try:
+            with self._heals_by_restart():
+                found: Any = self._families[family].get(list(keys))
+        except KeyError:
+            return [None] * len(keys)
         return list(found)
 
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -112,7 +124,7 @@ class Store:
 
     def write(self, puts: Sequence[tuple[bytes, bytes, str]]) -> None:
         """Write `(key, value, family)` all together or not at all."""
-        with self._lock:
+        with self._lock, self._heals_by_restart():
             batch = WriteBatch(raw_mode=True)
             handles = {name: self._db.get_column_family_handle(name) for name in {put[2] for put in puts}}
             for key, value, family in puts:
@@ -121,7 +133,7 @@ class Store:
 
     def delete_prefix(self, prefix: bytes, keys: Sequence[bytes] = ()) -> None:
         """Delete all keys that begin with `prefix` in every family but the default one, and `keys` in that one."""
-        with self._lock:
+        with self._lock, self._heals_by_restart():
             batch = WriteBatch(raw_mode=True)
             for name in self._families:
                 handle = self._db.get_column_family_handle(name)
@@ -129,6 +141,23 @@ class Store:
             for key in keys:
                 batch.delete(key)
             self._db.write(batch, self._write_options)
+
+    @contextmanager
+    def _heals_by_restart(self) -> Iterator[None]:
+        """Turn what RocksDB raises into a fault; after damage the next start builds the view anew."""
+        try:
+            yield
+        except KeyError:
+            raise  # a family that is gone
+        except Exception as error:
+            if str(error).startswith("Corruption"):
+                (self.path / _DAMAGED).touch()
+                raise Fault(
+                    f"the view in {self.path} is damaged ({error}); a restart builds it anew"
+                ) from error
+            raise Fault(
+                f"the view in {self.path} cannot be used ({error}); is there room on its disk?"
+            ) from error
 
     def close(self) -> None:
         """Flush and release the files."""

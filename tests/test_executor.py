@@ -1,0 +1,214 @@
+"""The executor: every call gets exactly one answer, whatever its tool does."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from onceflow.agents.executor import Answered, Executor
+from onceflow.agents.run import Machine, Raised, Returned, StartCall
+from onceflow.agents.tool import Call, tool
+from onceflow.errors import GiveUp
+from tests.waiting import wait_until
+
+
+class Asked:
+    """An executor whose answers are gathered as they come."""
+
+    def __init__(self) -> None:
+        self.woken = threading.Event()
+        self.executor = Executor(self.woken.set)
+        self.answers: list[Answered] = []
+
+    def call(
+        self, function: Callable[..., Any], *, timeout_s: float = 10, delay_s: float = 0.0, **arguments: Any
+    ) -> Machine:
+        """Start a call of this function as a `read` tool; return the run that asked."""
+        decorator: Any = tool(effect="read", timeout=timeout_s)
+        run: Any = object.__new__(Machine)
+        call = Call("acme", "run", "key", 1, datetime.now(UTC), arguments)
+        self.executor.start([StartCall(run, "0", decorator(function), call, delay_s)])
+        return run  # type: ignore[no-any-return]
+
+    def fetch(self) -> list[Answered]:
+        self.answers += self.executor.answers()
+        return self.answers
+
+    def answer(self) -> Any:
+        """The answer of the only call."""
+        (answered,) = wait_until(self.fetch, 5, "an answer")
+        assert self.woken.is_set()
+        return answered.answer
+
+
+@pytest.fixture
+def asked() -> Iterator[Asked]:
+    asked = Asked()
+    yield asked
+    asked.executor.close()
+
+
+def result(answer: Any) -> Any:
+    """What a call returned; it must have."""
+    assert isinstance(answer, Returned), answer
+    return tool(effect="read")(untyped).decode_result(answer.result)
+
+
+def untyped() -> Any: ...
+
+
+async def greet(call: Call, name: str) -> str:
+    return f"{call.tenant} {name} {call.attempt}"
+
+
+def greet_plainly(name: str) -> str:
+    return f"{name} in {threading.current_thread().name}"
+
+
+async def raises(error: BaseException) -> None:
+    raise error
+
+
+def raises_plainly(error: BaseException) -> None:
+    raise error
+
+
+async def never() -> None:
+    await asyncio.Event().wait()
+
+
+async def returns_an_object() -> Any:
+    return object()
+
+
+def test_async_tools_run_in_the_loop_and_plain_ones_in_threads(asked: Asked) -> None:
+    asked.call(greet, name="tea")
+    assert result(asked.answer()) == "acme tea 1"
+    plain = Asked()
+    plain.call(greet_plainly, name="tea")
+    assert result(plain.answer()) == "tea in onceflow-tool"
+    plain.executor.close()
+
+
+@pytest.mark.parametrize("function", [raises, raises_plainly])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("no"),
+        GiveUp("no"),
+        TimeoutError("its own"),
+        StopIteration("no"),
+        asyncio.CancelledError(),
+        SystemExit(1),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_a_tool_raises_is_an_answer(
+    asked: Asked, function: Callable[..., Any], error: BaseException
+) -> None:
+    """Also what asyncio uses for itself, and what would end the thread that all other calls run in."""
+    asked.call(function, error=error)
+    answer = asked.answer()
+    assert isinstance(answer, Raised)
+    assert (answer.place, answer.attempt) == ("0", 1)
+    asked.answers.clear()
+    asked.call(greet, name="next")
+    assert result(asked.answer()) == "acme next 1"
+
+
+def test_a_call_that_outlasts_its_time_out_is_a_failed_attempt(asked: Asked) -> None:
+    asked.call(never, timeout_s=0.05)
+    answer = asked.answer()
+    assert isinstance(answer, Raised)
+    assert str(answer.error) == "no answer within 0.05 s"
+
+
+def test_a_plain_function_that_hangs_gets_the_time_out_and_delays_nobody(asked: Asked) -> None:
+    release = threading.Event()
+    asked.call(lambda: release.wait(30) or None, timeout_s=0.05)
+    assert isinstance(asked.answer(), Raised)
+    asked.answers.clear()
+    asked.call(greet_plainly, name="other")
+    assert result(asked.answer()).startswith("other")
+    release.set()
+
+
+def test_a_function_that_returns_after_the_executor_was_closed_disturbs_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No exception in a thread, which would be printed while the process ends in peace."""
+    complaints: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", complaints.append)
+    begun, release = threading.Event(), threading.Event()
+
+    def hangs() -> None:
+        begun.set()
+        release.wait(30)
+
+    asked = Asked()
+    asked.call(hangs)
+    assert begun.wait(5)
+    asked.executor.close()
+    release.set()
+    for thread in threading.enumerate():
+        if thread.name == "onceflow-tool":
+            thread.join(5)
+    assert complaints == []
+
+
+def test_a_result_that_cannot_be_stored_is_not_asked_for_again(asked: Asked) -> None:
+    asked.call(returns_an_object)
+    answer = asked.answer()
+    assert isinstance(answer, Raised)
+    assert isinstance(answer.error, GiveUp)
+    assert "cannot be stored" in str(answer.error)
+
+
+def test_a_delayed_call_waits_and_its_time_out_counts_from_its_start(asked: Asked) -> None:
+    asked.call(greet, delay_s=0.1, timeout_s=0.05, name="late")
+    assert result(asked.answer()) == "acme late 1"
+
+
+def test_the_calls_of_an_abandoned_run_are_cancelled_and_give_no_answer(asked: Asked) -> None:
+    cancelled = threading.Event()
+
+    async def notes_its_end() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    run = asked.call(notes_its_end)
+    wait_until(lambda: asked.executor._running, 5, "the call to begin")
+    asked.executor.abandon([run])
+    assert cancelled.wait(5)
+    asked.call(greet, name="other")
+    assert result(asked.answer()) == "acme other 1"
+
+
+def test_many_calls_at_once_are_all_answered(asked: Asked) -> None:
+    """More plain calls than there are permits for threads, and as many async ones."""
+    runs = [asked.call(function, name=str(n)) for n in range(150) for function in (greet, greet_plainly)]
+    wait_until(lambda: len(asked.fetch()) == len(runs), 20, "all answers")
+    assert {id(answered.run) for answered in asked.answers} == {id(run) for run in runs}
+
+
+def test_closing_waits_for_clean_ups_and_may_be_repeated() -> None:
+    asked = Asked()
+    cleaned = threading.Event()
+
+    async def cleans_up() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            cleaned.set()
+
+    asked.call(cleans_up)
+    wait_until(lambda: asked.executor._running, 5, "the call to begin")
+    asked.executor.close()
+    asked.executor.close()
+    assert cleaned.is_set()

@@ -1,0 +1,275 @@
+"""A lane: bounds and turns, what a lost grant takes with it, and journals over a restart."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from onceflow.agents.agent import Agent, agent
+from onceflow.agents.executor import Answered
+from onceflow.agents.lane import (
+    SNAPSHOT_FORMAT,
+    Arrived,
+    Capacity,
+    Ended,
+    Happening,
+    Lane,
+    Lost,
+    Settled,
+    Turn,
+    snapshot_tenant,
+    utc_text,
+)
+from onceflow.agents.run import Completed, Machine, Returned, Run, RunFailed, StartCall
+from onceflow.agents.tool import tool
+from onceflow.event import Event, Incoming
+
+NOW = 1_800_000_000_000
+
+
+@tool(effect="read")
+async def fetch(name: str) -> str:
+    raise AssertionError("nobody carries out calls here")
+
+
+@agent("two-steps", on="t")
+async def two_steps(run: Run, event: Event[int]) -> list[str]:
+    return [await run.call(fetch, name="first"), await run.call(fetch, name="second")]
+
+
+@agent("two-steps", on="t", version=2)
+async def two_steps_changed(run: Run, event: Event[int]) -> list[str]:
+    return [await run.call(fetch, name="first"), await run.call(fetch, name="second")]
+
+
+class World:
+    """What surrounds a lane: a grant, a capacity, and the calls that were started."""
+
+    def __init__(self, runs_per_lane: int = 10, runs_per_cell: int = 10) -> None:
+        self.grant = SimpleNamespace(live=True)
+        self.source = SimpleNamespace(topic="events", partition=3, grant=self.grant)
+        self.capacity = Capacity(runs_per_lane=runs_per_lane, runs_per_cell=runs_per_cell)
+        self.started: list[StartCall] = []
+        self.abandoned: list[Machine] = []
+
+    def lane(self, tenant: str = "acme", snapshot: bytes | None = None) -> Lane:
+        return Lane(tenant, self.capacity, self.started.extend, self.abandoned.extend, snapshot)
+
+    def event(
+        self,
+        offset: int,
+        tenant: str = "acme",
+        by: Agent[Any, Any] = two_steps,
+        data: bytes = b"1",
+        **more: Any,
+    ) -> Arrived:
+        """An event read from this offset; its key follows from the offset."""
+        incoming = Incoming(tenant, "erp", f"evt-{offset}", "t", None, data)
+        key = offset.to_bytes(16, "big")
+        return Arrived(self.source, offset, NOW, b"{}", None, incoming, by, key=key, **more)
+
+    def answer(self) -> Answered:
+        """The oldest call that was started returns its place."""
+        started = self.started.pop(0)
+        result = fetch.encode_result(started.place)
+        return Answered(started.run, Returned(started.place, started.call.attempt, result))
+
+    def offsets_begun(self) -> list[int]:
+        """The events whose runs are waiting for a call, in the order they began."""
+        return [started.run.token.offset for started in self.started]
+
+
+def ended_at(ended: list[Ended]) -> list[int]:
+    return [end.arrived.offset for end in ended]
+
+
+def take(lane: Lane, *happenings: Happening) -> list[Ended]:
+    return lane.take(happenings, NOW)
+
+
+def test_an_event_becomes_a_run_and_the_run_an_end() -> None:
+    world = World()
+    lane = world.lane()
+    assert take(lane, world.event(5)) == []
+    assert (lane.idle, world.capacity.in_flight) == (False, 1)
+    assert take(lane, world.answer()) == []
+    (ended,) = take(lane, world.answer())
+    assert (ended.arrived.offset, ended.outcome) == (5, Completed(["0", "1"]))
+    assert (lane.idle, world.capacity.in_flight) == (True, 0)
+
+
+def test_data_that_the_agent_cannot_take_ends_as_failed_and_gives_its_room_back() -> None:
+    world = World()
+    lane = world.lane()
+
+    @agent("strict", on="t")
+    async def strict(run: Run, event: Event[int]) -> None: ...
+
+    (ended,) = take(lane, world.event(1, by=strict, data=b'"text"'))
+    assert isinstance(ended.outcome, RunFailed)
+    assert ended.outcome.code == "invalid-data"
+    assert (lane.idle, world.capacity.in_flight) == (True, 0)
+
+
+# --- Bounds and turns ---
+
+
+def test_a_lane_runs_as_many_as_it_may_and_begins_the_next_in_order_when_one_ends() -> None:
+    world = World(runs_per_lane=2)
+    lane = world.lane()
+    take(lane, *(world.event(offset) for offset in range(5)))
+    assert (world.offsets_begun(), lane.waiting) == ([0, 1], 3)
+    take(lane, world.answer(), world.answer())
+    assert ended_at(take(lane, world.answer())) == [0]
+    assert (world.offsets_begun(), lane.waiting) == ([1, 2], 2)
+
+
+def test_an_event_does_not_overtake_those_that_wait() -> None:
+    world = World(runs_per_lane=1)
+    lane = world.lane()
+    take(lane, world.event(0), world.event(1))
+    take(lane, world.answer())
+    assert ended_at(take(lane, world.answer(), world.event(2))) == [0]
+    assert (world.offsets_begun(), lane.waiting) == ([1], 1)
+
+
+def test_a_lane_that_found_the_cell_full_gets_its_turn_when_there_is_room() -> None:
+    world = World(runs_per_cell=1)
+    one, other = world.lane("acme"), world.lane("globex")
+    take(one, world.event(0))
+    take(other, world.event(1, "globex"))
+    assert (other.waiting, world.capacity.turns()) == (1, [])
+    take(one, world.answer())
+    take(one, world.answer())
+    assert world.capacity.turns() == ["globex"]
+    take(other, Turn())
+    assert (other.waiting, world.offsets_begun(), world.capacity.in_flight) == (0, [1], 1)
+
+
+def test_a_tenant_with_much_work_does_not_keep_another_from_its_turn() -> None:
+    """Room that becomes free goes to the lane that has waited longest, not to the lane whose run has ended."""
+    world = World(runs_per_lane=2, runs_per_cell=2)
+    greedy, modest = world.lane("greedy"), world.lane("modest")
+    take(greedy, *(world.event(offset, "greedy") for offset in range(20)))
+    take(modest, world.event(100, "modest"))
+    rounds = 0
+    while modest.waiting and rounds < 10:
+        rounds += 1
+        take(greedy, *(world.answer() for _ in range(len(world.started))))
+        for tenant in world.capacity.turns():
+            take({"greedy": greedy, "modest": modest}[tenant], Turn())
+    assert modest.waiting == 0, f"still waiting after {rounds} rounds"
+
+
+def test_a_cell_that_stops_begins_no_more_runs() -> None:
+    world = World()
+    lane = world.lane()
+    take(lane, world.event(0))
+    world.capacity.closed = True
+    take(lane, world.event(1))
+    take(lane, world.answer())
+    assert ended_at(take(lane, world.answer())) == [0]
+    assert (lane.waiting, world.capacity.in_flight) == (1, 0)
+
+
+# --- Grants ---
+
+
+def test_a_lost_grant_takes_its_runs_and_its_waiting_events_and_no_others() -> None:
+    world = World(runs_per_lane=2)
+    lane = world.lane()
+    before = world.grant
+    take(lane, *(world.event(offset) for offset in range(4)))
+    late = world.answer()
+    before.live = False
+    take(lane, Lost(before))
+    assert (lane.idle, world.capacity.in_flight, len(world.abandoned)) == (True, 0, 2)
+    assert take(lane, late) == []  # an answer of an earlier grant
+    assert take(lane, world.event(9)) == []  # read under it
+    assert lane.idle
+
+    world.started.clear()
+    world.source = SimpleNamespace(topic="events", partition=3, grant=SimpleNamespace(live=True))
+    take(lane, world.event(0))
+    take(lane, Lost(before))  # told again: the new grant's runs stay
+    assert (world.offsets_begun(), world.capacity.in_flight) == ([0], 1)
+
+
+# --- Journals over a restart ---
+
+
+def half_done(world: World, **more: Any) -> bytes:
+    """The snapshot of a lane with one run, of offset 7, whose first step is finished."""
+    lane = world.lane()
+    take(lane, world.event(7, **more))
+    take(lane, world.answer())
+    world.started.clear()
+    return lane.snapshot()
+
+
+def test_a_run_whose_event_comes_again_from_the_same_record_skips_finished_steps() -> None:
+    world = World()
+    lane = world.lane(snapshot=half_done(world))
+    assert (lane.has_journals, lane.idle) == (True, False)
+    take(lane, world.event(7))
+    assert [started.place for started in world.started] == ["1"]
+    assert take(lane, world.answer())[0].outcome == Completed(["0", "1"])
+    assert lane.idle
+
+
+@pytest.mark.parametrize(
+    ("came", "comes"),
+    [
+        ({}, {"by": two_steps_changed}),  # another version of the agent
+        ({}, {"forwarded_from": "events/9/1"}),  # a copy of the event, sent in another record
+        ({"forwarded_from": "events/9/1"}, {"forwarded_from": "events/9/2"}),
+    ],
+)
+def test_a_journal_made_by_another_record_or_version_is_not_used(
+    came: dict[str, Any], comes: dict[str, Any]
+) -> None:
+    world = World()
+    lane = world.lane(snapshot=half_done(world, **came))
+    take(lane, world.event(7, **comes))
+    assert [started.place for started in world.started] == ["0"]
+    assert not lane.has_journals
+
+
+def test_a_forwarded_event_goes_on_with_its_journal_wherever_its_copy_lies_now() -> None:
+    """Forwarding may be repeated by a crash: the journal belongs to the record in which the producer sent it."""
+    world = World()
+    snapshot = half_done(world, forwarded_from="events/9/1")
+    lane = world.lane(snapshot=snapshot)
+    world.source.partition = 4
+    take(lane, world.event(7, forwarded_from="events/9/1"))
+    assert [started.place for started in world.started] == ["1"]
+
+
+def test_journals_of_finished_records_are_dropped_once_the_slot_is_settled() -> None:
+    world = World()
+    lane = world.lane(snapshot=half_done(world))
+    take(lane, Settled(lambda record: record != "events/3/7"))
+    assert lane.has_journals
+    take(lane, Settled(lambda record: record == "events/3/7"))
+    assert lane.idle
+
+
+def test_journals_not_asked_for_yet_are_in_the_next_snapshot_too() -> None:
+    world = World()
+    first = half_done(world)
+    lane = world.lane(snapshot=first)
+    assert lane.snapshot() == first
+    take(lane, world.event(7))
+    assert lane.snapshot() == first
+
+
+def test_a_snapshot_of_another_format_is_left_aside() -> None:
+    world = World()
+    assert snapshot_tenant(half_done(world)) == "acme"
+    assert snapshot_tenant(msgspec.msgpack.encode([SNAPSHOT_FORMAT + 1, {"quite": "different"}])) is None
+
+
+def test_times_are_written_as_cloudevents_wants_them() -> None:
+    assert utc_text(NOW) == "2027-01-15T08:00:00.000Z"
+    assert utc_text(NOW + 5) == "2027-01-15T08:00:00.005Z"
