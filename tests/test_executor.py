@@ -128,7 +128,11 @@ def test_a_call_that_outlasts_its_time_out_is_a_failed_attempt(asked: Asked) -> 
 
 def test_a_plain_function_that_hangs_gets_the_time_out_and_delays_nobody(asked: Asked) -> None:
     release = threading.Event()
-    asked.call(lambda: release.wait(30) or None, timeout_s=0.05)
+
+    def hangs() -> None:
+        release.wait(30)
+
+    asked.call(hangs, timeout_s=0.05)
     assert isinstance(asked.answer(), Raised)
     asked.answers.clear()
     asked.call(greet_plainly, name="other")

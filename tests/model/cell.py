@@ -157,7 +157,7 @@ class Cell:
     rules: Rules
     disk: Disk
     choose: Choose
-    last_ready: dict[int, str]  # the checker's: who was the last to have a slot run
+    last_ready: dict[int, str]  # for the checker: by slot, the owner whose inputs run or ran last
     identity: str = ""
     epoch: int = 0
     joined: bool = False

@@ -44,6 +44,7 @@ def wait(cell: Cell, grant: Grant) -> bool:
 
 
 def read_progress(cell: Cell, grant: Grant) -> bool:
+    cell.last_ready.pop(grant.slot, None)
     known: dict[str, tuple[int, int, frozenset[int]]] = {}
     for _, record in cell.topics.progress[grant.slot].committed():
         if record.value[0] != "claim":
@@ -82,7 +83,8 @@ def catch_up(cell: Cell, grant: Grant) -> bool:
         cell.put(grant.slot, keys, position)
     else:
         grant.stage = Stage.RUNNING
-        cell.last_ready[grant.slot] = cell.identity
+        if cell.broker.group.owner[grant.slot] == cell.identity:  # not a zombie, of whom no claim can tell
+            cell.last_ready[grant.slot] = cell.identity
     return True
 
 

@@ -61,10 +61,10 @@ def run(choose: Choose, rules: Rules, *, tracing: bool) -> Outcome:
         if choose(rare) < rare - 1:
             WORK[choose(work)](world, machine)
         else:
-            if choose(2):
-                world.step(
-                    machine, outbox.commit_step, choose(8)
-                )  # where troubles hurt: in the midst of a commit
+            if choose(2):  # where troubles hurt: in the midst of a commit
+                world.step(machine, worker.read, choose(3))
+                world.step(machine, worker.end_run, choose(3))
+                world.step(machine, outbox.commit_step, choose(8))
             TROUBLE[choose(trouble)](world, machine)
     faults = world.heal()
     if not faults and choose(2):

@@ -170,6 +170,7 @@ class World:
             if self.choose(2):
                 group.rebalance(self.choose, move=False)
                 self.step(machine, worker.poll)
+                self.step(machine, outbox.commit_step, self.choose(8))
 
     def leave_behind(self, machine: Machine) -> None:
         """It stands still, misses its session, and the others go on without it: it is a zombie now."""

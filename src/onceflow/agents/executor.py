@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from threading import Thread
 from typing import Any, NamedTuple
@@ -92,18 +93,25 @@ class Executor:
         try:
             if delay_s > 0:
                 await asyncio.sleep(delay_s)
-            async with asyncio.timeout(tool.timeout_s):
+            async with asyncio.timeout(tool.timeout_s) as limit:
                 positional = (call,) if tool.takes_call else ()
                 if tool.is_async:
                     result = await tool.function(*positional, **call.arguments)
                 else:
                     result = await self._in_thread(partial(tool.function, *positional, **call.arguments))
             answer = _returned(started, result)
-        except asyncio.CancelledError:
-            raise
-        except TimeoutError:
-            answer = Raised(place, call.attempt, TimeoutError(f"no answer within {tool.timeout_s:g} s"))
-        except Exception as error:  # noqa: BLE001 (whatever a tool raises is the answer)
+        except TimeoutError as error:
+            late = limit.expired()
+            answer = Raised(
+                place,
+                call.attempt,
+                TimeoutError(f"no answer within {tool.timeout_s:g} s") if late else error,
+            )
+        except BaseException as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # the run was abandoned: nobody waits for the answer
+            # Whatever a tool raises is its answer, SystemExit and the like too.
             answer = Raised(place, call.attempt, error)
         self._answers.append(Answered(run, answer))
         self._wake()
@@ -118,11 +126,16 @@ class Executor:
         future: asyncio.Future[Any] = self._loop.create_future()
 
         def work() -> None:
+            outcome: Any
+            error: BaseException | None
             try:
                 outcome, error = function(), None
+            except StopIteration as stop:  # a future refuses it
+                outcome, error = None, RuntimeError(f"the tool raised StopIteration({stop.value!r})")
             except BaseException as raised:  # noqa: BLE001 (handed to the caller)
                 outcome, error = None, raised
-            self._loop.call_soon_threadsafe(finish, outcome, error)
+            with suppress(RuntimeError):  # the executor was closed meanwhile: nobody waits
+                self._loop.call_soon_threadsafe(finish, outcome, error)
 
         def finish(outcome: Any, error: BaseException | None) -> None:
             self._permits.release()

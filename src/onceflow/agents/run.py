@@ -26,7 +26,7 @@ import xxhash
 
 from onceflow.agents.agent import Agent
 from onceflow.agents.tool import Call, Tool
-from onceflow.errors import CallFailed, Failed, GiveUp, NotYet, RetryLater, RunError
+from onceflow.errors import CallFailed, Failed, GiveUp, NotYet, RetryLater
 from onceflow.event import Event, InvalidData
 
 P = ParamSpec("P")
@@ -150,7 +150,7 @@ class Machine:
         self.ended = True
         try:
             self._coroutine.close()
-        except Exception:  # the run is given up; its agent's clean-up must not take others with it
+        except BaseException:
             log.warning("an agent raised while its run was abandoned", exc_info=True)
 
     def _step(self) -> list[Effect]:
@@ -160,12 +160,13 @@ class Machine:
         except StopIteration as stop:
             self.ended = True
             return [Completed(stop.value)]
-        except Exception as error:  # noqa: BLE001 (an agent may raise anything; only its own run fails)
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 (an agent may raise anything; only its own run fails)
             self.ended = True
             return [failure(error)]
         if token is not _SUSPENDED:
-            self.ended = True
-            self._coroutine.close()
+            self.close()
             return [_foreign_await(_ForeignAwait(token))]
         return self.effects
 
@@ -350,14 +351,16 @@ class _Branch(Generic[T]):
         self.strand = strand
         self.ended = False
         self.result: T | None = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     def step(self) -> None:
         try:
             token = self._iterator.send(None)
         except StopIteration as stop:
             self.result, self.ended = stop.value, True
-        except Exception as error:  # noqa: BLE001 (raised to the agent once its siblings have ended)
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 (raised to the agent once its siblings have ended)
             self.error, self.ended = error, True
         else:
             if token is not _SUSPENDED:
@@ -381,7 +384,7 @@ class _ForeignAwait(Exception):  # noqa: N818
     """An agent awaited something that isn't its run's."""
 
 
-def failure(error: Exception) -> RunFailed:
+def failure(error: BaseException) -> RunFailed:
     """How a run ends whose agent raised `error`."""
     detail = "".join(traceback.format_exception(error))[-DETAIL_MAX:]
     if isinstance(error, Failed):
@@ -389,6 +392,10 @@ def failure(error: Exception) -> RunFailed:
     if isinstance(error, InvalidData):
         return RunFailed("invalid-data", str(error), "")
     if isinstance(error, _ForeignAwait):
+        return _foreign_await(error)
+    if (
+        isinstance(error, RuntimeError) and str(error) == "no running event loop"
+    ):  # asyncio.sleep and its like
         return _foreign_await(error)
     return RunFailed("agent-failed", f"{type(error).__name__}: {error}"[:1_000], detail)
 
@@ -427,14 +434,20 @@ def _call_inline(tool: Tool[Any, R], function: Any, args: Any, kwargs: Mapping[s
         result: R = function(*args, **kwargs)
     except Failed:
         raise
-    except (RunError, Exception) as error:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
         raise CallFailed(f"{tool.name}: {type(error).__name__}: {error}") from error
     return result
 
 
 def _digest(arguments: Mapping[str, Any]) -> bytes:
     """Tells calls of one place apart; what has no encoding counts by its text."""
-    return xxhash.xxh3_128_digest(msgspec.msgpack.encode(arguments, enc_hook=repr, order="sorted"))
+    try:
+        text = msgspec.msgpack.encode(arguments, enc_hook=repr, order="sorted")
+    except (OverflowError, TypeError, ValueError):
+        text = repr(arguments).encode("utf-8", "surrogatepass")
+    return xxhash.xxh3_128_digest(text)
 
 
 def _call_key(run: Run, tool: Tool[Any, Any], place: str, digest: bytes) -> str:
@@ -443,10 +456,11 @@ def _call_key(run: Run, tool: Tool[Any, Any], place: str, digest: bytes) -> str:
     return blake2b(parts, digest_size=16).hexdigest()
 
 
-def _foreign_await(error: _ForeignAwait) -> RunFailed:
+def _foreign_await(error: BaseException) -> RunFailed:
+    awaited = type(error.args[0]).__name__ if isinstance(error, _ForeignAwait) else "part of asyncio"
     return RunFailed(
         "agent-failed",
-        f"the agent awaited a {type(error.args[0]).__name__}, which isn't its run's: await only run.call, "
+        f"the agent awaited something ({awaited}) that isn't its run's: await only run.call, "
         "run.gather and the run's waits, and put other I/O into a tool (a replay must be able to repeat every await)",
         "",
     )

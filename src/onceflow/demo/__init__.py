@@ -25,7 +25,7 @@ from onceflow.demo.report import Outcome, show
 from onceflow.demo.wire import Reading, Sending, read_all, recovered_ms
 from onceflow.errors import ConfigError, OnceflowError
 from onceflow.observe.status import Status, read_status
-from onceflow.stream.cluster import Cluster
+from onceflow.stream.cluster import Cluster, KafkaAway
 from onceflow.stream.topics import Names, prepare
 
 FLOW = "clearledger"
@@ -51,9 +51,9 @@ def run_demo(events: int, directory: Path, *, keep: bool = False, console: Conso
     directory = directory.absolute()
     working = where_flows_are()
     console.print(
-        f"[bold]A day of ClearLedger, in small.[/] {events:,} records come in: invoices of 340 tenants, some of them\n"
-        "sent twice, some broken. An agent reconciles each invoice in three steps. Half-way, one of the two\n"
-        "processes that do so is killed. Afterwards everything is counted from outside.\n"
+        f"[bold]A day of ClearLedger, in small.[/] {events:,} records come in: invoices of 340 tenants, some sent "
+        "twice, some broken. An agent reconciles each invoice in three steps. Half-way, one of the two processes "
+        "that do so is killed. Afterwards everything is counted from outside.\n"
     )
     with ExitStack() as cleanup:
         cleanup.enter_context(_ended_by_signals())
@@ -63,8 +63,8 @@ def run_demo(events: int, directory: Path, *, keep: bool = False, console: Conso
             for number in (1, 2)
         ]
         cleanup.callback(stop_all, cells)
-        _start_cells(console, place, cells)
-        outcome = _day(console, place, cells, make_day(events))
+        shares = _start_cells(console, place, cells)
+        outcome = _day(console, place, cells, shares, make_day(events))
         correct = show(console, outcome)
     console.print(f"\nThe cells' logs: {_short(directory)}/cell-1/log and cell-2/log.")
     if keep:
@@ -118,15 +118,15 @@ def _empty(directory: Path) -> None:
     (directory / MARKER).write_text("The next `onceflow demo` empties this directory.\n")
 
 
-def _start_cells(console: Console, place: Place, cells: list[CellProcess]) -> None:
-    """Step 2: two cells, which share the slots."""
+def _start_cells(console: Console, place: Place, cells: list[CellProcess]) -> dict[str, set[int]]:
+    """Step 2: two cells, which share the slots; who has which."""
     began = time.monotonic()
     console.print(
         "[bold]2  Two cells[/]  processes `onceflow run flows.clearledger`, each with its own state"
     )
     for cell in cells:
         cell.start()
-    while not _shared(owned := place.cluster.members(FLOW), cells):
+    while not _shared(owned := _owned(place.cluster), cells):
         for cell in cells:
             cell.watch()
         if time.monotonic() - began > PATIENCE_S:
@@ -136,8 +136,17 @@ def _start_cells(console: Console, place: Place, cells: list[CellProcess]) -> No
         time.sleep(0.05)
     shares = " and ".join(str(len(owned[cell.identity])) for cell in cells)
     console.print(
-        f"   they share the tenants, {shares} of {SLOTS} slots, after {time.monotonic() - began:.1f} s\n"
+        f"   share the tenants, {shares} of {SLOTS} slots, after {time.monotonic() - began:.1f} s\n"
     )
+    return owned
+
+
+def _owned(cluster: Cluster) -> dict[str, set[int]]:
+    """Who owns which slots. A broker that has just started knows nothing of groups for a moment."""
+    try:
+        return cluster.members(FLOW)
+    except KafkaAway:
+        return {}
 
 
 def _shared(owned: Mapping[str, set[int]], cells: list[CellProcess]) -> bool:
@@ -147,7 +156,13 @@ def _shared(owned: Mapping[str, set[int]], cells: list[CellProcess]) -> bool:
 # --- the day ---
 
 
-def _day(console: Console, place: Place, cells: list[CellProcess], day: Day) -> Outcome:
+def _day(
+    console: Console,
+    place: Place,
+    cells: list[CellProcess],
+    shares: Mapping[str, set[int]],
+    day: Day,
+) -> Outcome:
     """Steps 3 and 4: the events, the kill, the end of the work; then the count."""
     names = Names.of(FLOW)
     rate = len(day.records) / DAY_S
@@ -165,7 +180,7 @@ def _day(console: Console, place: Place, cells: list[CellProcess], day: Day) -> 
         watch = _Watch(sending, reading, view, cells, len(day.runs))
         watch.until(lambda: len(reading.found.completions) >= len(day.runs) // 2)
         victim = cells[1]
-        slots = place.cluster.members(FLOW)[victim.identity]
+        slots = shares[victim.identity]
         victim.kill()
         killed_at = time.time()
         view.say(

@@ -92,9 +92,9 @@ def speed(outcome: Outcome) -> list[str]:
         return []
     whole_s = max(0.001, (times[-1] - outcome.began_ms) / 1000)
     fullest = max(Counter(time // 1000 for time in times).values())
+    rate = len(outcome.day.records) / whole_s
     found = [
-        f"{whole_s:.1f} s from the first record sent to the last run completed: "
-        f"{len(outcome.day.records) / whole_s:,.0f} events/s, in the fullest second {fullest:,} runs"
+        f"{whole_s:.1f} s from the first event to the last run: {rate:,.0f} events/s ({fullest:,} in the best second)"
     ]
     if outcome.recovered_ms is not None:
         after_s = (outcome.recovered_ms - outcome.killed_ms) / 1000

@@ -180,7 +180,7 @@ def _completion(message: Message) -> Completion:
 
 
 def _letter(message: Message) -> Letter:
-    headers = {name: content for name, content in message.headers() or () if isinstance(content, bytes)}
+    headers: dict[str, bytes] = dict(message.headers() or ())  # type: ignore[arg-type]  # as librdkafka gives them
     names = ("onceflow-origin", "onceflow-run", "onceflow-reason")
     origin, run, reason = (headers.get(name, b"").decode(errors="replace") for name in names)
     return Letter(origin, run, reason, message.value())
