@@ -376,7 +376,7 @@ def test_a_gather_of_nothing_is_an_empty_list() -> None:
 
 
 async def sleeps(run: Run, event: Event) -> None:
-    await asyncio.sleep(1)
+    await asyncio.sleep(1)  # sleeps: never, it is refused
 
 
 async def yields(run: Run, event: Event) -> None:

@@ -33,7 +33,7 @@ def completed(scene: Scene, tenant: str) -> int:
 def test_a_new_tenants_topic_is_found_and_one_made_anew_is_read_from_its_start(scene: Scene) -> None:
     """Both while the cell runs; and what the old topic of that name held is still known as done."""
     scene.seed(91)
-    scene.cell("a", ONCEFLOW_KAFKA__CLIENT__DEBUG="eos,topic,metadata").start()
+    scene.cell("a").start()
     send(scene, OWN[0], range(5))
     scene.wait(lambda: completed(scene, OWN[0]) == 5, "the cell works")
 
@@ -53,7 +53,7 @@ def test_a_new_tenants_topic_is_found_and_one_made_anew_is_read_from_its_start(s
 def test_a_partition_with_lost_records_is_paused_and_reported_and_the_others_go_on(scene: Scene) -> None:
     """Never a silent jump over events that retention has deleted before they were done."""
     scene.seed(92)
-    cell = scene.cell("a", ONCEFLOW_KAFKA__CLIENT__DEBUG="eos,topic,metadata").start()
+    cell = scene.cell("a").start()
     losing, other = OWN[0], OWN[1]
     send(scene, losing, range(5))
     scene.wait(lambda: completed(scene, losing) == 5, "the first five are done")
@@ -82,7 +82,7 @@ def test_kafka_goes_away_and_comes_back_under_load(
         scene.prepare()
         scene.seed(93, events_per_s=500)
         scene.load.start()
-        scene.cell("a", ONCEFLOW_KAFKA__CLIENT__DEBUG="eos,topic,metadata").start()
+        scene.cell("a").start()
         for _ in range(2):
             scene.wait_for_output(scene.random.randint(1, 1_500))
             if how == "stopped":

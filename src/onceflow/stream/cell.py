@@ -15,7 +15,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Top
 
 from onceflow.config import Settings
 from onceflow.errors import Fault
-from onceflow.stream.cluster import Partition
+from onceflow.stream.cluster import RECONNECT, Partition, client_log
 from onceflow.stream.content import Grant, Input, Pair
 from onceflow.stream.topics import Names
 from onceflow.stream.transaction import fault
@@ -50,7 +50,7 @@ class Cell:
         self._away = _AwayLines(settings.kafka.bootstrap_servers)
         self._closed = False
         self._fatal: KafkaError | None = None
-        self._consumer = Consumer(_properties(flow, name, settings, self._on_error), logger=log)
+        self._consumer = Consumer(_properties(flow, name, settings, self._on_error), logger=client_log)
         self._consumer.subscribe(
             [self._inbox], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
@@ -215,6 +215,7 @@ def _properties(
         "queued.min.messages": 20_000,
         "queued.max.messages.kbytes": settings.limits.prefetch_bytes >> 10,
         "retry.backoff.ms": 10,
+        **RECONNECT,
         **settings.kafka.properties(),
         "group.id": flow,
         "group.instance.id": name,

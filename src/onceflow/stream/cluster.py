@@ -36,6 +36,21 @@ T = TypeVar("T")
 Partition = tuple[str, int]  # topic, partition
 
 
+class _Debug(logging.Filter):
+    """Demotes librdkafka's own lines (one per try while a broker is away); what matters comes as an error."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+        return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
+
+
+client_log = logging.getLogger("onceflow.librdkafka")
+client_log.addFilter(_Debug())
+
+# While a broker is away: try four times a second, not every few milliseconds.
+RECONNECT = {"reconnect.backoff.ms": 250, "reconnect.backoff.max.ms": 1_000}
+
+
 class Topic(NamedTuple):
     """A topic as the cluster knows it; its id changes when it is deleted and made anew."""
 
@@ -53,9 +68,9 @@ class KafkaAway(OnceflowError):  # noqa: N818
 class Cluster:
     """Answers questions about a Kafka cluster."""
 
-    def __init__(self, properties: Mapping[str, str], *, logger: logging.Logger = log) -> None:
+    def __init__(self, properties: Mapping[str, str]) -> None:
         self.servers = properties["bootstrap.servers"]
-        self._admin = AdminClient({"retry.backoff.ms": 10, **properties}, logger=logger)
+        self._admin = AdminClient({"retry.backoff.ms": 10, **RECONNECT, **properties}, logger=client_log)
 
     def patiently(self, question: Callable[[], T], *, stop: Callable[[], bool] = lambda: False) -> T:
         """Ask until there is an answer; a line in the log now and then while Kafka is away."""
@@ -143,8 +158,16 @@ class Cluster:
 
     def members(self, group: str) -> dict[str, set[int]]:
         """The cells that the group lists, each with the partitions (slots) it has."""
-        answer = self._admin.describe_consumer_groups([group], request_timeout=ANSWER_S)[group]
-        described = self._result(answer, missing=KafkaError.GROUP_ID_NOT_FOUND)
+        deadline = time.monotonic() + ANSWER_S
+        while True:
+            answer = self._admin.describe_consumer_groups([group], request_timeout=ANSWER_S / 4)[group]
+            try:
+                described = self._result(answer, missing=KafkaError.GROUP_ID_NOT_FOUND)
+                break
+            except KafkaAway:  # a broker that has just started loads its groups first
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
         if described is None:
             return {}
         return {

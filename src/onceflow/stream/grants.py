@@ -24,7 +24,7 @@ from confluent_kafka import Consumer, KafkaException, Producer
 from onceflow.config import Settings
 from onceflow.state.seen import Completed, Key, Position, Seen
 from onceflow.stream.catchup import read_to_end
-from onceflow.stream.cluster import Cluster, KafkaAway, Partition, Topic
+from onceflow.stream.cluster import RECONNECT, Cluster, KafkaAway, Partition, Topic, client_log
 from onceflow.stream.content import Grant, Input
 from onceflow.stream.letters import key_of_completion
 from onceflow.stream.outbox import Claim, Outbox
@@ -403,6 +403,7 @@ class Grants:
                     "queued.min.messages": 50_000,
                     "queued.max.messages.kbytes": 16_384,
                     "retry.backoff.ms": 10,
+                    **RECONNECT,
                     **self._settings.kafka.properties(),
                     "group.id": f"{self._flow}-views",  # never joined: it only reads
                     "isolation.level": "read_committed",
@@ -410,7 +411,7 @@ class Grants:
                     "enable.partition.eof": True,
                     "auto.offset.reset": "earliest",
                 },
-                logger=log,
+                logger=client_log,
             )
         return self._reader
 
@@ -446,8 +447,9 @@ class _Settling:
                     **self._settings.kafka.properties(),
                     "transactional.id": transactional_id(self._flow, owner),
                     "retry.backoff.ms": 10,
+                    **RECONNECT,
                 },
-                logger=log,
+                logger=client_log,
             )
             producer.init_transactions(self._settings.transaction_timeout.total_seconds())
 

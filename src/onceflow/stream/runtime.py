@@ -23,7 +23,7 @@ from onceflow.event import Reason, home_slot, idempotency_key
 from onceflow.state.seen import BrokerClock, Judge, Key, Seen, Verdict, identity_key, seen_key, tenant_prefix
 from onceflow.state.store import Store
 from onceflow.stream.cell import Cell
-from onceflow.stream.cluster import Cluster
+from onceflow.stream.cluster import RECONNECT, Cluster, client_log
 from onceflow.stream.content import Committed, Finished, Grant, Input, Pair
 from onceflow.stream.grants import Added, Grants, Ready, Removed, transactional_id
 from onceflow.stream.identity import take_identity
@@ -441,6 +441,7 @@ class Runtime:
         producer = Producer(
             {
                 "linger.ms": 3,
+                **RECONNECT,
                 "compression.type": "lz4",
                 "queue.buffering.max.messages": 2_000_000,
                 "queue.buffering.max.kbytes": 1 << 20,
@@ -452,7 +453,7 @@ class Runtime:
                 "transaction.timeout.ms": int(timeout_s * 1000),
                 "retry.backoff.ms": 3,  # at the default of 100, each transaction with offsets takes 100 ms
             },
-            logger=log,
+            logger=client_log,
         )
         while True:
             try:

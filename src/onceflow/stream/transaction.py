@@ -149,7 +149,7 @@ class Transactions:
                     "Kafka has not confirmed all records of a transaction yet; still trying",
                     extra={"records": sent, "confirmed": delivered.confirmed, "waited_s": round(waited_s)},
                 )
-            if waited_s > 2 * self._timeout_s:
+            if waited_s > self._timeout_s:
                 raise Fault(
                     f"Kafka confirmed {delivered.confirmed} of {sent} records in {waited_s:.0f} s: "
                     "the transaction was open for longer than its time-out; start the cell again"
