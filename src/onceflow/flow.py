@@ -6,6 +6,7 @@ by it, the signal handlers and an exception hook are set here, and what Bytewax 
 later is too late.
 """
 
+import atexit
 import gc
 import importlib
 import logging
@@ -123,6 +124,7 @@ def take_over_process(flow: Flow) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _Stop(flow.runtime))
     sys.excepthook = partial(_end_with_status, flow.runtime)
+    atexit.register(_leave, flow.runtime)
     # Events make many short-lived containers and no cycles: looking for cycles at the default pace costs a tenth.
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
@@ -134,6 +136,14 @@ def take_over_process(flow: Flow) -> None:
             flow.runtime.ready,
             flow.runtime.alive,
         )
+
+
+def _leave(runtime: Runtime) -> None:
+    """End at once after a clean end: freeing a client that has met an absent coordinator can hang for ever."""
+    if runtime.ended:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 class _Stop:
@@ -153,13 +163,11 @@ def _end_with_status(
     runtime: Runtime, kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     """End with the status of the error that Bytewax wraps; without this it would always be 1."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OnceflowError):
-        cause = cause.__cause__ or cause.__context__
+    cause = _ours(error)
     if isinstance(cause, KafkaAway) and runtime.stopping:
         log.info("ended before Kafka answered")
         os._exit(0)
-    if isinstance(cause, OnceflowError):
+    if cause is not None:
         log.error("%s", cause, extra={"exit_status": cause.exit_status})
         if not isinstance(cause, (ConfigError, Fault, KafkaAway)):
             traceback.print_exception(cause)
@@ -168,6 +176,18 @@ def _end_with_status(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1 if cause is None else cause.exit_status)
+
+
+def _ours(error: BaseException) -> OnceflowError | None:
+    """The error of ours that another one wraps; chains that Bytewax makes may run in a circle."""
+    met: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in met:
+        if isinstance(link, OnceflowError):
+            return link
+        met.add(id(link))
+        link = link.__cause__ or link.__context__
+    return None
 
 
 def _refuse_clusters(workers: int | None, process_id: int | None, addresses: str | None) -> None:

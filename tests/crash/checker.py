@@ -32,7 +32,8 @@ class Event(NamedTuple):
     def key(self) -> str:
         """The idempotency key: xxh3_128 over length-prefixed tenant, source and id, and the digest of the data."""
         fields = b"".join(
-            len(text.encode()).to_bytes(4, "big") + text.encode() for text in (self.tenant, self.source, self.id)
+            len(text.encode()).to_bytes(4, "big") + text.encode()
+            for text in (self.tenant, self.source, self.id)
         )
         return xxhash.xxh3_128_hexdigest(fields + xxhash.xxh3_128_digest(self.data))
 
@@ -157,7 +158,9 @@ def _letters_faults(
     by_origin: Counter[str] = Counter()
     by_run: Counter[tuple[str, str]] = Counter()
     for letter in letters:
-        headers = {name: value.decode() for name, value in letter.headers.items() if name.startswith("onceflow-")}
+        headers = {
+            name: value.decode() for name, value in letter.headers.items() if name.startswith("onceflow-")
+        }
         origin, reason = headers.get("onceflow-origin", ""), headers.get("onceflow-reason", "")
         if (key := headers.get("onceflow-run")) is not None:
             run = (headers.get("onceflow-tenant", ""), key)
@@ -170,7 +173,9 @@ def _letters_faults(
         by_origin[origin] += 1
         bad = unusable.get(origin)
         if bad is None:
-            wrong.add("foreign dead letter", f"origin {origin!r}, reason {reason}: {headers.get('onceflow-detail')}")
+            wrong.add(
+                "foreign dead letter", f"origin {origin!r}, reason {reason}: {headers.get('onceflow-detail')}"
+            )
         elif reason != bad.reason:
             wrong.add("wrong dead letter", f"{origin}: reason {reason!r}, not {bad.reason!r}")
         elif letter.value != bad.value and "onceflow-truncated" not in headers:
@@ -225,8 +230,7 @@ class Reader:
     """Reads topics from their beginning as `read_committed` shows them; `more` goes on where it stopped."""
 
     def __init__(self, bootstrap_servers: str, topics: Sequence[str]) -> None:
-        common = {"bootstrap.servers": bootstrap_servers, "log_level": 0}
-        self._admin = AdminClient(common)
+        self._common = common = {"bootstrap.servers": bootstrap_servers, "log_level": 0}
         self._consumer = Consumer({
             **common,
             "group.id": "checker",
@@ -235,7 +239,7 @@ class Reader:
             "auto.offset.reset": "earliest",
             "fetch.wait.max.ms": 50,
         })  # fmt: skip
-        listed = self._admin.list_topics(timeout=20).topics
+        listed = AdminClient(common).list_topics(timeout=20).topics
         self._partitions = [TopicPartition(topic, p, 0) for topic in topics for p in listed[topic].partitions]
         self._consumer.assign(self._partitions)
         self.found: dict[str, list[Output]] = {topic: [] for topic in topics}
@@ -253,8 +257,9 @@ class Reader:
     def at_end(self) -> bool:
         """Whether all is read and no transaction is open."""
         before = self.more()
-        ends = self._ends(IsolationLevel.READ_UNCOMMITTED)
-        stable = self._ends(IsolationLevel.READ_COMMITTED)
+        admin = AdminClient(self._common)  # anew: an old one believes in the leaders of before a restart
+        ends = self._ends(admin, IsolationLevel.READ_UNCOMMITTED)
+        stable = self._ends(admin, IsolationLevel.READ_COMMITTED)
         positions = {(p.topic, p.partition): p.offset for p in self._consumer.position(self._partitions)}
         settled = all(stable[at] >= ends[at] and positions[at] >= ends[at] for at in ends if ends[at])
         return settled and self.more() == before
@@ -262,7 +267,7 @@ class Reader:
     def close(self) -> None:
         self._consumer.close()
 
-    def _ends(self, level: IsolationLevel) -> dict[tuple[str, int], int]:
+    def _ends(self, admin: AdminClient, level: IsolationLevel) -> dict[tuple[str, int], int]:
         wanted = {TopicPartition(p.topic, p.partition): OffsetSpec.latest() for p in self._partitions}
-        answers = self._admin.list_offsets(wanted, isolation_level=level, request_timeout=10)
+        answers = admin.list_offsets(wanted, isolation_level=level, request_timeout=10)
         return {(at.topic, at.partition): answer.result(15).offset for at, answer in answers.items()}

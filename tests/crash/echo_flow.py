@@ -13,7 +13,7 @@ async def echo(run: Run, event: Event) -> Raw | None:
     """Pass the data on as it was sent."""
     if FAILING in bytes(event.raw):
         raise Failed("asked-to", "the event says so")
-    return event.raw if event.raw else None
+    return event.raw or None
 
 
 flow = dataflow(os.environ["CRASH_FLOW"], agents=[echo])

@@ -42,7 +42,13 @@ class Record(NamedTuple):
 
 def encode(event: Event, kind: str = TYPE) -> bytes:
     """An event in structured mode, its data byte for byte."""
-    attributes = {"specversion": "1.0", "id": event.id, "source": event.source, "type": kind, "tenant": event.tenant}
+    attributes = {
+        "specversion": "1.0",
+        "id": event.id,
+        "source": event.source,
+        "type": kind,
+        "tenant": event.tenant,
+    }
     text = json.dumps(attributes, separators=(",", ":")).encode()
     return text[:-1] + b',"data":' + event.data + b"}" if event.data else text
 
@@ -85,7 +91,13 @@ class Mix:
         if tenant in self._own:
             return Record(self._own_prefix + tenant, 0, "", encode(event), [], event, "")
         if choose.random() < 0.1:
-            attributes = {"specversion": "1.0", "id": event.id, "source": event.source, "type": TYPE, "tenant": tenant}
+            attributes = {
+                "specversion": "1.0",
+                "id": event.id,
+                "source": event.source,
+                "type": TYPE,
+                "tenant": tenant,
+            }
             headers = [(f"ce_{name}", value.encode()) for name, value in attributes.items()]
             headers.append(("onceflow-origin", b"made-up/0/0"))
             return Record(self._shared, -1, tenant, event.data or None, headers, event, "")

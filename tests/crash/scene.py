@@ -1,7 +1,7 @@
 """One test's flow on one Kafka: its topics, load and cells, what comes out, and what was done when.
 
-Whatever a test waits for, the scene looks after the cells meanwhile: one that ended with status 3 is started again, as a
-supervisor would; any other end that the test didn't ask for fails the test.
+Whatever a test waits for, the scene looks after the cells meanwhile: one that ended with status 3 is started again, as
+a supervisor would; any other end that the test didn't ask for fails the test.
 """
 
 import random
@@ -129,7 +129,9 @@ class Scene:
     def members(self) -> dict[str, int]:
         """The group's members by instance id, and how many slots each has."""
         described = self.admin.describe_consumer_groups([self.flow])[self.flow].result(10)
-        return {member.group_instance_id: len(member.assignment.topic_partitions) for member in described.members}
+        return {
+            member.group_instance_id: len(member.assignment.topic_partitions) for member in described.members
+        }
 
     @property
     def outputs(self) -> Outputs:
@@ -153,7 +155,11 @@ class Scene:
         return sent
 
     def finish(
-        self, *, agent: str = "echo", contents: Contents = echoes, but: Callable[[Sent], bool] = lambda _: False
+        self,
+        *,
+        agent: str = "echo",
+        contents: Contents = echoes,
+        but: Callable[[Sent], bool] = lambda _: False,
     ) -> None:
         """Wait until all is done, end the cells, and check what came out. `but`: records that must not be done."""
         if self.load is not None and not any(but(record) for record in self.load.sent):

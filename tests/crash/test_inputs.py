@@ -65,7 +65,9 @@ def test_a_partition_with_lost_records_is_paused_and_reported_and_the_others_go_
     cell.start()
     send(scene, other, range(5))
     scene.wait(lambda: completed(scene, other) == 5, "the other tenant's are done")
-    scene.wait(lambda: f"{at.topic}" in cell.text() and "7 unfinished records" in cell.text(), "the loss is reported")
+    scene.wait(
+        lambda: f"{at.topic}" in cell.text() and "7 unfinished records" in cell.text(), "the loss is reported"
+    )
     send(scene, other, range(5, 10))
     scene.wait(lambda: completed(scene, other) == 10, "and still are")
     lost = {f"{at.topic}/0/{offset}" for offset in range(5, 15)}

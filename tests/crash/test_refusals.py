@@ -59,7 +59,5 @@ def test_a_bytewax_cluster_is_refused(scene: Scene, arguments: tuple[str, ...]) 
     ],
     ids=["topics missing", "another number of slots", "a setting misspelt"],
 )
-def test_a_wrong_set_up_is_refused(
-    scene: Scene, environment: dict[str, str], words: tuple[str, ...]
-) -> None:
+def test_a_wrong_set_up_is_refused(scene: Scene, environment: dict[str, str], words: tuple[str, ...]) -> None:
     refused(scene.cell("a").start(**environment), *words)

@@ -39,7 +39,9 @@ class Steps:
     def contents(self, event: Event, data: Any) -> str:
         """Each step's result in the completion is what some call of that step answered."""
         answers = {(name, answer) for name, run, answer in self.noted() if run == event.key}
-        return "" if set(data.items()) <= answers and len(data) == 3 else f"{data} was never answered: {answers}"
+        return (
+            "" if set(data.items()) <= answers and len(data) == 3 else f"{data} was never answered: {answers}"
+        )
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from onceflow.config import Settings, load
 from onceflow.demo.cells import STEP_S, CellProcess, environment, stop_all, where_flows_are
 from onceflow.demo.day import OWN_TOPIC, SHARED_TOPIC, Day, make_day
 from onceflow.demo.report import Outcome, show
-from onceflow.demo.wire import Reading, Sending, read_all, recovered_ms
+from onceflow.demo.wire import Reading, Sending, await_groups, read_all, recovered_ms
 from onceflow.errors import ConfigError, OnceflowError
 from onceflow.observe.status import Status, read_status
 from onceflow.stream.cluster import Cluster, KafkaAway
@@ -55,14 +55,14 @@ def run_demo(events: int, directory: Path, *, keep: bool = False, console: Conso
         "twice, some broken. An agent reconciles each invoice in three steps. Half-way, one of the two processes "
         "that do so is killed. Afterwards everything is counted from outside.\n"
     )
-    with ExitStack() as cleanup:
-        cleanup.enter_context(_ended_by_signals())
+    with _Signals() as signals, ExitStack() as cleanup:
         place = _kafka(console, directory, cleanup, keep=keep)
         cells = [
             CellProcess(f"cell {number}", directory / f"cell-{number}", environment(place.config), working)
             for number in (1, 2)
         ]
         cleanup.callback(stop_all, cells)
+        cleanup.callback(signals.hold)  # runs first: a second Ctrl-C must not leave anything running
         shares = _start_cells(console, place, cells)
         outcome = _day(console, place, cells, shares, make_day(events))
         correct = show(console, outcome)
@@ -71,7 +71,7 @@ def run_demo(events: int, directory: Path, *, keep: bool = False, console: Conso
         console.print(
             "Kafka still runs. To look at what there is:\n"
             f"  export ONCEFLOW_CONFIG={_short(place.config)}\n"
-            f"  onceflow status flows.clearledger; onceflow dead-letters list --flow {FLOW}\n"
+            f"  onceflow status flows.clearledger\n  onceflow dead-letters list --flow {FLOW}\n"
             f"and to stop it: onceflow kafka stop --dir {_short(directory)}/kafka"
         )
     else:
@@ -91,8 +91,7 @@ def _kafka(console: Console, directory: Path, cleanup: ExitStack, *, keep: bool)
     began = time.monotonic()
     console.print("[bold]1  Kafka[/]  a real one, of this demo's own")
     os.environ.setdefault("ONCEFLOW_KAFKA_HEAP", "512m")  # it is a small day
-    if not keep:
-        cleanup.callback(devkafka.stop, directory / "kafka")
+    cleanup.push(_KafkaStop(directory / "kafka", keep=keep))
     broker = devkafka.start(
         directory / "kafka", progress=lambda line: console.print(f"   {line}", style="dim")
     )
@@ -104,6 +103,7 @@ def _kafka(console: Console, directory: Path, cleanup: ExitStack, *, keep: bool)
     cluster.create(OWN_TOPIC, 1, {}, None)
     cluster.await_topics([SHARED_TOPIC, OWN_TOPIC])
     made = prepare(FLOW, cluster, settings)
+    await_groups(broker.bootstrap_servers, SHARED_TOPIC)
     console.print(f"   ready after {time.monotonic() - began:.1f} s; {len(made)} topics made for the flow\n")
     return Place(directory, config, broker.bootstrap_servers, settings, cluster)
 
@@ -184,16 +184,13 @@ def _day(
         victim.kill()
         killed_at = time.time()
         view.say(
-            f"   half-way: {victim.name} is killed (SIGKILL), with {len(slots)} slots and whatever it was doing;"
-            " it is started again"
+            f"   half-way: {victim.name}, with {len(slots)} slots, is killed (SIGKILL) and started again"
         )
         victim.start()
         watch.until(lambda: recovered_ms(reading.found.completions, slots, int(killed_at * 1000)) is not None)
         watch.until(lambda: sending.done and len(reading.found.completions) >= len(day.runs))
         status = watch.settled(place)
-    console.print(
-        "\n[bold]4  The count[/]  the cells are asked to end; then a reader that has seen nothing reads all"
-    )
+    console.print("\n[bold]4  The count[/]  the cells are asked to end; then all is read anew, from outside")
     statuses = stop_all(cells)
     found = read_all(place.servers, names.completions, names.dead_letters, SLOTS)
     return Outcome(
@@ -226,6 +223,7 @@ class _View:
             self._bars.add_task("completed", total=runs),
         ]
         self._totals = (records, runs)
+        self._shown = (-1, -1)
 
     @contextmanager
     def shown(self) -> Iterator["_View"]:
@@ -237,9 +235,10 @@ class _View:
         """Show how far sending and completing are."""
         for task, done in zip(self._tasks, (sent, completed), strict=True):
             self._bars.update(task, completed=done)
-        over = (sent, completed) == self._totals
-        if not self._console.is_terminal and (over or time.monotonic() >= self._line_at):
-            self._line_at = float("inf") if over else time.monotonic() + 1.0
+        now = (sent, completed)
+        due = time.monotonic() >= self._line_at or now == self._totals
+        if due and now != self._shown and not self._console.is_terminal:
+            self._line_at, self._shown = time.monotonic() + 1.0, now
             self._console.print(f"   {sent:>8,} sent {completed:>8,} completed")
 
     def say(self, line: str) -> None:
@@ -289,19 +288,42 @@ class _Watch:
 # --- leaving nothing behind ---
 
 
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal end the demo as Ctrl-C does: cells and Kafka are stopped."""
+class _KafkaStop:
+    """Stops Kafka at the end, unless it was asked to stay and all went well."""
 
-    def end(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    def __init__(self, directory: Path, *, keep: bool) -> None:
+        self._directory, self._keep = directory, keep
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def __enter__(self) -> None:
+        """Nothing: it is there for its end."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self._keep or kind is not None:
+            devkafka.stop(self._directory)
+
+
+class _Signals:
+    """Lets SIGTERM and a closed terminal end the demo as Ctrl-C does: cells and Kafka are stopped."""
+
+    NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __enter__(self) -> "_Signals":
+        self._before = {number: signal.signal(number, self._end) for number in self.NUMBERS}
+        self._held = False
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def hold(self) -> None:
+        """From now on nothing interrupts: what was started is being stopped."""
+        self._held = True
+
+    def _end(self, _number: int, _frame: FrameType | None) -> None:
+        if not self._held:
+            self._held = True
+            raise KeyboardInterrupt
 
 
 def _short(path: Path) -> str:

@@ -94,7 +94,7 @@ def speed(outcome: Outcome) -> list[str]:
     fullest = max(Counter(time // 1000 for time in times).values())
     rate = len(outcome.day.records) / whole_s
     found = [
-        f"{whole_s:.1f} s from the first event to the last run: {rate:,.0f} events/s ({fullest:,} in the best second)"
+        f"{whole_s:.1f} s from the first event to the last run: {rate:,.0f} events/s (best: {fullest:,})"
     ]
     if outcome.recovered_ms is not None:
         after_s = (outcome.recovered_ms - outcome.killed_ms) / 1000

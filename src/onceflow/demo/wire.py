@@ -22,6 +22,26 @@ from onceflow.demo.day import Completion, Letter, Sent
 from onceflow.errors import OnceflowError
 
 _BATCH = 200
+_QUIET = {"log_level": 2}  # what matters is raised; connections that end with the demo do not matter
+
+
+def await_groups(servers: str, topic: str) -> None:
+    """Wait until the broker, just started, can answer for consumer groups.
+
+    An admin client that asks about a group earlier can never be freed again: librdkafka waits for a request.
+    """
+    deadline = time.monotonic() + 30
+    asking = Consumer({"bootstrap.servers": servers, **_QUIET, "group.id": "onceflow-demo"})
+    with closing(asking):
+        while True:
+            try:
+                asking.committed([TopicPartition(topic, 0)], timeout=5)
+            except KafkaException as error:
+                if time.monotonic() > deadline:
+                    raise OnceflowError("Kafka does not answer for consumer groups: try again") from error
+                time.sleep(0.05)
+            else:
+                return
 
 
 class Sending:
@@ -31,6 +51,7 @@ class Sending:
         self._producer = Producer(
             {
                 "bootstrap.servers": servers,
+                **_QUIET,
                 "partitioner": "murmur2_random",  # as Java clients do, so tenants are read where they belong
                 "enable.idempotence": True,
                 "linger.ms": 5,
@@ -106,6 +127,7 @@ class Reading:
         self._consumer = Consumer(
             {
                 "bootstrap.servers": servers,
+                **_QUIET,
                 "group.id": "onceflow-demo",  # never joined
                 "isolation.level": "read_committed",
                 "enable.auto.commit": False,

@@ -98,7 +98,8 @@ class Cell:
             extra={"topic": input.topic, "partition": input.partition, "cause": reason},
         )
         input.blocked = reason
-        self.pause([input])
+        if (input.topic, input.partition) in self.inputs:
+            self.pause([input])
 
     def pause(self, inputs: Iterable[Input]) -> None:
         """Stop fetching these inputs (what was fetched is thrown away: pause rarely and for long)."""

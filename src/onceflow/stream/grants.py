@@ -30,7 +30,7 @@ from onceflow.stream.letters import key_of_completion
 from onceflow.stream.outbox import Claim, Outbox
 from onceflow.stream.progress import InputProgress, Progress, Skip, decode_progress
 from onceflow.stream.topics import Names, inputs_of, slot_of_input, tenant_of
-from onceflow.stream.transaction import FatalError
+from onceflow.stream.transaction import FatalError, fault
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +141,8 @@ class Grants:
         except KafkaAway as away:
             if not self._closing:
                 self.failure = away
+        except KafkaException as exception:
+            self.failure = fault("slots cannot be settled", exception.args[0])
         except BaseException as failure:
             self.failure = failure
             if not isinstance(failure, Exception):

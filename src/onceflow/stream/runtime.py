@@ -9,8 +9,9 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 from confluent_kafka import KafkaException, Producer
 
@@ -29,6 +30,7 @@ from onceflow.stream.grants import Added, Grants, Ready, Removed, transactional_
 from onceflow.stream.identity import take_identity
 from onceflow.stream.inlet import Doorbell, Ends, Reading
 from onceflow.stream.letters import Letters, identity_of
+from onceflow.stream.metrics import Metrics, count_commit
 from onceflow.stream.outbox import Outbox
 from onceflow.stream.progress import Skip
 from onceflow.stream.topics import RECORD_MAX_BYTES, Names, existing_slots
@@ -39,23 +41,6 @@ log = logging.getLogger(__name__)
 REVOKE_S = 4.0  # how long a revoke may wait for what is pending to be committed; less than a session
 _IDLE_WAIT_S = 0.004
 _BATCH_BYTES = 1_000_000
-
-
-class Metrics(Protocol):
-    """What a cell counts; the attributes are metrics with inc, set or observe, or tables of them by label."""
-
-    events: Any
-    completions: Any
-    dead_letters: Any
-    forwarded: Any
-    runs_in_flight: Any
-    unfinished_events: Any
-    oldest_unfinished_seconds: Any
-    commit_seconds: Any
-    commit_records: Any
-    catchup_remaining: Any
-    slots_granted: Any
-    inputs_paused: Any
 
 
 class Work(NamedTuple):
@@ -78,7 +63,7 @@ class Runtime:
         self.recovery = recovery  # set before `open`; Bytewax' recovery directory, if there is one
         self._is_open = False
         self._closed = False
-        self._ended = False  # by StopIteration, not by an error
+        self.ended = False  # by StopIteration, not by an error
         self._stop_by: float | None = None
         self.stopping = False
         self.lanes: dict[str, Lane] = {}
@@ -123,7 +108,7 @@ class Runtime:
             completions_id=completions_id,
             commit_interval_s=settings.commit_interval.total_seconds(),
             committed=self._on_commit,
-            observe=self._observe_commit,
+            observe=partial(count_commit, self._metrics),
         )
         self._grants = Grants(
             self.flow,
@@ -153,7 +138,7 @@ class Runtime:
         if self._closed or not self._is_open:
             return
         self._closed = True
-        if not self._ended:
+        if not self.ended:
             return  # an error is under way
         if not self.outbox.close(self._settings.transaction_timeout.total_seconds()):
             failure = self.outbox.failure or Fault("the last commit took too long; a restart settles it")
@@ -358,7 +343,7 @@ class Runtime:
                 "grace period over; runs in flight are abandoned and begin again at the next start",
                 extra={"runs_in_flight": self.capacity.in_flight},
             )
-        self._ended = True
+        self.ended = True
         raise StopIteration
 
     def _granted(self, grants: list[Grant]) -> None:
@@ -391,31 +376,6 @@ class Runtime:
     def _on_commit(self, committed: Committed) -> None:
         self._reading.committed(committed)
         self._doorbell.ring()
-
-    def _observe_commit(self, finished: list[Finished], took_s: float) -> None:
-        metrics = self._metrics
-        records = completions = failed = forwarded = 0
-        reasons: dict[str, int] = {}
-        for end in finished:
-            records += len(end.outgoing)
-            if end.verdict == "first":
-                completions += 1
-            elif end.verdict == "forwarded":
-                forwarded += 1
-            if len(end.outgoing) > (end.verdict == "first"):
-                failed += end.verdict == "first"
-                reason = reason_of(end)
-                if reason:
-                    reasons[reason] = reasons.get(reason, 0) + 1
-        metrics.completions["completed"].inc(completions - failed)
-        if failed:
-            metrics.completions["failed"].inc(failed)
-        if forwarded:
-            metrics.forwarded.inc(forwarded)
-        for reason, count in reasons.items():
-            metrics.dead_letters[reason].inc(count)
-        metrics.commit_seconds.observe(took_s)
-        metrics.commit_records.observe(records)
 
     def _set_gauges(self) -> None:
         now = time.monotonic()
@@ -465,15 +425,6 @@ class Runtime:
                 log.warning("Kafka's transaction coordinator does not answer; still trying")
             else:
                 return producer
-
-
-def reason_of(end: Finished) -> str:
-    """The reason of the dead letter in an event's end; "" if there is none."""
-    for outgoing in end.outgoing:
-        for name, content in outgoing.headers or ():
-            if name == "onceflow-reason" and isinstance(content, bytes):
-                return content.decode()
-    return ""
 
 
 def _asked(cluster: Cluster, names: Names) -> tuple[dict[str, int], int, str]:

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 _SERVE_EVERY = 1_000  # records between two looks at delivery reports
 _RETRY_S = 0.01
 _ABORT_STEP_S = 5.0
+_STUCK_S = 15.0  # so long unconfirmed by a Kafka that answers: the client won't recover
 _LATE_S = 5.0  # a flush that takes longer is worth a line in the log
 
 
@@ -139,21 +140,31 @@ class Transactions:
     def _flush(self, sent: int, delivered: Delivered) -> None:
         started_at = time.monotonic()
         late_s = _LATE_S
+        answering_since: float | None = None
         while self._producer.flush(1.0) > 0 or delivered.confirmed < sent:
             if self._fatal.error is not None:
                 raise fault("the transaction cannot go on", self._fatal.error)
             waited_s = time.monotonic() - started_at
+            missing = f"{sent - delivered.confirmed} of {sent} records are unconfirmed after {waited_s:.0f} s"
+            if waited_s > self._timeout_s:
+                raise Fault(f"{missing}, longer than a transaction may last; a restart settles it")
             if waited_s > late_s:
                 late_s *= 2
                 log.warning(
-                    "Kafka has not confirmed all records of a transaction yet; still trying",
-                    extra={"records": sent, "confirmed": delivered.confirmed, "waited_s": round(waited_s)},
+                    "Kafka has not confirmed all records of a transaction yet: %s; still trying", missing
                 )
-            if waited_s > self._timeout_s:
-                raise Fault(
-                    f"Kafka confirmed {delivered.confirmed} of {sent} records in {waited_s:.0f} s: "
-                    "the transaction was open for longer than its time-out; start the cell again"
-                )
+            if waited_s > _LATE_S:
+                answering_since = self._answering(answering_since)
+                if answering_since is not None and time.monotonic() - answering_since > _STUCK_S:
+                    raise Fault(f"Kafka answers again, but {missing}; a restart settles the transaction")
+
+    def _answering(self, since: float | None) -> float | None:
+        """Since when Kafka has been answering; None if it doesn't now. Asking also renews the client's leaders."""
+        try:
+            self._producer.list_topics(timeout=1.0)
+        except KafkaException:
+            return None
+        return time.monotonic() if since is None else since
 
     def _send_offsets(self, offsets: Sequence[TopicPartition], metadata: Any) -> None:
         deadline = time.monotonic() + self._timeout_s

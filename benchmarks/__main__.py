@@ -1,0 +1,5 @@
+"""The command line: `python -m benchmarks core [options]`."""
+
+from benchmarks.core import main
+
+main()

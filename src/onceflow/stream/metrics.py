@@ -1,0 +1,54 @@
+"""What a cell counts. The metrics themselves are made by whoever runs the cell; here is what is asked of them."""
+
+from collections import Counter
+from typing import Any, Protocol
+
+from onceflow.stream.content import Finished
+
+
+class Metrics(Protocol):
+    """The attributes are metrics with inc, set or observe, or tables of them by label."""
+
+    events: Any
+    completions: Any
+    dead_letters: Any
+    forwarded: Any
+    runs_in_flight: Any
+    unfinished_events: Any
+    oldest_unfinished_seconds: Any
+    commit_seconds: Any
+    commit_records: Any
+    catchup_remaining: Any
+    slots_granted: Any
+    inputs_paused: Any
+
+
+def count_commit(metrics: Metrics, finished: list[Finished], took_s: float) -> None:
+    """Count what a transaction has committed."""
+    records = runs = failed = forwarded = 0
+    reasons: Counter[str] = Counter()
+    for end in finished:
+        records += len(end.outgoing)
+        if end.verdict == "first":
+            runs += 1
+            failed += len(end.outgoing) > 1  # its dead letter beside its completion
+        elif end.verdict == "forwarded":
+            forwarded += 1
+        if len(end.outgoing) > 1 or end.verdict in ("unusable", "conflict"):
+            reasons[reason_of(end)] += 1
+    metrics.completions["completed"].inc(runs - failed)
+    metrics.completions["failed"].inc(failed)
+    metrics.forwarded.inc(forwarded)
+    for reason, count in reasons.items():
+        metrics.dead_letters[reason].inc(count)
+    metrics.commit_seconds.observe(took_s)
+    metrics.commit_records.observe(records)
+
+
+def reason_of(end: Finished) -> str:
+    """The reason of the dead letter in an event's end; "" if there is none."""
+    for outgoing in end.outgoing:
+        for name, content in outgoing.headers or ():
+            if name == "onceflow-reason" and isinstance(content, bytes):
+                return content.decode()
+    return ""

@@ -1,0 +1,279 @@
+"""The command line: its help, what it prints, and how it ends."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+from typer.testing import CliRunner
+
+from onceflow import cli, devkafka
+from onceflow.config import SETTINGS
+from onceflow.stream.cluster import Cluster
+from onceflow.stream.topics import Names
+from tests.conftest import Kafka
+
+runner = CliRunner()
+
+COMMANDS = (
+    *("run", "prepare", "config", "status", "demo", "kafka start", "kafka stop", "kafka status"),
+    *(
+        "dead-letters list",
+        "dead-letters redrive",
+        "dead-letters discard",
+        "inputs list",
+        "inputs accept-loss",
+    ),
+    *("runs list", "runs show", "runs resolve", "runs cancel"),
+)
+NOT_YET = (
+    "runs list --flow f --json",
+    "runs show abc --flow f",
+    "runs resolve abc --result {} --flow f",
+    "runs cancel abc --flow f",
+    "dead-letters redrive f.dead-letters/0/1 --flow f",
+    "dead-letters discard f.dead-letters/0/1 --flow f",
+    "inputs accept-loss events/3 --flow f",
+)
+
+
+class Ended(Exception):  # noqa: N818 (reads as what it says)
+    """The process would have ended."""
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty working directory, and no settings from outside; imports of the test's flows are undone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in list(cli.os.environ):
+        if name.startswith("ONCEFLOW_"):
+            monkeypatch.delenv(name)
+
+
+def main(monkeypatch: pytest.MonkeyPatch, arguments: str) -> int:
+    """Run `onceflow …` as the console entry point does; the status that the process would end with."""
+
+    def end(status: int) -> None:
+        raise Ended(status)
+
+    monkeypatch.setattr(sys, "argv", ["onceflow", *arguments.split()])
+    monkeypatch.setattr(cli.os, "_exit", end)
+    with pytest.raises(Ended) as ended:
+        cli.main()
+    return int(ended.value.args[0])
+
+
+@pytest.fixture
+def flow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flow_name: str, kafka: Kafka) -> str:
+    """The module of a flow of this test's own, whose events come from topics of its own."""
+    module = f"flow_{flow_name.replace('-', '_')}"
+    (tmp_path / f"{module}.py").write_text(
+        "from onceflow import agent, dataflow\n"
+        "@agent('pass-on', on='*')\n"
+        "async def pass_on(run, event):\n"
+        "    return 1\n"
+        f"flow = dataflow({flow_name!r}, agents=[pass_on])\n"
+    )
+    monkeypatch.setenv("ONCEFLOW_KAFKA__BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
+    monkeypatch.setenv("ONCEFLOW_EVENTS__SHARED", f"{flow_name}-in")
+    monkeypatch.setenv("ONCEFLOW_EVENTS__TENANT_PREFIX", f"{flow_name}-in.")
+    monkeypatch.setenv("ONCEFLOW_SLOTS", "8")
+    return module
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(command: str) -> None:
+    result = runner.invoke(cli.app, [*command.split(), "--help"])
+    assert result.exit_code == 0, result.output
+    text = re.sub(r"[\s│]+", " ", result.output)
+    assert f"Example: onceflow {command}" in text or f" onceflow {command}" in text
+
+
+def test_the_help_lists_the_commands_in_groups() -> None:
+    text = runner.invoke(cli.app, ["--help"]).output
+    for panel in (cli.RUNNING, cli.LOOKING, cli.DECIDING, cli.TRYING):
+        assert panel in text
+    for command in COMMANDS:
+        assert command.split()[0] in text
+
+
+@pytest.mark.parametrize("arguments", NOT_YET)
+def test_what_this_version_lacks_says_so_and_ends_with_2(
+    arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(monkeypatch, arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("onceflow: `onceflow ")
+    assert "not yet in this version" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("prepare nowhere.flow", "there is no module 'nowhere.flow'"),
+        ("prepare flows.clearledger:stream", "no flow named 'stream'"),
+        ("status flows.dedup:x", "no flow named 'x'"),
+        ("dead-letters list --flow Nope", "lower-case"),
+        ("config --colour", "No such option"),
+        ("run", "Missing argument"),
+    ],
+)
+def test_wrong_usage_is_told_on_standard_error_and_ends_with_2(
+    arguments: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[1]), *sys.path])
+    assert main(monkeypatch, arguments) == 2
+    captured = capsys.readouterr()
+    assert says in captured.err
+    assert captured.out == ""
+
+
+def test_without_kafka_a_command_names_the_remedy_and_ends_with_3(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("onceflow.stream.cluster.ANSWER_S", 0.2)
+    monkeypatch.setenv("ONCEFLOW_KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1")
+    assert main(monkeypatch, "dead-letters list --flow f") == 3
+    error = capsys.readouterr().err
+    assert "onceflow kafka start" in error
+    assert "ONCEFLOW_KAFKA__BOOTSTRAP_SERVERS" in error
+
+
+def test_config_shows_every_setting_with_its_origin_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONCEFLOW_SLOTS", "32")
+    monkeypatch.setenv("ONCEFLOW_KAFKA__CLIENT__SASL_PASSWORD", "hunter2")
+    result = runner.invoke(cli.app, ["config", "--json"])
+    shown = {row["name"]: row for row in json.loads(result.stdout)}
+    assert SETTINGS.keys() <= shown.keys()
+    assert shown["slots"]["value"] == "32"
+    assert shown["slots"]["origin"] == "environment (ONCEFLOW_SLOTS)"
+    assert shown["commit_interval"]["unit"] == "s"
+    assert "hunter2" not in result.output
+    assert "hunter2" not in runner.invoke(cli.app, ["config"]).output
+
+
+def test_kafka_says_where_it_runs_and_what_to_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broker = devkafka.Broker("127.0.0.1:9", tmp_path, 42)
+    monkeypatch.setattr(devkafka, "start", lambda *_, **__: broker)
+    started = runner.invoke(cli.app, ["kafka", "start", "--port", "9"])
+    assert "export ONCEFLOW_KAFKA__BOOTSTRAP_SERVERS=127.0.0.1:9\n" in started.stdout
+    monkeypatch.setattr(devkafka, "status", lambda _: None)
+    status = runner.invoke(cli.app, ["kafka", "status", "--json"])
+    assert json.loads(status.stdout) == {"runs": False, "bootstrap_servers": None, "pid": None}
+
+
+# --- on a real broker ---
+
+
+def test_preparing_twice_changes_nothing_and_other_slots_are_refused(
+    flow: str, flow_name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(monkeypatch, f"prepare {flow} --recovery-dir recovery") == 0
+    first = capsys.readouterr().out.splitlines()
+    assert f"made {flow_name}.completions with 8 partitions" in first
+    assert first[-1] == "made the recovery directory recovery"
+    assert main(monkeypatch, f"prepare {flow} --recovery-dir recovery") == 0
+    assert capsys.readouterr().out == "nothing to do\n"
+    monkeypatch.setenv("ONCEFLOW_SLOTS", "16")
+    sys.modules.pop(flow)  # the settings are read when the flow is imported
+    assert main(monkeypatch, f"prepare {flow}") == 2
+    assert "fixed for a flow's life" in capsys.readouterr().err
+
+
+def test_from_latest_starts_new_inputs_at_their_end_and_once_only(
+    flow: str,
+    flow_name: str,
+    kafka: Kafka,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(monkeypatch, f"prepare {flow}") == 0
+    send(kafka, f"{flow_name}-in", [(b"old", b"{}", 3)])
+    assert main(monkeypatch, f"prepare {flow} --from latest") == 0
+    assert f"{flow_name}-in/3 starts at 1" in capsys.readouterr().out
+    send(kafka, f"{flow_name}-in", [(b"new", b"{}", 3)])
+    assert main(monkeypatch, f"prepare {flow} --from latest") == 0
+    assert capsys.readouterr().out == "nothing to do\n"
+    assert main(monkeypatch, f"status {flow} --json") == 0
+    status = json.loads(capsys.readouterr().out)
+    assert (status["unfinished"], status["lag"]) == (1, 1)
+    assert main(monkeypatch, f"prepare {flow} --from yesterday") == 2
+    assert "write `earliest`, `latest`, or a time" in capsys.readouterr().err
+
+
+def test_dead_letters_are_listed_and_their_values_only_when_asked_for(
+    flow: str,
+    flow_name: str,
+    kafka: Kafka,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(monkeypatch, f"prepare {flow}") == 0
+    letters = Names.of(flow_name).dead_letters
+
+    def headers(reason: str, tenant: str) -> list[tuple[str, str | bytes | None]]:
+        named = {"reason": reason, "tenant": tenant, "origin": "in/3/17", "detail": "no [bold]id[/]\ntrace"}
+        return [(f"onceflow-{name}", value.encode()) for name, value in named.items()]
+
+    send(kafka, letters, [(b"acme", b"\xff\x1b[31msecret", 0, headers("undecodable", ""))])
+    send(kafka, letters, [(b"acme", b'{"id":"secret"}', 1, headers("invalid", "acme"))])
+    capsys.readouterr()
+
+    assert main(monkeypatch, f"dead-letters list --flow {flow_name}") == 0
+    shown = capsys.readouterr().out
+    assert "no [bold]id[/]" in shown
+    assert "in/3/17" in shown
+    assert "trace" not in shown
+    assert "secret" not in shown
+
+    assert main(monkeypatch, f"dead-letters list --flow {flow_name} --values") == 0
+    assert "\\xff\\x1b[31msecret" in capsys.readouterr().out
+
+    assert main(monkeypatch, f"dead-letters list --flow {flow_name} --values --json --tenant acme") == 0
+    (letter,) = json.loads(capsys.readouterr().out)
+    assert letter["reason"] == "invalid"
+    assert letter["value"] == '{"id":"secret"}'
+    assert letter["size"] == 15
+
+    assert main(monkeypatch, f"dead-letters list --flow {flow_name} --limit 1") == 0
+    assert "the newest 1 of 2" in capsys.readouterr().out
+    assert main(monkeypatch, f"status {flow}") == 0
+    assert "dead letters  2 (1 invalid, 1 undecodable)" in capsys.readouterr().out
+
+
+def test_status_says_that_no_cell_runs_and_shows_all_when_asked(
+    flow: str,
+    flow_name: str,
+    kafka: Kafka,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(monkeypatch, f"status {flow}") == 2
+    assert "run `onceflow prepare`" in capsys.readouterr().err
+    assert main(monkeypatch, f"prepare {flow}") == 0
+    send(kafka, f"{flow_name}-in", [(b"k", b"{}", 5)] * 3)
+    capsys.readouterr()
+    assert main(monkeypatch, f"status {flow}") == 0
+    shown = capsys.readouterr().out
+    assert "0, owning 0 of 8 slots" in shown
+    assert "3 events (lag 3)" in shown
+    assert "no cell runs" in shown
+    assert "--all shows the rest" in shown
+    assert main(monkeypatch, f"status {flow} --all") == 0
+    assert f"{flow_name}.inbox/7" in capsys.readouterr().out
+    assert main(monkeypatch, f"inputs list --flow {flow_name} --json") == 0
+    inputs = {(each["topic"], each["partition"]): each for each in json.loads(capsys.readouterr().out)}
+    assert len(inputs) == 16
+    assert inputs[f"{flow_name}-in", 5]["unfinished"] == 3
+
+
+def send(kafka: Kafka, topic: str, records: list[tuple]) -> None:  # type: ignore[type-arg]
+    """Write records: key, value, partition and perhaps headers."""
+    Cluster({"bootstrap.servers": kafka.bootstrap_servers}).await_topics([topic])
+    producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
+    for key, value, partition, *headers in records:
+        producer.produce(topic, value, key, partition, headers=headers[0] if headers else [])
+    assert producer.flush(10) == 0

@@ -1,0 +1,101 @@
+"""What a status is made of: an input's figures, sums, and the forms for programs."""
+
+import pytest
+
+from onceflow.observe.status import (
+    DeadLetter,
+    InputStatus,
+    SlotStatus,
+    Status,
+    input_status,
+    letter_as_json,
+    status_as_json,
+    time_text,
+)
+from onceflow.stream.cluster import Topic
+from onceflow.stream.progress import FORMAT, Progress, Tally
+
+EVENTS = Topic("events", "id-1", 16)
+
+
+def written(lowest: int, run_lengths: tuple[int, ...] = (), topic_id: str = "id-1") -> Progress:
+    return Progress(FORMAT, "cell-1", topic_id, lowest, run_lengths, Tally(first=lowest))
+
+
+@pytest.mark.parametrize(
+    ("progress", "first", "end", "expected"),
+    [
+        (None, 0, 0, (0, 0, 0)),
+        (None, 10, 100, (10, 90, 0)),  # never read: all that Kafka still has
+        (written(100), 0, 100, (100, 0, 0)),
+        (written(90), 0, 100, (90, 10, 0)),
+        (written(50, (1, 9, 2, 38)), 0, 100, (50, 3, 0)),  # finished ahead: 51-59 and 62-99
+        (written(50, (1, 9, 2, 88)), 0, 100, (50, 3, 0)),  # finished beyond the end that is seen: markers
+        (written(101), 0, 100, (101, 0, 0)),
+        (written(50, (1, 9, 2, 38)), 61, 100, (50, 3, 2)),  # retention has deleted 50 and 60
+        (written(50, (1, 9, 2, 38)), 50, 100, (50, 3, 0)),
+        (written(50, topic_id="id-0"), 0, 7, (0, 7, 0)),  # of a topic deleted since: it counts for nothing
+    ],
+)
+def test_an_input_says_what_is_not_finished_and_what_is_lost(
+    progress: Progress | None, first: int, end: int, expected: tuple[int, int, int]
+) -> None:
+    found = input_status(EVENTS, 3, 3, first, end, progress)
+    assert (found.lowest, found.unfinished, found.lost) == expected
+    assert found.lag == max(0, end - found.lowest)
+
+
+@pytest.fixture
+def status() -> Status:
+    return Status(
+        "f",
+        [
+            SlotStatus(0, "cell-b", "cell-b", 2, 3),
+            SlotStatus(1, "cell-b", "cell-a", 1, 0),
+            SlotStatus(2, "", "", 0, 4),
+        ],
+        [
+            InputStatus("events", 0, 0, 10, 7, 3, 0, Tally(4, 2, 0, 1, 0)),
+            InputStatus("events", 2, 2, 9, 0, 4, 2, Tally(1, 0, 1, 0, 5)),
+        ],
+        {"invalid": 1, "conflict": 1},
+    )
+
+
+def test_a_status_sums_up_its_slots_and_inputs(status: Status) -> None:
+    assert status.cells == {"cell-b": 2}
+    assert status.unfinished == 7
+    assert status.tally == Tally(5, 2, 1, 1, 5)
+    assert [each.topic for each in status.blocked] == ["events"]
+
+
+def test_the_form_for_programs_has_the_same_figures(status: Status) -> None:
+    found = status_as_json(status)
+    assert found["unfinished"] == 7
+    assert found["lag"] == 12
+    assert found["events"] == {"first": 5, "duplicate": 2, "conflict": 1, "unusable": 1, "forwarded": 5}
+    assert found["dead_letters"] == {"total": 2, "by_reason": {"invalid": 1, "conflict": 1}}
+    assert found["blocked_inputs"] == ["events/2"]
+    assert found["slots"][2] == {"slot": 2, "cell": "", "last_cell": "", "inputs": 0, "unfinished": 4}
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (b'{"a":1}', {"value": '{"a":1}'}),
+        (b"\xff\x00", {"value_base64": "/wA="}),
+        (b"", {"value": ""}),
+        (None, {"value": None}),
+    ],
+)
+def test_values_of_dead_letters_are_given_whatever_they_are_but_only_when_asked_for(
+    value: bytes | None, shown: dict[str, str | None]
+) -> None:
+    letter = DeadLetter("f.dead-letters/0/1", 0, "invalid", "acme", "events/0/1", "", "why", 7, value)
+    without = letter_as_json(letter, values=False)
+    assert not {"value", "value_base64"} & without.keys()
+    assert letter_as_json(letter, values=True) == without | shown
+
+
+def test_times_are_in_utc_to_the_millisecond() -> None:
+    assert time_text(1_769_846_400_005) == "2026-01-31T08:00:00.005Z"
