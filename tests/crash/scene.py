@@ -52,7 +52,8 @@ class Scene:
         self.topic(self.shared, PARTITIONS)
         for tenant in OWN:
             self.topic(self.own_prefix + tenant, 1)
-        prepare(self.flow, Cluster(self._settings.kafka.properties()), self._settings)
+        cluster = Cluster(self._settings.kafka.properties())
+        cluster.patiently(lambda: prepare(self.flow, cluster, self._settings))
         wait_until(self._leaders, 30, "the topics have leaders")
 
     def topic(self, name: str, partitions: int) -> None:

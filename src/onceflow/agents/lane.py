@@ -6,7 +6,7 @@ from the same record, with the same version of its agent, goes on with it and sk
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
@@ -227,15 +227,16 @@ class Lane:
 
     def _begin(self, arrived: Arrived, now_ms: int, calls: list[StartCall], ended: list[Ended]) -> None:
         agent = arrived.agent
-        run = Machine(agent, arrived, self._journal_of(arrived) if self._journals else None)
-        self._runs.add(run)
-        effects: Sequence[Effect]
         try:
             data = agent.decode(arrived.incoming.data)
         except InvalidData as error:
-            effects = [failure(error)]
-        else:
-            effects = run.begin(Event.of(arrived.incoming, arrived.key.hex(), data), now_ms)
+            self._capacity.give_back()
+            ended.append(Ended(arrived, failure(error)))
+            return
+        run = Machine(agent, arrived, self._journal_of(arrived) if self._journals else None)
+        effects = run.begin(Event(arrived.incoming, arrived.key.hex(), data), now_ms)
+        if not run.ended:
+            self._runs.add(run)
         self._note(run, effects, calls, ended)
 
     def _journal_of(self, arrived: Arrived) -> dict[str, Entry] | None:

@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Awaitable, Coroutine, Generator, Mapping
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import Any, Concatenate, Generic, NamedTuple, NoReturn, ParamSpec, TypeVar, overload
 
 import msgspec
@@ -100,63 +101,56 @@ Answer = Returned | Raised
 
 
 class Machine:
-    """One run's state. `begin` once, then `answer` for each call that was started, until it has ended."""
+    """One run's state. `begin` once, then `answer` for each call that was started, until it has ended.
 
-    __slots__ = (
-        "_arguments",
-        "_coroutine",
-        "_handle",
-        "_waiting",
-        "agent",
-        "effects",
-        "ended",
-        "journal",
-        "now_ms",
-        "token",
-    )
+    A run that has ended holds nothing that refers back to it, so it is freed at once, without a search for cycles.
+    """
 
-    def __init__(self, agent: Agent[Any, Any], token: Any, journal: dict[str, Entry] | None = None) -> None:
+    __slots__ = ("_coroutine", "_effects", "_waiting", "agent", "ended", "journal", "now_ms", "token")
+
+    def __init__(
+        self, agent: Agent[Any, Any], token: Any, journal: Mapping[str, Entry] | None = None
+    ) -> None:
         self.agent = agent
         self.token = token  # whatever the driver needs to know the run by
-        self.journal = {} if journal is None else journal
+        self.journal: Mapping[str, Entry] = journal or _EMPTY
         self.ended = False
-        self.now_ms = 0
-        self.effects: list[Effect] = []
-        self._waiting: dict[str, StartCall] = {}
-        self._coroutine: Coroutine[Any, Any, Any]
+        self._waiting: dict[str, StartCall] | None = None
+        self._coroutine: Coroutine[Any, Any, Any] | None = None
 
     def begin(self, event: Event[Any], now_ms: int) -> list[Effect]:
         """Start the agent; return what is to be done."""
         self.now_ms = now_ms
-        self._handle = Run(self, event)
-        self._coroutine = self.agent.function(self._handle, event)
-        return self._step()
+        return self._step(self.agent.function(Run(self, event), event))
 
     def answer(self, answer: Answer, now_ms: int) -> list[Effect]:
         """Take a call's answer; one that nobody waits for (an earlier attempt's) changes nothing."""
+        if self.ended or self._waiting is None or self._coroutine is None:
+            return []
         started = self._waiting.get(answer.place)
-        if self.ended or started is None or started.call.attempt != answer.attempt:
+        if started is None or started.call.attempt != answer.attempt:
             return []
         self.now_ms = now_ms
         entry = _entry(started, answer)
         if entry is None:
             return [self._again(started, answer)]
         del self._waiting[answer.place]
-        self.journal[answer.place] = entry
-        return self._step()
+        self.record(answer.place, entry)
+        return self._step(self._coroutine)
 
     def close(self) -> None:
         """Abandon the run; its agent sees GeneratorExit."""
         self.ended = True
-        try:
-            self._coroutine.close()
-        except BaseException:
-            log.warning("an agent raised while its run was abandoned", exc_info=True)
+        coroutine, self._coroutine = self._coroutine, None
+        if coroutine is not None:
+            _close(coroutine)
 
-    def _step(self) -> list[Effect]:
-        self.effects = []
+    def _step(self, coroutine: Coroutine[Any, Any, Any]) -> list[Effect]:
+        self._coroutine = None
+        effects: list[Effect] = []
+        self._effects = effects
         try:
-            token = self._coroutine.send(None)
+            token = coroutine.send(None)
         except StopIteration as stop:
             self.ended = True
             return [Completed(stop.value)]
@@ -166,17 +160,28 @@ class Machine:
             self.ended = True
             return [failure(error)]
         if token is not _SUSPENDED:
-            self.close()
+            self.ended = True
+            _close(coroutine)
             return [_foreign_await(_ForeignAwait(token))]
-        return self.effects
+        self._coroutine = coroutine
+        return effects
 
     # -- what Run asks for --
 
-    def start(self, tool: Tool[Any, Any], place: str, arguments: dict[str, Any], digest: bytes) -> None:
+    def record(self, place: str, entry: Entry) -> None:
+        """Write a finished call into the journal."""
+        if not isinstance(self.journal, dict):
+            self.journal = {}
+        self.journal[place] = entry
+
+    def start(
+        self, handle: "Run", tool: Tool[Any, Any], place: str, arguments: dict[str, Any], digest: bytes
+    ) -> None:
         """Ask for a call, unless it is under way."""
-        if place in self._waiting:
+        if self._waiting is None:
+            self._waiting = {}
+        elif place in self._waiting:
             return
-        handle = self._handle
         call = Call(
             tenant=handle.tenant,
             run_id=handle.id,
@@ -187,7 +192,7 @@ class Machine:
         )
         started = StartCall(self, place, tool, call, 0.0)
         self._waiting[place] = started
-        self.effects.append(started)
+        self._effects.append(started)
 
     def _again(self, started: StartCall, answer: Answer) -> StartCall:
         """The next attempt of a call, after a delay with full jitter that a replay would draw again."""
@@ -204,6 +209,7 @@ class Machine:
         again = started._replace(
             call=msgspec.structs.replace(call, attempt=call.attempt + 1, deadline=deadline), delay_s=delay_s
         )
+        assert self._waiting is not None
         self._waiting[started.place] = again
         return again
 
@@ -234,9 +240,10 @@ class Run:
         once; a `read` tool is retried by its policy.
         """
         strand = self._strand
-        place = strand.next()
         if tool.direct is not None:
+            strand.count += 1
             return _call_inline(tool, tool.direct, args, kwargs)
+        place = strand.next()
         arguments = tool.bind(args, kwargs, self.tenant)
         if tool.effect == "pure":
             call = Call(self.tenant, self.id, "", 1, self.now_at(), arguments)
@@ -247,7 +254,7 @@ class Run:
             entry = self._machine.journal.get(place)
             if entry and (entry.tool, entry.version, entry.arguments) == (tool.name, tool.version, digest):
                 return _outcome(tool, entry)
-            self._machine.start(tool, place, arguments, digest)
+            self._machine.start(self, tool, place, arguments, digest)
             await _Suspension()
             self._strand = strand
 
@@ -320,7 +327,7 @@ class Run:
         entry = self._machine.journal.get(place)
         if entry is None or entry.tool != name or entry.result is None:
             entry = Entry(name, 1, b"", make())
-            self._machine.journal[place] = entry
+            self._machine.record(place, entry)
         result = entry.result
         assert result is not None
         return result
@@ -368,6 +375,7 @@ class _Branch(Generic[T]):
 
 
 _SUSPENDED = object()
+_EMPTY: Mapping[str, Entry] = MappingProxyType({})
 _UUID_SPACE = uuid.UUID("0b1f7c52-7d5e-5a8e-9a53-2f6e1f0f5d11")
 
 
@@ -378,6 +386,14 @@ class _Suspension:
 
     def __await__(self) -> Generator[object, None, None]:
         yield _SUSPENDED
+
+
+def _close(coroutine: Coroutine[Any, Any, Any]) -> None:
+    """Give an agent up; its clean-up must not take others with it, whatever it raises."""
+    try:
+        coroutine.close()
+    except BaseException:
+        log.warning("an agent raised while its run was given up", exc_info=True)
 
 
 class _ForeignAwait(Exception):  # noqa: N818

@@ -32,6 +32,7 @@ FLOW = "clearledger"
 SLOTS = 16
 DAY_S = 5.0  # how long the day's events take to be sent
 PATIENCE_S = 90.0  # without anything new for so long, the demo gives up
+SETTLE_S = 30.0  # after the last completion, copies on their way are judged within so long
 MARKER = "made-by-onceflow-demo"
 
 
@@ -121,9 +122,7 @@ def _empty(directory: Path) -> None:
 def _start_cells(console: Console, place: Place, cells: list[CellProcess]) -> dict[str, set[int]]:
     """Step 2: two cells, which share the slots; who has which."""
     began = time.monotonic()
-    console.print(
-        "[bold]2  Two cells[/]  processes `onceflow run flows.clearledger`, each with its own state"
-    )
+    console.print("[bold]2  Two cells[/]  processes `onceflow run flows.clearledger`")
     for cell in cells:
         cell.start()
     while not _shared(owned := _owned(place.cluster), cells):
@@ -275,14 +274,17 @@ class _Watch:
 
     def settled(self, place: Place) -> Status:
         """Wait until no input has an unfinished record: copies still on their way have been judged too."""
-        found: list[Status] = []
-
-        def nothing_unfinished() -> bool:
-            found[:] = [read_status(FLOW, place.settings)]
-            return found[0].unfinished == 0
-
-        self.until(nothing_unfinished)
-        return found[0]
+        deadline = time.monotonic() + SETTLE_S
+        while (status := read_status(FLOW, place.settings)).unfinished > 0:
+            if time.monotonic() > deadline:
+                behind = [f"{each.topic}/{each.partition}" for each in status.inputs if each.unfinished]
+                raise OnceflowError(
+                    f"all runs have completed, but {status.unfinished} records of {', '.join(behind)} are not "
+                    f"finished after {SETTLE_S:.0f} s: see {self._cells[0].log} and {self._cells[1].log}"
+                )
+            for cell in self._cells:
+                cell.watch()
+        return status
 
 
 # --- leaving nothing behind ---

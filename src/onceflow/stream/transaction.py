@@ -106,8 +106,8 @@ class Transactions:
             if delivered.error is not None:
                 raise KafkaException(delivered.error)
             self._send_offsets(offsets(), metadata)
-        except KafkaException as exception:
-            error = exception.args[0]
+        except (KafkaException, SystemError) as exception:
+            error = _kafka_error(exception)
             self._abort(error)
             raise Refused(error, delivered.error_topic) from exception
         self._commit()
@@ -202,6 +202,17 @@ class Transactions:
                 error = exception.args[0]
                 if error.fatal() or not error.retriable() or time.monotonic() > deadline:
                     raise fault("the transaction cannot be aborted", error) from exception
+
+
+def _kafka_error(exception: BaseException) -> KafkaError:
+    """The error of an exception. One that is fatal may come wrapped: confluent-kafka raises it into callbacks."""
+    link: BaseException | None = exception
+    while link is not None:
+        if isinstance(link, KafkaException):
+            error: KafkaError = link.args[0]
+            return error
+        link = link.__cause__ or link.__context__
+    raise exception
 
 
 def fault(what: str, error: KafkaError) -> Fault:
