@@ -228,7 +228,7 @@ class Settings(BaseSettings):
     events: Events = Events()
     dedup: Dedup = Dedup()
     commit_interval: Duration = _time(0.1, "Longest that a decision waits for a commit", 0.001, 10)
-    transaction_timeout: Duration = _time(60, "A transaction open for longer is ended by the broker", 1, 900)
+    transaction_timeout: Duration = _time(30, "A transaction open for longer is ended by the broker", 1, 900)
     session_timeout: Duration = _time(6, "A cell silent for longer loses its slots", 1, 1800)
     grace: Duration = _time(10, "How long running calls may go on when a cell is asked to end", 0, 3600)
     topics_refresh: Duration = _time(5, "How often new tenants' topics are looked for", 0.1, 3600)

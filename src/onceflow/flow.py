@@ -28,7 +28,14 @@ from onceflow.errors import ConfigError, Fault, OnceflowError
 from onceflow.observe.health import serve
 from onceflow.observe.telemetry import Metrics, setup_logging
 from onceflow.stream.cluster import KafkaAway
-from onceflow.stream.dataflow import build, initialise_recovery, launched_by_bytewax, run
+from onceflow.stream.dataflow import (
+    build,
+    initialise_recovery,
+    launched_by_bytewax,
+    put_recovery_aside,
+    recovery_is_unusable,
+    run,
+)
 from onceflow.stream.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -70,14 +77,13 @@ def dataflow(name: str, *, agents: Sequence[Agent[Any, Any]], settings: Settings
         runtime = Runtime(name, settings, routes(agents), metrics, recovery)
         flow = Flow(name, settings, runtime, metrics, build(name, runtime))
         if arguments is not None:
-            if recovery is not None:
-                initialise_recovery(recovery)
             take_over_process(flow)
     except OnceflowError as error:
         if arguments is None:
             raise
         print(f"onceflow: {error}", file=sys.stderr)  # noqa: T201 (the one line that says why it ends)
-        raise SystemExit(error.exit_status) from None
+        sys.stderr.flush()
+        os._exit(error.exit_status)
     _defined[id(flow.dataflow)] = flow
     return flow.dataflow
 
@@ -110,16 +116,17 @@ def find_flow(reference: str) -> Flow:
 def run_flow(flow: Flow, recovery: Path | None) -> None:
     """Run a flow in this process until it is asked to end. A fault ends the process with its status."""
     flow.runtime.recovery = recovery
-    if recovery is not None:
-        initialise_recovery(recovery)
     take_over_process(flow)
     run(flow.dataflow, recovery, EPOCH)
 
 
 def take_over_process(flow: Flow) -> None:
-    """Set up logs, metrics, signals and exit statuses for a process that will run this flow."""
-    settings = flow.settings
+    """Set up logs, metrics, signals and exit statuses for a process that will run this flow, and open the cell."""
+    settings, recovery = flow.settings, flow.runtime.recovery
     setup_logging(settings.log, settings.log_level, flow=flow.name)
+    flow.runtime.identify()
+    if recovery is not None:
+        initialise_recovery(recovery)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _Stop(flow.runtime))
@@ -136,6 +143,12 @@ def take_over_process(flow: Flow) -> None:
             flow.runtime.ready,
             flow.runtime.alive,
         )
+    try:
+        flow.runtime.open()  # before Bytewax runs: it would put a page of its own above what is wrong
+    except KafkaAway:
+        if flow.runtime.stopping:
+            os._exit(0)
+        raise
 
 
 def _leave(runtime: Runtime) -> None:
@@ -164,6 +177,12 @@ def _end_with_status(
 ) -> None:
     """End with the status of the error that Bytewax wraps; without this it would always be 1."""
     cause = _ours(error)
+    if cause is None and runtime.recovery is not None and recovery_is_unusable(error):
+        put_recovery_aside(runtime.recovery)
+        cause = Fault(
+            f"Bytewax cannot resume from {runtime.recovery} ({error}); it was put aside, and a restart goes on "
+            "without it: steps of runs in flight are repeated"
+        )
     if isinstance(cause, KafkaAway) and runtime.stopping:
         log.info("ended before Kafka answered")
         os._exit(0)

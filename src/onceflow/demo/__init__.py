@@ -186,6 +186,7 @@ def _day(
             f"   half-way: {victim.name}, with {len(slots)} slots, is killed (SIGKILL) and started again"
         )
         victim.start()
+        sending.release()
         watch.until(lambda: recovered_ms(reading.found.completions, slots, int(killed_at * 1000)) is not None)
         watch.until(lambda: sending.done and len(reading.found.completions) >= len(day.runs))
         status = watch.settled(place)

@@ -21,7 +21,7 @@ from confluent_kafka import (
 from onceflow.demo.day import Completion, Letter, Sent
 from onceflow.errors import OnceflowError
 
-_BATCH = 200
+_BATCH = 50
 _QUIET = {"log_level": 2}  # what matters is raised; connections that end with the demo do not matter
 
 
@@ -45,7 +45,10 @@ def await_groups(servers: str, topic: str) -> None:
 
 
 class Sending:
-    """Sends records at a steady rate in a thread of its own; knows afterwards where each one lies."""
+    """Sends records at a steady rate in a thread of its own; knows afterwards where each one lies.
+
+    The last quarter waits for `release`, so that however slow the machine is, there is work left by then.
+    """
 
     def __init__(self, servers: str, records: list[Sent], rate: float) -> None:
         self._producer = Producer(
@@ -59,7 +62,7 @@ class Sending:
             }
         )
         self._records, self._rate = records, rate
-        self._stopped = Flag()
+        self._stopped, self._released = Flag(), Flag()
         self._pool = ThreadPoolExecutor(1, "demo-sending")
         self.sent = 0
         self.began_at = time.time()
@@ -74,9 +77,14 @@ class Sending:
             return True
         return False
 
+    def release(self) -> None:
+        """Let the last quarter be sent too."""
+        self._released.set()
+
     def stop(self) -> None:
         """End the thread, whatever is sent by then."""
         self._stopped.set()
+        self._released.set()
         self._pool.shutdown()
 
     def _send(self) -> None:
@@ -84,6 +92,8 @@ class Sending:
         for index, record in enumerate(self._records):
             if index % _BATCH == 0:
                 self._producer.poll(0)
+                if index >= len(self._records) * 3 // 4:
+                    self._released.wait()
                 if self._stopped.wait(max(0.0, began + index / self._rate - time.monotonic())):
                     self._producer.purge()
                     return

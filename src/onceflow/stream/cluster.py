@@ -7,6 +7,7 @@ the log.
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 from confluent_kafka import (
@@ -81,9 +82,15 @@ class Cluster:
             except KafkaAway:
                 if stop():
                     raise
+                self.renew()
                 if time.monotonic() >= line_at:
                     log.warning("Kafka is away; still trying", extra={"bootstrap_servers": self.servers})
                     line_at = time.monotonic() + 10
+
+    def renew(self) -> None:
+        """Make the client look at the whole cluster: after a restart it may go on with leaders of the past."""
+        with suppress(KafkaException):  # it is away: that is what the caller knows already
+            self._admin.list_topics(timeout=1.0)
 
     def topic_names(self) -> dict[str, int]:
         """All topics, with their partition counts."""

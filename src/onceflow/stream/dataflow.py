@@ -18,7 +18,13 @@ from bytewax.dataflow import Dataflow
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from bytewax.operators import StatefulBatchLogic
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
-from bytewax.recovery import RecoveryConfig, init_db_dir
+from bytewax.recovery import (
+    InconsistentPartitionsError,
+    MissingPartitionsError,
+    NoPartitionsError,
+    RecoveryConfig,
+    init_db_dir,
+)
 
 from onceflow.agents.lane import Lane
 from onceflow.stream.inlet import Ends
@@ -49,6 +55,26 @@ def initialise_recovery(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if not any(directory.glob("part-*.sqlite3")):
         init_db_dir(directory, 1)  # type: ignore[no-untyped-call]
+
+
+def recovery_is_unusable(error: BaseException) -> bool:
+    """Whether Bytewax failed because of what it found in the recovery directory."""
+    link: BaseException | None = error
+    for _ in range(10):  # its chains may run in a circle
+        if isinstance(link, (InconsistentPartitionsError, MissingPartitionsError, NoPartitionsError)):
+            return True
+        if link is None:
+            return False
+        if "sqlite" in str(link).lower() or "malformed" in str(link).lower():
+            return True
+        link = link.__cause__ or link.__context__
+    return False
+
+
+def put_recovery_aside(directory: Path) -> None:
+    """Rename what Bytewax keeps in a recovery directory, so that it begins anew; the cell's identity stays."""
+    for file in directory.glob("part-*.sqlite3*"):
+        file.replace(file.with_name(f"{file.name}.aside"))
 
 
 class Arguments(NamedTuple):

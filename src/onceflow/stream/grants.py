@@ -364,6 +364,7 @@ class Grants:
             firsts = self._cluster.first_offsets((topic.name, partition) for topic, partition, _ in new)
         except (KafkaAway, KafkaException) as error:
             log.debug("topics could not be looked up; asked again soon", extra={"cause": str(error)})
+            self._cluster.renew()
             return
         for grant in grants.values():
             for at, topic_id in list(self._settled[grant].items()):

@@ -285,7 +285,7 @@ class Outbox:
                 log.info(
                     "a transaction was refused; its content is sent again", extra={"cause": str(refusal)}
                 )
-                self._keep(finished, claims, number)
+                self._keep(finished, claims, passed, number)
                 return
             self._remember(finished, delivered, time.monotonic() - started_at)
             for grant in {input.grant for input in touched}:
@@ -298,11 +298,12 @@ class Outbox:
             self._done_sequence = sequence
             self._changed.notify_all()
 
-    def _keep(self, finished: list[Finished], claims: list[Claim], number: int) -> None:
+    def _keep(self, finished: list[Finished], claims: list[Claim], passed: set[Input], number: int) -> None:
         """After an abort: keep the content, and wait for a pair later than the one refused."""
         self._kept = finished
         with self._changed:
             self._claims = claims + self._claims
+            self._passed |= passed
             self._changed.wait_for(lambda: self._pair_number > number, _NEW_PAIR_WITHIN_S)
 
     def _records(self, finished: list[Finished], written: Iterable[Input]) -> Iterator[Outgoing]:

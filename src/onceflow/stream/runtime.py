@@ -25,9 +25,9 @@ from onceflow.state.seen import BrokerClock, Judge, Key, Seen, Verdict, identity
 from onceflow.state.store import Store
 from onceflow.stream.cell import Cell
 from onceflow.stream.cluster import RECONNECT, Cluster, client_log
-from onceflow.stream.content import Committed, Finished, Grant, Input, Pair
+from onceflow.stream.content import Committed, Finished, Grant, Input, Pair, Reads
 from onceflow.stream.grants import Added, Grants, Ready, Removed, transactional_id
-from onceflow.stream.identity import take_identity
+from onceflow.stream.identity import Identity, take_identity
 from onceflow.stream.inlet import Doorbell, Ends, Reading
 from onceflow.stream.letters import Letters, identity_of
 from onceflow.stream.metrics import Metrics, count_commit
@@ -61,6 +61,7 @@ class Runtime:
         self._routes = routes
         self._metrics = metrics
         self.recovery = recovery  # set before `open`; Bytewax' recovery directory, if there is one
+        self._identity: Identity | None = None
         self._is_open = False
         self._closed = False
         self.ended = False  # by StopIteration, not by an error
@@ -71,6 +72,7 @@ class Runtime:
             runs_per_lane=settings.limits.runs_per_lane, runs_per_cell=settings.limits.runs_per_cell
         )
         self._doorbell = Doorbell()
+        self._passed: list[Reads] = []
         self._direct: dict[str, list[Happening]] = {}
         self._gauges_at = 0.0
 
@@ -81,8 +83,7 @@ class Runtime:
         if self._is_open:
             return
         settings = self._settings
-        self._identity = take_identity(settings.state_dir, self.recovery)
-        name = self._identity.name
+        name = self.identify()
         cluster = Cluster(settings.kafka.properties())
         slots = cluster.patiently(lambda: existing_slots(self.flow, cluster, settings), stop=self._must_stop)
         self._slots = slots
@@ -128,6 +129,12 @@ class Runtime:
         self._reading = Reading(self._cell, settings, slots, self._routes, self._letters, self._waiting)
         self._is_open = True
         log.info("cell started", extra={"flow": self.flow, "cell_name": name, "slots": slots})
+
+    def identify(self) -> str:
+        """Take the cell's identity and lock its directories; before Bytewax opens the recovery directory."""
+        if self._identity is None:
+            self._identity = take_identity(self._settings.state_dir, self.recovery)
+        return self._identity.name
 
     def stop(self) -> None:
         """Ask for the end: no more events; running calls get the grace period. Safe in a signal handler."""
@@ -262,11 +269,12 @@ class Runtime:
     # --- within ---
 
     def _poll(self, happenings: dict[str, list[Happening]]) -> Ends:
-        passed = self._reading.look()
+        self._passed += self._reading.look()
         if not self._reading.has_room():
             return Ends()
         poll = self._reading.poll()
-        self.outbox.polled(self._cell.pair(), poll.reads, passed)
+        self.outbox.polled(self._cell.pair(), poll.reads, self._passed)
+        self._passed = []
         for tenant, arrived in poll.arrived.items():
             happenings.setdefault(tenant, []).extend(arrived)
         for tenant, lost in self._direct.items():  # slots that the poll took away
