@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from onceflow.config import Settings
 from onceflow.errors import Fault
@@ -71,9 +71,19 @@ class Cell:
         """Group metadata, and the grants owned now."""
         return Pair(self._consumer.consumer_group_metadata(), frozenset(self._grants.values()))
 
-    def read(self, inputs: Iterable[Input]) -> None:
-        """Begin to read inputs of a settled grant, each at its `next_offset`."""
+    def read(self, inputs: Iterable[Input]) -> bool:
+        """Begin to read inputs of a settled grant, each at its `next_offset`; False: try again after a poll."""
         wanted = list(inputs)
+        try:
+            for input in wanted:
+                if input.is_inbox:
+                    self._consumer.seek(self._at(input))
+        except KafkaException as exception:
+            if exception.args[0].code() == KafkaError._STATE:
+                return (
+                    False  # the client has not begun with the partition, or is about to say that it is fenced
+                )
+            raise fault("an input cannot be read", exception.args[0]) from exception
         for input in wanted:
             self.inputs[input.topic, input.partition] = input
         others = [self._at(input) for input in wanted if not input.is_inbox and not input.blocked]
@@ -81,8 +91,8 @@ class Cell:
             self._consumer.incremental_assign(others)
         for input in wanted:
             if input.is_inbox and not input.blocked:
-                self._consumer.seek(self._at(input))
                 self._consumer.resume([TopicPartition(input.topic, input.partition)])
+        return True
 
     def drop(self, input: Input) -> None:
         """Stop reading an input that is gone."""
@@ -97,8 +107,8 @@ class Cell:
             "an input is paused until an operator accepts the loss; the others go on",
             extra={"topic": input.topic, "partition": input.partition, "cause": reason},
         )
-        input.blocked = reason
-        if (input.topic, input.partition) in self.inputs:
+        was_read, input.blocked = not input.blocked, reason
+        if was_read:
             self.pause([input])
 
     def pause(self, inputs: Iterable[Input]) -> None:

@@ -26,7 +26,7 @@ from onceflow.state.store import Store
 from onceflow.stream.cell import Cell
 from onceflow.stream.cluster import RECONNECT, Cluster, client_log
 from onceflow.stream.content import Committed, Finished, Grant, Input, Pair, Reads
-from onceflow.stream.grants import Added, Grants, Ready, Removed, transactional_id
+from onceflow.stream.grants import Added, Grants, News, Ready, Removed, transactional_id
 from onceflow.stream.identity import Identity, take_identity
 from onceflow.stream.inlet import Doorbell, Ends, Reading
 from onceflow.stream.letters import Letters, identity_of
@@ -73,6 +73,7 @@ class Runtime:
         )
         self._doorbell = Doorbell()
         self._passed: list[Reads] = []
+        self._postponed: list[News] = []
         self._direct: dict[str, list[Happening]] = {}
         self._gauges_at = 0.0
 
@@ -316,13 +317,16 @@ class Runtime:
         return Finished(event.source, event.offset, "conflict", len(event.value or b""), (letter,))
 
     def _take_news(self, happenings: dict[str, list[Happening]]) -> None:
-        for news in self._grants.news():
+        postponed, self._postponed = self._postponed, []
+        for news in [*postponed, *self._grants.news()]:
             if type(news) is Ready and news.grant.live:
+                finished = _finished_by(news.inputs)
+                if not self._cell.read(news.inputs):
+                    self._postponed.append(news)
+                    continue
                 for input in news.inputs:
                     if input.blocked:
                         self._cell.block(input, input.blocked)
-                finished = _finished_by(news.inputs)
-                self._cell.read(news.inputs)
                 for tenant, lane in self.lanes.items():
                     if lane.has_journals and home_slot(tenant, self._slots) == news.grant.slot:
                         happenings.setdefault(tenant, []).append(Settled(finished))
