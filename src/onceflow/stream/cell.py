@@ -203,7 +203,7 @@ def record_error(cell: Cell, message: Message) -> None:
     error = message.error()
     assert error is not None
     input = cell.inputs.get((message.topic() or "", message.partition() or 0))
-    if error.fatal():
+    if error.fatal() or error.code() == KafkaError._FATAL:
         raise fault("the consumer cannot go on", error)
     if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE) and input is not None:
         if not input.blocked:

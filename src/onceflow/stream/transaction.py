@@ -217,7 +217,7 @@ def _kafka_error(exception: BaseException) -> KafkaError:
 
 def fault(what: str, error: KafkaError) -> Fault:
     """The fault to end with, its cause named in words."""
-    if error.code() in _FENCED:
+    if error.code() in _FENCED or "fenced" in error.str().lower():
         return Fault(
             f"{what}: fenced ({error.name()}). Another process uses this cell's identity (its state directory was "
             "copied, or a second cell was started on it), or this one was away for longer than its session or its "
