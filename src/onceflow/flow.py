@@ -1,9 +1,9 @@
 """A flow, from the agents that it is made of to the process that runs it.
 
 `dataflow` is what users write at the end of a module. Under `python -m bytewax.run` that module is imported
-and then run by Bytewax, which knows nothing of exit statuses and graceful ends; so, when the flow is imported
-by it, the signal handlers and an exception hook are set here, and what Bytewax would do wrong is refused:
-later is too late.
+and then run by Bytewax, which knows nothing of exit statuses and graceful ends; so, between the two, the
+signal handlers and an exception hook are set here, the cell is opened, and what Bytewax would do wrong is
+refused.
 """
 
 import atexit
@@ -20,7 +20,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from onceflow.agents.agent import Agent, routes
 from onceflow.config import Settings, load
@@ -29,6 +29,8 @@ from onceflow.observe.health import serve
 from onceflow.observe.telemetry import Metrics, setup_logging
 from onceflow.stream.cluster import KafkaAway
 from onceflow.stream.dataflow import (
+    Arguments,
+    before_bytewax_runs,
     build,
     initialise_recovery,
     launched_by_bytewax,
@@ -66,26 +68,36 @@ def dataflow(name: str, *, agents: Sequence[Agent[Any, Any]], settings: Settings
     of `onceflow.toml` and the environment unless given. Raises ConfigError; under `bytewax.run` the process
     ends with status 2 instead.
     """
-    arguments = launched_by_bytewax()
     try:
         settings = settings or load(name)
-        recovery = None
-        if arguments is not None:
-            _refuse_clusters(arguments.workers_per_process, arguments.process_id, arguments.addresses)
-            recovery = arguments.recovery_directory
         metrics = Metrics()
-        runtime = Runtime(name, settings, routes(agents), metrics, recovery)
+        runtime = Runtime(name, settings, routes(agents), metrics, None)
         flow = Flow(name, settings, runtime, metrics, build(name, runtime))
-        if arguments is not None:
-            take_over_process(flow)
     except OnceflowError as error:
-        if arguments is None:
+        if not launched_by_bytewax():
             raise
-        print(f"onceflow: {error}", file=sys.stderr)  # noqa: T201 (the one line that says why it ends)
-        sys.stderr.flush()
-        os._exit(error.exit_status)
+        _end_with_line(error)
     _defined[id(flow.dataflow)] = flow
+    before_bytewax_runs(_take_over_bytewax)
     return flow.dataflow
+
+
+def _take_over_bytewax(dataflow: "Dataflow", arguments: Arguments) -> None:
+    """What must be done between the import of a flow by `bytewax.run` and its run."""
+    flow = _defined.get(id(dataflow))
+    if flow is None:
+        return  # another Dataflow of the same module
+    try:
+        _refuse_clusters(arguments)
+        flow.runtime.recovery = arguments.recovery_directory
+        take_over_process(flow)
+    except OnceflowError as error:
+        _end_with_line(error)
+
+
+def _end_with_line(error: OnceflowError) -> NoReturn:
+    print(f"onceflow: {error}", file=sys.stderr, flush=True)  # noqa: T201 (the one line that says why it ends)
+    os._exit(error.exit_status)
 
 
 def find_flow(reference: str) -> Flow:
@@ -209,8 +221,10 @@ def _ours(error: BaseException) -> OnceflowError | None:
     return None
 
 
-def _refuse_clusters(workers: int | None, process_id: int | None, addresses: str | None) -> None:
-    if (workers or 1) > 1 or process_id is not None or addresses is not None:
+def _refuse_clusters(arguments: Arguments) -> None:
+    """Before Bytewax connects to the cluster, where it would hang."""
+    alone = (arguments.workers_per_process or 1) == 1 and arguments.process_id is None
+    if not alone or arguments.addresses is not None:
         raise ConfigError(
             "a Bytewax cluster (-w above 1, -i, -a) is not used by onceflow: start one process per cell instead, "
             "each with its own state directory (ONCEFLOW_STATE_DIR) and recovery directory (-r)"

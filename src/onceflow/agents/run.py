@@ -314,7 +314,7 @@ class Run:
         """Not yet: waits come with the ledger."""
         raise NotYet(f"run.sleep({duration})")
 
-    def wait_for(self, type: str, id: str, **options: Any) -> NoReturn:  # noqa: A002 (names of the contract)
+    def wait_for(self, type: str, id: str, **options: Any) -> NoReturn:
         """Not yet: waits come with the ledger."""
         raise NotYet(f"run.wait_for({type!r}, {id!r}{', …' if options else ''})")
 

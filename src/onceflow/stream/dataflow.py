@@ -6,11 +6,11 @@ is a cache of journals: the inlet starts from Kafka's progress, whatever a snaps
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bytewax import operators as op
 from bytewax import run as bytewax_run
@@ -86,19 +86,36 @@ class Arguments(NamedTuple):
     addresses: str | None
 
 
-def launched_by_bytewax() -> Arguments | None:
-    """The arguments of `python -m bytewax.run`, while it imports the flow; None elsewhere."""
+def launched_by_bytewax() -> bool:
+    """Whether this process is `python -m bytewax.run`."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if spec is None or spec.name != "bytewax.run":
-        return None
-    parsed = bytewax_run._parse_args()  # type: ignore[no-untyped-call]  # private; the version is pinned, a test holds it
+    return spec is not None and spec.name == "bytewax.run"
+
+
+def before_bytewax_runs(work: Callable[[Dataflow, Arguments], None]) -> None:
+    """Have `work` done when `python -m bytewax.run` is about to run a flow; elsewhere nothing.
+
+    A module may define or import several flows: which of them is run is known only then. Uses names that
+    Bytewax keeps to itself; its version is pinned, and a test holds them.
+    """
+    main: Any = sys.modules["__main__"]
+    if not launched_by_bytewax() or hasattr(main, "_onceflow_runs"):
+        return
+    run_it = main._onceflow_runs = main.cli_main
+    parsed = bytewax_run._parse_args()  # type: ignore[no-untyped-call]
     directory = parsed.recovery_directory
-    return Arguments(
+    arguments = Arguments(
         None if directory is None else Path(directory),
         parsed.workers_per_process,
         parsed.process_id,
         parsed.addresses,
     )
+
+    def cli_main(flow: Dataflow, **options: Any) -> None:
+        work(flow, arguments)
+        run_it(flow, **options)
+
+    main.cli_main = cli_main
 
 
 def _is_ended(item: Item) -> bool:
