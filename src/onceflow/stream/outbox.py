@@ -15,14 +15,15 @@ inlet is told.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from threading import Condition, Event, Lock, Thread
 from typing import NamedTuple
 
 from confluent_kafka import TopicPartition
 
 from onceflow.errors import Fault
-from onceflow.state.seen import BrokerClock, Completed, Position, Seen
+from onceflow.state.seen import BrokerClock, Completed, Key, Position, Seen
 from onceflow.stream.content import Committed, Finished, Grant, Input, Outgoing, Pair, Reads
 from onceflow.stream.progress import InputProgress, encode_progress, progress_key
 from onceflow.stream.topics import Names
@@ -254,24 +255,23 @@ class Outbox:
 
     def _settle_progress(self, ends: list[Finished]) -> None:
         """Count ends that are taken for the first time; what an abort sends again was counted."""
-        offsets: dict[Input, list[int]] = {}
+        groups: defaultdict[tuple[Input, str], list[int]] = defaultdict(list)
         for end in ends:
-            tally = self._progress[end.input].tally
-            setattr(tally, end.verdict, getattr(tally, end.verdict) + 1)
-            offsets.setdefault(end.input, []).append(end.offset)
-        for input, finished in offsets.items():
-            self._progress[input].finish(finished)
+            groups[end.input, end.verdict].append(end.offset)
+        for (input, verdict), offsets in groups.items():
+            progress = self._progress[input]
+            progress.finish(offsets)
+            setattr(progress.tally, verdict, getattr(progress.tally, verdict) + len(offsets))
 
     def _carry_out(self, transaction: Transaction) -> None:
         pair, number, finished, claims, passed, sequence = transaction
         owned = [claim for claim in claims if claim.grant in pair.grants]
         if finished or owned or passed:
             started_at = time.monotonic()
-            written = {end.input for end in finished} | {claim.inbox for claim in owned} | passed
+            ended = {end.input for end in finished}
             # A topic that was deleted has no offsets; its name may be another topic's by now.
-            written = {input for input in written if not input.gone}
-            touched = written | {self._inboxes[end.input.grant] for end in finished}
-            touched |= {self._inboxes[input.grant] for input in written}
+            written = {i for i in (*ended, *(claim.inbox for claim in owned), *passed) if not i.gone}
+            touched = written | {self._inboxes[input.grant] for input in (*ended, *written)}
             try:
                 delivered = self._transactions.commit(
                     self._records(finished, written), lambda: self._offsets(touched), pair.metadata
@@ -306,38 +306,46 @@ class Outbox:
             self._passed |= passed
             self._changed.wait_for(lambda: self._pair_number > number, _NEW_PAIR_WITHIN_S)
 
-    def _records(self, finished: list[Finished], written: Iterable[Input]) -> Iterator[Outgoing]:
-        for end in finished:
-            yield from end.outgoing
+    def _records(self, finished: list[Finished], written: Iterable[Input]) -> list[Outgoing]:
+        records = [outgoing for end in finished for outgoing in end.outgoing]
         for input in written:
             progress = encode_progress(self._progress[input].progress(self._cell))
             key = progress_key(input.topic, input.partition)
-            yield Outgoing(self._names.progress, input.grant.slot, key, progress, None)
+            records.append(Outgoing(self._names.progress, input.grant.slot, key, progress, None))
+        return records
 
     def _offsets(self, inputs: Iterable[Input]) -> list[TopicPartition]:
         return [TopicPartition(i.topic, i.partition, self._progress[i].lowest) for i in inputs]
 
     def _remember(self, finished: list[Finished], delivered: Delivered, took_s: float) -> None:
         """After the commit: the clock, the view, and then the inlet."""
-        if delivered.time_ms:
-            self._clock.observe(delivered.time_ms)
-        now_ms = self._clock.now_ms() or 0
+        if time_ms := delivered.time_ms():
+            self._clock.observe(time_ms)
+        last = delivered.last()
+        completed: dict[Grant, list[Key]] = {}
+        books: dict[Input, list[int]] = {}
+        for end in finished:
+            input = end.input
+            book = books.get(input)
+            if book is None:
+                book = books[input] = [0, 0]
+            book[0] += 1
+            book[1] += end.size
+            if end.seen is not None:
+                keys = completed.get(input.grant)
+                if keys is None:
+                    keys = completed[input.grant] = []
+                keys.append(end.seen)
         with self._view_lock:
-            completed, positions = [], {}
-            for end in finished:
-                grant = end.input.grant
-                if end.seen is not None and grant not in self._retired:
-                    offset, time_ms = delivered.last[grant.slot]
-                    completed.append(Completed(end.seen, time_ms))
-                    positions[grant.slot] = Position(self._completions_id, offset + 1)
-            self._seen.write(completed, positions)
+            held = [grant for grant in completed if grant not in self._retired]
+            self._seen.write(
+                [Completed(key, last[grant.slot][1]) for grant in held for key in completed[grant]],
+                {grant.slot: Position(self._completions_id, last[grant.slot][0] + 1) for grant in held},
+            )
         if time.monotonic() - self._expired_at > _EXPIRE_EVERY_S:
             self._expired_at = time.monotonic()
-            self._seen.expire(now_ms)
+            self._seen.expire(self._clock.now_ms() or 0)
         self._last_size = len(finished)
         self._observe(finished, took_s)
-        ends: dict[Input, tuple[int, int]] = {}
-        for end in finished:
-            count, size = ends.get(end.input, (0, 0))
-            ends[end.input] = (count + 1, size + end.size)
-        self._committed(Committed([end.seen for end in finished if end.seen is not None], ends))
+        seen = [key for keys in completed.values() for key in keys]
+        self._committed(Committed(seen, {i: (count, size) for i, (count, size) in books.items()}))

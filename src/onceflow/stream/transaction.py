@@ -11,7 +11,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import (
+    TIMESTAMP_LOG_APPEND_TIME,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
 
 from onceflow.errors import Fault
 from onceflow.stream.content import Outgoing
@@ -36,38 +43,50 @@ class Refused(Exception):  # noqa: N818
 
 
 class Delivered:
-    """Delivery reports of one transaction: for each partition of `topic`, the last offset and its time.
+    """Delivery reports of one transaction: the last of each partition of F.completions, and the last of the rest."""
 
-    `clock` is another topic with log-append times; `time_ms` is the last time seen in either.
-    """
+    __slots__ = ("_last", "_other", "confirmed", "error", "error_topic")
 
-    __slots__ = ("clock", "confirmed", "error", "error_topic", "last", "time_ms", "topic")
-
-    def __init__(self, topic: str, clock: str) -> None:
-        self.topic = topic
-        self.clock = clock
-        self.time_ms = 0
+    def __init__(self) -> None:
         self.confirmed = 0
-        self.last: dict[int, tuple[int, int]] = {}  # partition -> (offset, log-append time, ms)
         self.error: KafkaError | None = None
         self.error_topic = ""
+        self._last: dict[int | None, Message] = {}
+        self._other: Message | None = None
 
-    def confirm(self, error: KafkaError | None, message: Message) -> None:
-        """Take a delivery report."""
+    def completion(self, error: KafkaError | None, message: Message) -> None:
+        """Take the report of a completion; they come in the order of their partition."""
         self.confirmed += 1
-        if error is not None:
-            if self.error is None:
-                self.error, self.error_topic = error, message.topic() or ""
-            return
-        topic = message.topic()
-        if topic == self.topic:
-            partition, offset = message.partition(), message.offset()
-            assert partition is not None
-            assert offset is not None
-            self.time_ms = message.timestamp()[1]
-            self.last[partition] = (offset, self.time_ms)
-        elif topic == self.clock:
-            self.time_ms = message.timestamp()[1]
+        if error is None:
+            self._last[message.partition()] = message
+        else:
+            self._failed(error, message)
+
+    def other(self, error: KafkaError | None, message: Message) -> None:
+        """Take the report of any other record."""
+        self.confirmed += 1
+        if error is None:
+            self._other = message
+        else:
+            self._failed(error, message)
+
+    def last(self) -> dict[int, tuple[int, int]]:
+        """For each partition of F.completions: the last offset, and its log-append time in ms."""
+        return {
+            partition: (message.offset() or 0, message.timestamp()[1])
+            for partition, message in self._last.items()
+            if partition is not None
+        }
+
+    def time_ms(self) -> int:
+        """The latest time in the reports of topics with log-append time; 0 if there is none."""
+        messages = [*self._last.values(), *([] if self._other is None else [self._other])]
+        times = [message.timestamp() for message in messages]
+        return max((time_ms for kind, time_ms in times if kind == TIMESTAMP_LOG_APPEND_TIME), default=0)
+
+    def _failed(self, error: KafkaError, message: Message) -> None:
+        if self.error is None:
+            self.error, self.error_topic = error, message.topic() or ""
 
 
 class FatalError:
@@ -98,7 +117,7 @@ class Transactions:
         self, records: Iterable[Outgoing], offsets: Callable[[], Sequence[TopicPartition]], metadata: Any
     ) -> Delivered:
         """Commit records and offsets together; raise Refused or Fault."""
-        delivered = Delivered(self._names.completions, self._names.progress)
+        delivered = Delivered()
         try:
             self._producer.begin_transaction()
             sent = self._produce(records, delivered)
@@ -114,9 +133,10 @@ class Transactions:
         return delivered
 
     def _produce(self, records: Iterable[Outgoing], delivered: Delivered) -> int:
-        produce, confirm = self._producer.produce, delivered.confirm
+        produce, completions = self._producer.produce, self._names.completions
         sent = 0
         for record in records:
+            report = delivered.completion if record.topic == completions else delivered.other
             while True:
                 try:
                     produce(
@@ -124,7 +144,7 @@ class Transactions:
                         record.value,
                         record.key,
                         record.partition,
-                        confirm,
+                        report,
                         None,
                         0,
                         record.headers,
