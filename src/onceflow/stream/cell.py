@@ -48,6 +48,7 @@ class Cell:
         self._grants: dict[int, Grant] = {}
         self._granted, self._revoking, self._lost = granted, revoking, lost
         self._away = _AwayLines(settings.kafka.bootstrap_servers)
+        self.lost_at: float | None = None  # since when the group's session is lost; None: it isn't
         self._closed = False
         self._fatal: KafkaError | None = None
         self._consumer = Consumer(_properties(flow, name, settings, self._on_error), logger=client_log)
@@ -143,6 +144,7 @@ class Cell:
         return TopicPartition(input.topic, input.partition, input.next_offset)
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self.lost_at = None
         if not partitions:
             return
         consumer.incremental_assign(
@@ -160,6 +162,7 @@ class Cell:
         self._give_up(consumer, partitions, "revoked")
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self.lost_at = time.monotonic()
         self._give_up(consumer, partitions, "lost")
 
     def _give_up(self, consumer: Consumer, partitions: list[TopicPartition], how: str) -> None:

@@ -60,6 +60,15 @@ class Topic(NamedTuple):
     partitions: int
 
 
+def answers(properties: Mapping[str, str]) -> bool:
+    """Whether Kafka answers a client that is made anew; one that went through an outage may never find back."""
+    try:
+        AdminClient(dict(properties), logger=client_log).list_topics(timeout=2.0)
+    except KafkaException:
+        return False
+    return True
+
+
 class KafkaAway(OnceflowError):  # noqa: N818
     """Kafka did not answer in time."""
 

@@ -24,7 +24,7 @@ from onceflow.event import Reason, home_slot, idempotency_key
 from onceflow.state.seen import BrokerClock, Judge, Key, Seen, Verdict, identity_key, seen_key, tenant_prefix
 from onceflow.state.store import Store
 from onceflow.stream.cell import Cell
-from onceflow.stream.cluster import RECONNECT, Cluster, client_log
+from onceflow.stream.cluster import RECONNECT, Cluster, answers, client_log
 from onceflow.stream.content import Committed, Finished, Grant, Input, Pair, Reads
 from onceflow.stream.grants import Added, Grants, News, Ready, Removed, transactional_id
 from onceflow.stream.identity import Identity, take_identity
@@ -39,6 +39,7 @@ from onceflow.stream.transaction import FatalError, Transactions, fault
 log = logging.getLogger(__name__)
 
 REVOKE_S = 4.0  # how long a revoke may wait for what is pending to be committed; less than a session
+REJOIN_S = 10.0  # a member that lost its session is back in its group within seconds
 _IDLE_WAIT_S = 0.004
 _BATCH_BYTES = 1_000_000
 
@@ -76,6 +77,7 @@ class Runtime:
         self._postponed: list[News] = []
         self._direct: dict[str, list[Happening]] = {}
         self._gauges_at = 0.0
+        self._answering_since: float | None = None
 
     # --- life ---
 
@@ -102,7 +104,9 @@ class Runtime:
         fatal = FatalError()
         producer = self._producer(name, min(sizes.values()), fatal)
         self.outbox = Outbox(
-            Transactions(producer, fatal, names, settings.transaction_timeout.total_seconds()),
+            Transactions(
+                producer, fatal, names, settings.transaction_timeout.total_seconds(), self._kafka_answers
+            ),
             names,
             name,
             self._seen,
@@ -394,6 +398,7 @@ class Runtime:
         if now < self._gauges_at:
             return
         self._gauges_at = now + 1
+        self._check_membership(now)
         metrics = self._metrics
         metrics.runs_in_flight.set(self.capacity.in_flight)
         metrics.unfinished_events.set(self._reading.unfinished)
@@ -402,6 +407,20 @@ class Runtime:
         inputs = self._cell.inputs.values()
         metrics.inputs_paused["records-lost"].set(sum(1 for i in inputs if i.blocked))
         metrics.inputs_paused["unfinished"].set(sum(1 for i in inputs if i.paused and not i.blocked))
+
+    def _kafka_answers(self) -> bool:
+        return answers(self._settings.kafka.properties())
+
+    def _check_membership(self, now: float) -> None:
+        """A cell that lost its session and does not find back to a Kafka that answers is better started anew."""
+        if self._cell.lost_at is None or now - self._cell.lost_at < REJOIN_S or not self._kafka_answers():
+            self._answering_since = None
+        elif self._answering_since is None:
+            self._answering_since = now
+        elif now - self._answering_since > REJOIN_S:
+            raise Fault(
+                "Kafka answers again, but this cell's client does not find back to its group; a restart heals it"
+            )
 
     def _must_stop(self) -> bool:
         return self.stopping

@@ -9,6 +9,7 @@ then apply an old answer to a new transaction, so the process must end, and its 
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from confluent_kafka import (
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 _SERVE_EVERY = 1_000  # records between two looks at delivery reports
 _RETRY_S = 0.01
 _ABORT_STEP_S = 5.0
-_STUCK_S = 15.0  # so long unconfirmed by a Kafka that answers: the client won't recover
+_STUCK_S = 10.0  # so long unconfirmed by a Kafka that answers: the client won't recover
 _LATE_S = 5.0  # a flush that takes longer is worth a line in the log
 
 
@@ -107,8 +108,16 @@ class FatalError:
 class Transactions:
     """Makes a cell's transactions with its producer. One thread at a time."""
 
-    def __init__(self, producer: Producer, fatal: FatalError, names: Names, timeout_s: float) -> None:
+    def __init__(
+        self,
+        producer: Producer,
+        fatal: FatalError,
+        names: Names,
+        timeout_s: float,
+        kafka_answers: Callable[[], bool],
+    ) -> None:
         self._producer = producer
+        self._kafka_answers = kafka_answers
         self._fatal = fatal
         self._names = names
         self._timeout_s = timeout_s
@@ -180,9 +189,9 @@ class Transactions:
 
     def _answering(self, since: float | None) -> float | None:
         """Since when Kafka has been answering; None if it doesn't now. Asking also renews the client's leaders."""
-        try:
+        with suppress(KafkaException):
             self._producer.list_topics(timeout=1.0)
-        except KafkaException:
+        if not self._kafka_answers():
             return None
         return time.monotonic() if since is None else since
 
