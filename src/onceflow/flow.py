@@ -144,7 +144,7 @@ def take_over_process(flow: Flow) -> None:
             signal.signal(number, _Stop(flow.runtime))
     sys.excepthook = partial(_end_with_status, flow.runtime)
     atexit.register(_leave, flow.runtime)
-    # Events make many short-lived containers and no cycles: looking for cycles at the default pace costs a tenth.
+    # Events make many short-lived containers and hardly a cycle, so the search for cycles may come less often.
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     if settings.http_port:

@@ -4,9 +4,9 @@ A view is a copy of what Kafka holds. So nothing is synced to disk (the write-ah
 process loses nothing, a machine that loses power loses the tail together with the position that names it),
 and a store that can't be opened, or is of another format, is put aside and built anew from Kafka.
 
-Detected: a damaged or missing file that RocksDB reports when it opens or reads. Not detected: a cut MANIFEST
-that opens with older contents (as a stale copy: the position in it is as old as the keys, so Kafka brings it
-up to date) unless keys are missing while the position is not.
+Detected: a damaged or missing file that RocksDB reports when it opens or reads. Harmless: a copy from earlier,
+whose positions are as old as its keys, so that Kafka brings it up to date. Not detected: a cut MANIFEST that opens
+without an error, with keys missing and a later position there; copies of those keys would run again.
 """
 
 import logging
