@@ -61,7 +61,7 @@ def agent_of(function: Callable[[Run, Event[Any]], Any]) -> Agent[Any, Any]:
 
 
 def machine(function: Callable[[Run, Event[Any]], Any], journal: dict[str, Entry] | None = None) -> Machine:
-    return Machine(agent_of(function), "token", journal)
+    return Machine(agent_of(function), "token", journal or {})
 
 
 def value(result: Any) -> bytes:

@@ -233,17 +233,22 @@ class Lane:
             self._capacity.give_back()
             ended.append(Ended(arrived, failure(error)))
             return
-        run = Machine(agent, arrived, self._journal_of(arrived) if self._journals else None)
+        run = Machine(agent, arrived)
+        if self._journals:
+            run.journal = self._journal_of(arrived)
         effects = run.begin(Event(arrived.incoming, arrived.key.hex(), data), now_ms)
-        if not run.ended:
+        if run.ended:  # at once, as most do that only compute
+            self._capacity.give_back()
+            ended.append(Ended(arrived, effects[0]))  # type: ignore[arg-type]
+        else:
             self._runs.add(run)
-        self._note(run, effects, calls, ended)
+            self._note(run, effects, calls, ended)
 
-    def _journal_of(self, arrived: Arrived) -> dict[str, Entry] | None:
+    def _journal_of(self, arrived: Arrived) -> dict[str, Entry]:
         journal = self._journals.pop(arrived.key, None)
         made_by = (arrived.origin, arrived.agent.name, arrived.agent.version)
         if journal is None or (journal.origin, journal.agent, journal.version) != made_by:
-            return None
+            return {}
         return journal.entries
 
     def _note(

@@ -100,23 +100,20 @@ class Raised(NamedTuple):
 Answer = Returned | Raised
 
 
-class Machine:
+class Machine(msgspec.Struct, eq=False):
     """One run's state. `begin` once, then `answer` for each call that was started, until it has ended.
 
     A run that has ended holds nothing that refers back to it, so it is freed at once, without a search for cycles.
     """
 
-    __slots__ = ("_coroutine", "_effects", "_waiting", "agent", "ended", "journal", "now_ms", "token")
-
-    def __init__(
-        self, agent: Agent[Any, Any], token: Any, journal: Mapping[str, Entry] | None = None
-    ) -> None:
-        self.agent = agent
-        self.token = token  # whatever the driver needs to know the run by
-        self.journal: Mapping[str, Entry] = journal or _EMPTY
-        self.ended = False
-        self._waiting: dict[str, StartCall] | None = None
-        self._coroutine: Coroutine[Any, Any, Any] | None = None
+    agent: Agent[Any, Any]
+    token: Any  # whatever the driver needs to know the run by
+    journal: Mapping[str, Entry] = MappingProxyType({})
+    ended: bool = False
+    now_ms: int = 0
+    _waiting: dict[str, StartCall] | None = None
+    _coroutine: Coroutine[Any, Any, Any] | None = None
+    _effects: list[Effect] = []
 
     def begin(self, event: Event[Any], now_ms: int) -> list[Effect]:
         """Start the agent; return what is to be done."""
@@ -220,14 +217,21 @@ class Run:
     Time, random numbers and ids come from here, so that a replay sees the same ones.
     """
 
-    __slots__ = ("_machine", "_strand", "event", "id", "tenant")
+    __slots__ = ("_machine", "_strand", "event")
 
     def __init__(self, machine: Machine, event: Event[Any]) -> None:
         self._machine = machine
         self._strand = _Strand("")
         self.event = event
-        self.id: str = event.key
-        self.tenant: str = event.tenant
+
+    @property
+    def id(self) -> str:
+        """The event's key, in hex."""
+        return self.event.key
+
+    @property
+    def tenant(self) -> str:
+        return self.event.tenant
 
     @overload
     async def call(self, tool: Tool[Concatenate[Call, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
@@ -333,14 +337,11 @@ class Run:
         return result
 
 
-class _Strand:
+class _Strand(msgspec.Struct, gc=False):
     """Counts the calls of one line of execution, so that places don't depend on which answer came first."""
 
-    __slots__ = ("count", "prefix")
-
-    def __init__(self, prefix: str) -> None:
-        self.prefix = prefix
-        self.count = 0
+    prefix: str
+    count: int = 0
 
     def next(self) -> str:
         place = f"{self.prefix}{self.count}"
@@ -375,7 +376,6 @@ class _Branch(Generic[T]):
 
 
 _SUSPENDED = object()
-_EMPTY: Mapping[str, Entry] = MappingProxyType({})
 _UUID_SPACE = uuid.UUID("0b1f7c52-7d5e-5a8e-9a53-2f6e1f0f5d11")
 
 

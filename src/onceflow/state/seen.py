@@ -114,23 +114,26 @@ class Seen:
 
         `times_ms` are the events' times, of the same length as `keys`.
         """
-        floor = self._window_ms + (0 if now_ms is None else now_ms - self._span_ms)
-        cap = now_ms if now_ms is not None else 1 << 62
-        since = [max(min(time_ms, cap), floor) - self._window_ms for time_ms in times_ms]
         found: list[bytes | None] = [None] * len(keys)
         if not keys:
             return found
-        oldest = min(since)
-        open_at = range(len(keys))
+        floor = self._window_ms + (0 if now_ms is None else now_ms - self._span_ms)
+        cap = now_ms if now_ms is not None else 1 << 62
+        oldest = max(min(*times_ms, cap), floor) - self._window_ms
+        open_at: Sequence[int] = range(len(keys))
         for _, end, family in self._buckets:
             if end <= oldest:
                 continue  # and not the last one: buckets of another width lie across after a change of the window
-            hits = self._store.get_many(family, [keys[index] for index in open_at])
+            hits = self._store.get_many(
+                family, keys if len(open_at) == len(keys) else [keys[i] for i in open_at]
+            )
             if any(hits):
                 for index, value in zip(open_at, hits, strict=True):
-                    if value is not None and int.from_bytes(value[:8], "big") >= since[index]:
-                        found[index] = value
-                open_at = [index for index in open_at if found[index] is None]  # type: ignore[assignment]
+                    if value is not None:
+                        since = max(min(times_ms[index], cap), floor) - self._window_ms
+                        if int.from_bytes(value[:8], "big") >= since:
+                            found[index] = value
+                open_at = [index for index in open_at if found[index] is None]
                 if not open_at:
                     break
         return found
@@ -199,51 +202,66 @@ class Judge:
         self._seen = seen
         self._clock = clock
         self._reject_conflicts = reject_conflicts
-        self._in_flight: dict[bytes, bytes] = {}  # run or identity key -> run key
+        self._in_flight: dict[
+            bytes, bytes
+        ] = {}  # key of a run -> itself; of an identity -> the run's 16 bytes
 
     def verdicts(self, keys: Sequence[Key], times_ms: Sequence[int]) -> list[Verdict]:
         """Judge events in the order given; firsts are in flight from now on."""
         verdicts: list[Verdict] = [Verdict.DUPLICATE] * len(keys)
-        open_at: list[int] = list(range(len(keys)))
+        runs = [key.run for key in keys]
+        open_at: Sequence[int] = range(len(keys))
         while open_at:
             # Copies in one batch wait for their leader's verdict: if the view knows the leader, a later copy
             # may still lie beyond the window and be a first of its own.
             leaders: dict[bytes, int] = {}
             copies: list[int] = []
+            in_flight = self._in_flight
             for index in open_at:
-                run = keys[index].run
-                if run in self._in_flight:
-                    continue
-                if run in leaders:
+                run = runs[index]
+                if run not in in_flight and leaders.setdefault(run, index) != index:
                     copies.append(index)
-                else:
-                    leaders[run] = index
-            self._judge_leaders(list(leaders.values()), keys, times_ms, verdicts)
+            self._judge_leaders(leaders, keys, times_ms, verdicts)
             open_at = copies
         return verdicts
 
     def _judge_leaders(
-        self, leaders: list[int], keys: Sequence[Key], times_ms: Sequence[int], verdicts: list[Verdict]
+        self,
+        leaders: Mapping[bytes, int],
+        keys: Sequence[Key],
+        times_ms: Sequence[int],
+        verdicts: list[Verdict],
     ) -> None:
         now_ms = self._clock.now_ms()
-        known = self._seen.find([keys[i].run for i in leaders], [times_ms[i] for i in leaders], now_ms)
-        new = [index for index, value in zip(leaders, known, strict=True) if value is None]
-        other: Iterable[bytes | None] = (None for _ in new)
+        known = self._seen.find(list(leaders), [times_ms[i] for i in leaders.values()], now_ms)
+        new = [index for index, value in zip(leaders.values(), known, strict=True) if value is None]
         if self._reject_conflicts and new:
-            other = self._seen.find(
-                [keys[i].identity or b"" for i in new], [times_ms[i] for i in new], now_ms
-            )
-        for index, value in zip(new, other, strict=True):
-            run, identity = keys[index].run, keys[index].identity
-            run_key = run[-16:]
-            if identity is not None:
-                holder = self._in_flight.get(identity) or (value[8:] if value else run_key)
-                if holder != run_key:
-                    verdicts[index] = Verdict.CONFLICT
-                    continue
-                self._in_flight[identity] = run_key
-            self._in_flight[run] = run_key
+            new = self._without_conflicts(new, keys, times_ms, verdicts, now_ms)
+        for index in new:
             verdicts[index] = Verdict.FIRST
+            run = keys[index].run
+            self._in_flight[run] = run
+
+    def _without_conflicts(
+        self,
+        new: list[int],
+        keys: Sequence[Key],
+        times_ms: Sequence[int],
+        verdicts: list[Verdict],
+        now_ms: int | None,
+    ) -> list[int]:
+        """Of events that nobody has seen, those whose source and id nobody else has; and their identities are taken."""
+        known = self._seen.find([keys[i].identity or b"" for i in new], [times_ms[i] for i in new], now_ms)
+        left = []
+        for index, value in zip(new, known, strict=True):
+            run_key, identity = keys[index].run[-16:], keys[index].identity or b""
+            holder = self._in_flight.get(identity) or (value[8:] if value else run_key)
+            if holder == run_key:
+                self._in_flight[identity] = run_key
+                left.append(index)
+            else:
+                verdicts[index] = Verdict.CONFLICT
+        return left
 
     def committed(self, keys: Iterable[Key]) -> None:
         """Take keys whose completions are committed, and in the view, off the table."""

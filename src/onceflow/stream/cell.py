@@ -23,6 +23,7 @@ from onceflow.stream.transaction import fault
 log = logging.getLogger(__name__)
 
 POLL_RECORDS = 4_000
+_PAIR_S = 0.1
 
 
 class Cell:
@@ -50,6 +51,8 @@ class Cell:
         self._away = _AwayLines(settings.kafka.bootstrap_servers)
         self.lost_at: float | None = None  # since when the group's session is lost; None: it isn't
         self._closed = False
+        self._pair: Pair | None = None  # None: the grants have changed since
+        self._pair_until = 0.0
         self._fatal: KafkaError | None = None
         self._consumer = Consumer(_properties(flow, name, settings, self._on_error), logger=client_log)
         self._consumer.subscribe(
@@ -69,8 +72,15 @@ class Cell:
         return messages
 
     def pair(self) -> Pair:
-        """Group metadata, and the grants owned now."""
-        return Pair(self._consumer.consumer_group_metadata(), frozenset(self._grants.values()))
+        """Group metadata, and the grants owned when it was taken: now, or a moment ago.
+
+        An older pair is never wrong, only refused; and the client is slow to answer.
+        """
+        now = time.monotonic()
+        if self._pair is None or now >= self._pair_until:
+            self._pair_until = now + _PAIR_S
+            self._pair = Pair(self._consumer.consumer_group_metadata(), frozenset(self._grants.values()))
+        return self._pair
 
     def read(self, inputs: Iterable[Input]) -> bool:
         """Begin to read inputs of a settled grant, each at its `next_offset`; False: try again after a poll."""
@@ -145,6 +155,7 @@ class Cell:
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self.lost_at = None
+        self._pair = None  # of another generation of the group
         if not partitions:
             return
         consumer.incremental_assign(
@@ -153,6 +164,7 @@ class Cell:
         consumer.pause([TopicPartition(p.topic, p.partition) for p in partitions])
         grants = [Grant(p.partition) for p in partitions]
         self._grants |= {grant.slot: grant for grant in grants}
+        self._pair = None
         log.info("slots assigned", extra={"slots": len(grants), "owned": len(self._grants)})
         self._granted(grants)
 
@@ -167,6 +179,7 @@ class Cell:
 
     def _give_up(self, consumer: Consumer, partitions: list[TopicPartition], how: str) -> None:
         gone = [grant for p in partitions if (grant := self._grants.pop(p.partition, None)) is not None]
+        self._pair = None
         for grant in gone:
             grant.live = False
         ended = [input for input in self.inputs.values() if not input.grant.live]

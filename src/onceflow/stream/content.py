@@ -1,5 +1,6 @@
 """What the parts of a cell hand to each other: grants, inputs, and what a transaction is made of."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -96,6 +97,9 @@ class Finished(msgspec.Struct, gc=False):
     size: int  # bytes of the record's value
     outgoing: tuple[Outgoing, ...] = ()
     seen: Key | None = None
+
+
+Contents = Mapping[Input, list[Finished]]  # what a transaction finishes, by input
 
 
 class Reads(NamedTuple):

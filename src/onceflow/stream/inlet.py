@@ -10,7 +10,7 @@ paused.
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from threading import Event as Signal
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from onceflow.config import Settings
 from onceflow.event import Headers, Incoming, PlainMapping, Reason, Unusable, home_slot, read_event
 from onceflow.stream.cell import Cell, record_error
 from onceflow.stream.content import Committed, Finished, Input, Reads
-from onceflow.stream.letters import Letters, forwarding
+from onceflow.stream.letters import Forwarding, Letters, forwarding
 
 log = logging.getLogger(__name__)
 
@@ -126,42 +126,41 @@ class Reading:
 
     def poll(self) -> Poll:
         """Read what was fetched."""
-        messages = self._cell.poll()
         arrived: dict[str, list[Happening]] = {}
         ends = Ends()
         reads: dict[Input, list[int]] = {}
-        inputs = self._cell.inputs
-        topic, partition, input = "", -1, None
-        for message in messages:
-            if message.error() is not None:
-                record_error(self._cell, message)
-                continue
-            if message.partition() != partition or message.topic() != topic:
-                topic, partition = message.topic() or "", message.partition() or 0
-                input = inputs.get((topic, partition))
-            offset = message.offset()
-            if input is None or offset is None or offset < input.next_offset:
-                continue
-            input.next_offset = offset + 1
-            offsets = reads.get(input)
-            if offsets is None:
-                offsets = reads[input] = []
-            if input.skip is not None:
-                if offset in input.skip:
-                    continue
-                if offset >= input.skip.end:
-                    input.skip = None
-            offsets.append(offset)
-            self._read(input, offset, message, arrived, ends)
         count = 0
-        for input, offsets in reads.items():
+        for messages in self._runs(self._cell.poll()):
+            input = self._cell.inputs.get((messages[0].topic() or "", messages[0].partition() or 0))
+            if input is None:
+                continue
+            offsets: list[int] = []
+            self._read(input, messages, offsets, arrived, ends)
             input.unfinished += len(offsets)
             count += len(offsets)
+            reads.setdefault(input, []).extend(offsets)
         if count:
             self.unfinished += count
             self._read_at.append((time.monotonic(), count))
             self._forwarded.count(count, sum(1 for end in ends if end.verdict == "forwarded"))
         return Poll(arrived, ends, [Reads(i, offsets, i.next_offset) for i, offsets in reads.items()])
+
+    def _runs(self, messages: Iterable[Message]) -> Iterator[list[Message]]:
+        """The records, by partition as the client hands them out: some hundred of one, then of another."""
+        topic: str | None = None
+        partition: int | None = None
+        run: list[Message] = []
+        for message in messages:
+            if message.error() is not None:
+                record_error(self._cell, message)
+            elif message.partition() == partition and message.topic() == topic:
+                run.append(message)
+            else:
+                if run:
+                    yield run
+                topic, partition, run = message.topic(), message.partition(), [message]
+        if run:
+            yield run
 
     def look(self) -> list[Reads]:
         """Now and then: pause inputs that are slow or whose lane is full, resume others, pass markers."""
@@ -202,55 +201,79 @@ class Reading:
         self._cell.resume(resume)
 
     def _read(
-        self, input: Input, offset: int, message: Message, arrived: dict[str, list[Happening]], ends: Ends
+        self,
+        input: Input,
+        messages: Iterable[Message],
+        offsets: list[int],
+        arrived: dict[str, list[Happening]],
+        ends: Ends,
     ) -> None:
-        value = message.value()
-        headers: Headers = message.headers()  # type: ignore[assignment]  # a list of bytes, as read
-        key, time_ms = message.key(), message.timestamp()[1]
-        size = len(value) if value else 0
+        """Read records of one input; note in `offsets` those that are read now."""
+        slot, next_offset, size_max = input.grant.slot, input.next_offset, self._limits.value_bytes
+        batches: dict[str, list[Happening]] = {}  # tenants at home in this slot
+        size = 0
+        for message in messages:
+            offset = message.offset()
+            if offset is None or offset < next_offset:
+                continue
+            next_offset = offset + 1
+            if input.skip is not None:
+                if offset in input.skip:
+                    continue
+                if offset >= input.skip.end:
+                    input.skip = None
+            offsets.append(offset)
+            value, key = message.value(), message.key()
+            headers: Headers = message.headers()  # type: ignore[assignment]  # a list of bytes, as read
+            if value:
+                size += len(value)
+            sent = forwarding(headers) if input.is_inbox else None
+            incoming = read_event(
+                value, headers, key, topic_tenant=input.tenant, plain=self._plain, size_max=size_max
+            )
+            if type(incoming) is Unusable:
+                ends.append(self._unusable(input, offset, message, incoming, sent))
+                continue
+            assert type(incoming) is Incoming
+            tenant = incoming.tenant
+            batch = batches.get(tenant)
+            if batch is None:
+                home = slot if input.tenant else home_slot(tenant, self._slots)
+                if home != slot:
+                    ends.append(self._forwarded_home(input, offset, message, home))
+                    continue
+                batch = batches[tenant] = arrived.setdefault(tenant, [])
+            agent = self._find_agent(incoming.type)
+            if agent is None:
+                detail = f"no agent of this flow takes events of type {incoming.type!r}"
+                ends.append(
+                    self._unusable(
+                        input, offset, message, Unusable(Reason.UNKNOWN_TYPE, detail, tenant), sent
+                    )
+                )
+                continue
+            time_ms = sent.time_ms if sent else message.timestamp()[1]
+            origin = sent.origin if sent else None
+            batch.append(Arrived(input, offset, time_ms, value, headers, incoming, agent, origin))
+        input.next_offset = next_offset
         input.unfinished_bytes += size
         self.unfinished_bytes += size
-        slot = input.grant.slot
-        tenant = input.tenant
-        sent = forwarding(headers) if input.is_inbox else None
-        incoming = read_event(
-            value, headers, key, topic_tenant=tenant, plain=self._plain, size_max=self._limits.value_bytes
-        )
-        if type(incoming) is Unusable:
-            ends.append(self._unusable(input, offset, message, incoming, sent.origin if sent else ""))
-            return
-        assert type(incoming) is Incoming
-        if not tenant:
-            tenant = incoming.tenant
-            home = home_slot(tenant, self._slots)
-            if home != slot:
-                ends.append(
-                    self._letters.forwarded(input, offset, key, value, headers, time_ms=time_ms, slot=home)
-                )
-                return
-        agent = self._find_agent(incoming.type)
-        if agent is None:
-            detail = f"no agent of this flow takes events of type {incoming.type!r}"
-            unknown = Unusable(Reason.UNKNOWN_TYPE, detail, tenant)
-            ends.append(self._unusable(input, offset, message, unknown, sent.origin if sent else ""))
-            return
-        happening = Arrived(
+
+    def _forwarded_home(self, input: Input, offset: int, message: Message, home: int) -> Finished:
+        """The end of a record here whose event's tenant is at home in another slot: it is sent there."""
+        return self._letters.forwarded(
             input,
             offset,
-            sent.time_ms if sent else time_ms,
-            value,
-            headers,
-            incoming,
-            agent,
-            sent.origin if sent else None,
+            message.key(),
+            message.value(),
+            message.headers(),  # type: ignore[arg-type]
+            time_ms=message.timestamp()[1],
+            slot=home,
         )
-        batch = arrived.get(tenant)
-        if batch is None:
-            arrived[tenant] = [happening]
-        else:
-            batch.append(happening)
 
-    def _unusable(self, input: Input, offset: int, message: Message, why: Unusable, origin: str) -> Finished:
+    def _unusable(
+        self, input: Input, offset: int, message: Message, why: Unusable, sent: Forwarding | None
+    ) -> Finished:
         """The end of a record that is no event for this flow: its dead letter, where its tenant is at home."""
         slot = home_slot(why.tenant, self._slots) if why.tenant else input.grant.slot
         value = message.value()
@@ -263,7 +286,7 @@ class Reading:
             detail=why.detail,
             tenant=why.tenant,
             slot=slot,
-            origin=origin,
+            origin=sent.origin if sent else "",
         )
         return Finished(input, offset, "unusable", len(value or b""), (letter,))
 

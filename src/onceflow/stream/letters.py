@@ -56,6 +56,7 @@ class Letters:
 
     def __init__(self, flow: str, names: Names, sizes: Mapping[str, int], value_bytes: int) -> None:
         self._names = names
+        self._completions = names.completions
         self._source = f"/onceflow/{flow}"
         self._value_max = min(value_bytes, sizes[names.completions] - _OVERHEAD_BYTES)
         self._forwarded_max = sizes[names.inbox] - _OVERHEAD_BYTES
@@ -64,28 +65,28 @@ class Letters:
         self._kept_max = min(KEPT_BYTES, share)
         self._detail_max = min(DETAIL_BYTES, share)
         self._encode = msgspec.json.Encoder(enc_hook=_plain).encode
-        self._time = (0, "")
+        self._now_ms, self._now_text = 0, ""
         self._types: dict[str, tuple[str, str]] = {}
 
     def completion(self, arrived: Arrived, outcome: Completed | RunFailed, now_ms: int) -> Finished:
         """The end of a run: its completion, and the dead letter of one that failed."""
         if type(outcome) is Completed:
             try:
-                value = self._completed(arrived, outcome.value, now_ms)
+                value = self._encoded(arrived, self._types_of(arrived)[0], outcome.value, now_ms)
             except Exception as error:  # noqa: BLE001 (whatever has no JSON fails its own run)
                 text = f"what the agent returned has no JSON: {type(error).__name__}: {error}"[:1_000]
                 outcome = RunFailed(Reason.AGENT_FAILED, text, "")
             else:
                 if len(value) <= self._value_max:
-                    return self._end(arrived, self._completion(arrived, value), ())
+                    return self._end(arrived, value, ())
                 outcome = RunFailed(
                     Reason.TOO_LARGE,
                     f"the agent's return value makes a completion of {len(value)} bytes, at most {self._value_max} fit",
                     "",
                 )
         assert type(outcome) is RunFailed
-        failed = _Failure(outcome.code, outcome.message[:4_000])
-        value = self._completed(arrived, failed, now_ms)
+        failure = _Failure(outcome.code, outcome.message[:4_000])
+        value = self._encoded(arrived, self._types_of(arrived)[1], failure, now_ms)
         incoming = arrived.incoming
         letter = self.dead_letter(
             arrived.source,
@@ -99,7 +100,7 @@ class Letters:
             origin=arrived.origin,
             run=arrived.key.hex(),
         )
-        return self._end(arrived, self._completion(arrived, value), (letter,))
+        return self._end(arrived, value, (letter,))
 
     def dead_letter(
         self,
@@ -165,39 +166,43 @@ class Letters:
         record = Outgoing(self._names.inbox, slot, kafka_key, value, [*kept, *ours])
         return Finished(input, offset, "forwarded", len(value or b""), (record,))
 
-    def _completed(self, arrived: Arrived, data: Any, now_ms: int) -> bytes:
-        incoming = arrived.incoming
+    def _types_of(self, arrived: Arrived) -> tuple[str, str]:
+        """The types of a completion, well or failed, by its agent."""
         name = arrived.agent.name
         types = self._types.get(name)
         if types is None:
             types = self._types[name] = (f"{name}.completed", f"{name}.failed")
-        if self._time[0] != now_ms:
-            self._time = (now_ms, utc_text(now_ms))
+        return types
+
+    def _encoded(self, arrived: Arrived, kind: str, data: Any, now_ms: int) -> bytes:
+        if self._now_ms != now_ms:
+            self._now_ms, self._now_text = now_ms, utc_text(now_ms)
+        incoming = arrived.incoming
         return self._encode(
             _Completion(
                 "1.0",
                 arrived.key.hex(),
                 self._source,
-                types[type(data) is _Failure],
+                kind,
                 incoming.tenant,
                 incoming.source,
                 incoming.id,
-                self._time[1],
+                self._now_text,
                 data,
             )
         )
 
-    def _completion(self, arrived: Arrived, value: bytes) -> Outgoing:
-        slot = arrived.source.grant.slot
-        return Outgoing(self._names.completions, slot, arrived.incoming.tenant, value, CLOUDEVENTS_JSON)
-
-    def _end(self, arrived: Arrived, completion: Outgoing, letters: tuple[Outgoing, ...]) -> Finished:
+    def _end(self, arrived: Arrived, value: bytes, letters: tuple[Outgoing, ...]) -> Finished:
+        source = arrived.source
+        completion = Outgoing(
+            self._completions, source.grant.slot, arrived.incoming.tenant, value, CLOUDEVENTS_JSON
+        )
         return Finished(
-            arrived.source,
+            source,
             arrived.offset,
             "first",
             len(arrived.value or b""),
-            (completion, *letters),
+            (completion, *letters) if letters else (completion,),
             arrived.seen,
         )
 

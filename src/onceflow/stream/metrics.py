@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any, Protocol
 
-from onceflow.stream.content import Finished
+from onceflow.stream.content import Contents, Finished
 
 
 class Metrics(Protocol):
@@ -23,19 +23,22 @@ class Metrics(Protocol):
     inputs_paused: Any
 
 
-def count_commit(metrics: Metrics, finished: list[Finished], took_s: float) -> None:
+def count_commit(metrics: Metrics, finished: Contents, took_s: float) -> None:
     """Count what a transaction has committed."""
     records = runs = failed = forwarded = 0
     reasons: Counter[str] = Counter()
-    for end in finished:
-        records += len(end.outgoing)
-        if end.verdict == "first":
-            runs += 1
-            failed += len(end.outgoing) > 1  # its dead letter beside its completion
-        elif end.verdict == "forwarded":
-            forwarded += 1
-        if len(end.outgoing) > 1 or end.verdict in ("unusable", "conflict"):
-            reasons[reason_of(end)] += 1
+    for ends in finished.values():
+        verdicts = Counter([end.verdict for end in ends])
+        runs += verdicts["first"]
+        forwarded += verdicts["forwarded"]
+        written = [len(end.outgoing) for end in ends]
+        records += sum(written)
+        if verdicts["unusable"] or verdicts["conflict"] or max(written) > 1:
+            for end in ends:
+                if len(end.outgoing) > 1:  # the dead letter of a failed run beside its completion
+                    failed += 1
+                if len(end.outgoing) > 1 or end.verdict in ("unusable", "conflict"):
+                    reasons[reason_of(end)] += 1
     metrics.completions["completed"].inc(runs - failed)
     metrics.completions["failed"].inc(failed)
     metrics.forwarded.inc(forwarded)

@@ -15,7 +15,7 @@ inlet is told.
 
 import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from threading import Condition, Event, Lock, Thread
 from typing import NamedTuple
@@ -24,7 +24,7 @@ from confluent_kafka import TopicPartition
 
 from onceflow.errors import Fault
 from onceflow.state.seen import BrokerClock, Completed, Key, Position, Seen
-from onceflow.stream.content import Committed, Finished, Grant, Input, Outgoing, Pair, Reads
+from onceflow.stream.content import Committed, Contents, Finished, Grant, Input, Outgoing, Pair, Reads
 from onceflow.stream.progress import InputProgress, encode_progress, progress_key
 from onceflow.stream.topics import Names
 from onceflow.stream.transaction import Delivered, Refused, Transactions
@@ -37,7 +37,7 @@ _NEW_PAIR_WITHIN_S = 1.0
 _PASSED_WAIT_S = 1.0
 _NO_PAIR = Pair(None, frozenset())
 
-Observe = Callable[[list[Finished], float], None]  # what was committed, and how many seconds it took
+Observe = Callable[[Contents, float], None]  # what was committed, and how many seconds it took
 
 
 class Claim:
@@ -55,7 +55,7 @@ class Transaction(NamedTuple):
 
     pair: Pair
     pair_number: int
-    finished: list[Finished]
+    finished: Contents
     claims: list[Claim]
     passed: set[Input]  # whose position has passed markers, and nothing else happened
     sequence: int  # of the last `put` in it
@@ -106,7 +106,7 @@ class Outbox:
 
         self._progress: dict[Input, InputProgress] = {}  # the committer's thread alone
         self._inboxes: dict[Grant, Input] = {}
-        self._kept: list[Finished] = []
+        self._kept: Contents = {}  # of a transaction that was refused
         self._last_size = 0
         self._expired_at = 0.0
         self._view_lock = Lock()
@@ -224,12 +224,17 @@ class Outbox:
         for input, offsets, position in reads:
             if (progress := self._progress.get(input)) is not None:
                 progress.read(offsets, position)
-        owned = pair.grants
-        kept = [end for end in self._kept if end.input.grant in owned]
-        new = [end for end in new if end.input.grant in owned]
-        self._settle_progress(new)
+        finished: defaultdict[Input, list[Finished]] = defaultdict(list)
+        for end in new:
+            finished[end.input].append(end)
+        for input in [input for input in finished if input.grant not in pair.grants]:
+            del finished[input]
+        self._settle_progress(finished)
+        for input, ends in self._kept.items():
+            if input.grant in pair.grants:
+                finished[input][:0] = ends
         moved = {input for input in passed if input in self._progress}
-        return Transaction(pair, number, kept + new, claims, moved, sequence)
+        return Transaction(pair, number, finished, claims, moved, sequence)
 
     def _due_in_s(self) -> float | None:
         """Seconds until a transaction is due, None if none is.
@@ -253,33 +258,31 @@ class Outbox:
             self._progress = {i: p for i, p in self._progress.items() if i.grant in pair.grants}
             self._inboxes = {g: i for g, i in self._inboxes.items() if g in pair.grants}
 
-    def _settle_progress(self, ends: list[Finished]) -> None:
+    def _settle_progress(self, finished: Contents) -> None:
         """Count ends that are taken for the first time; what an abort sends again was counted."""
-        groups: defaultdict[tuple[Input, str], list[int]] = defaultdict(list)
-        for end in ends:
-            groups[end.input, end.verdict].append(end.offset)
-        for (input, verdict), offsets in groups.items():
+        for input, ends in finished.items():
             progress = self._progress[input]
-            progress.finish(offsets)
-            setattr(progress.tally, verdict, getattr(progress.tally, verdict) + len(offsets))
+            progress.finish([end.offset for end in ends])
+            for verdict, count in Counter([end.verdict for end in ends]).items():
+                setattr(progress.tally, verdict, getattr(progress.tally, verdict) + count)
 
     def _carry_out(self, transaction: Transaction) -> None:
         pair, number, finished, claims, passed, sequence = transaction
         owned = [claim for claim in claims if claim.grant in pair.grants]
         if finished or owned or passed:
             started_at = time.monotonic()
-            ended = {end.input for end in finished}
             # A topic that was deleted has no offsets; its name may be another topic's by now.
-            written = {i for i in (*ended, *(claim.inbox for claim in owned), *passed) if not i.gone}
-            touched = written | {self._inboxes[input.grant] for input in (*ended, *written)}
+            written = {i for i in (*finished, *(claim.inbox for claim in owned), *passed) if not i.gone}
+            touched = written | {self._inboxes[input.grant] for input in (*finished, *written)}
             try:
                 delivered = self._transactions.commit(
                     self._records(finished, written), lambda: self._offsets(touched), pair.metadata
                 )
             except Refused as refusal:
                 if refusal.too_large:
+                    topic = refusal.topic or self._names.completions  # whose records are not all reported
                     raise Fault(
-                        f"{refusal.topic} takes smaller records than when this cell started; a restart heeds its "
+                        f"{topic} takes smaller records than when this cell started; a restart heeds its "
                         "max.message.bytes"
                     ) from refusal
                 log.info(
@@ -290,7 +293,7 @@ class Outbox:
             self._remember(finished, delivered, time.monotonic() - started_at)
             for grant in {input.grant for input in touched}:
                 self.inboxes_done[grant.slot] = self._progress[self._inboxes[grant]].lowest
-        self._kept = []
+        self._kept = {}
         for claim in claims:
             claim.committed = claim.grant in pair.grants
             claim.settled.set()
@@ -298,7 +301,7 @@ class Outbox:
             self._done_sequence = sequence
             self._changed.notify_all()
 
-    def _keep(self, finished: list[Finished], claims: list[Claim], passed: set[Input], number: int) -> None:
+    def _keep(self, finished: Contents, claims: list[Claim], passed: set[Input], number: int) -> None:
         """After an abort: keep the content, and wait for a pair later than the one refused."""
         self._kept = finished
         with self._changed:
@@ -306,8 +309,8 @@ class Outbox:
             self._passed |= passed
             self._changed.wait_for(lambda: self._pair_number > number, _NEW_PAIR_WITHIN_S)
 
-    def _records(self, finished: list[Finished], written: Iterable[Input]) -> list[Outgoing]:
-        records = [outgoing for end in finished for outgoing in end.outgoing]
+    def _records(self, finished: Contents, written: Iterable[Input]) -> list[Outgoing]:
+        records = [outgoing for ends in finished.values() for end in ends for outgoing in end.outgoing]
         for input in written:
             progress = encode_progress(self._progress[input].progress(self._cell))
             key = progress_key(input.topic, input.partition)
@@ -317,27 +320,16 @@ class Outbox:
     def _offsets(self, inputs: Iterable[Input]) -> list[TopicPartition]:
         return [TopicPartition(i.topic, i.partition, self._progress[i].lowest) for i in inputs]
 
-    def _remember(self, finished: list[Finished], delivered: Delivered, took_s: float) -> None:
+    def _remember(self, finished: Contents, delivered: Delivered, took_s: float) -> None:
         """After the commit: the clock, the view, and then the inlet."""
         if time_ms := delivered.time_ms():
             self._clock.observe(time_ms)
         last = delivered.last()
-        completed: dict[Grant, list[Key]] = {}
-        books: dict[Input, list[int]] = {}
-        for end in finished:
-            input = end.input
-            book = books.get(input)
-            if book is None:
-                book = books[input] = [0, 0]
-            book[0] += 1
-            book[1] += end.size
-            if end.seen is not None:
-                keys = completed.get(input.grant)
-                if keys is None:
-                    keys = completed[input.grant] = []
-                keys.append(end.seen)
+        completed: defaultdict[Grant, list[Key]] = defaultdict(list)
+        for input, ends in finished.items():
+            completed[input.grant] += [end.seen for end in ends if end.seen is not None]
         with self._view_lock:
-            held = [grant for grant in completed if grant not in self._retired]
+            held = [grant for grant, keys in completed.items() if keys and grant not in self._retired]
             self._seen.write(
                 [Completed(key, last[grant.slot][1]) for grant in held for key in completed[grant]],
                 {grant.slot: Position(self._completions_id, last[grant.slot][0] + 1) for grant in held},
@@ -345,7 +337,7 @@ class Outbox:
         if time.monotonic() - self._expired_at > _EXPIRE_EVERY_S:
             self._expired_at = time.monotonic()
             self._seen.expire(self._clock.now_ms() or 0)
-        self._last_size = len(finished)
+        books = {input: (len(ends), sum([end.size for end in ends])) for input, ends in finished.items()}
+        self._last_size = sum(count for count, _ in books.values())
         self._observe(finished, took_s)
-        seen = [key for keys in completed.values() for key in keys]
-        self._committed(Committed(seen, {i: (count, size) for i, (count, size) in books.items()}))
+        self._committed(Committed([key for keys in completed.values() for key in keys], books))

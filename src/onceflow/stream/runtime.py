@@ -219,16 +219,14 @@ class Runtime:
                 ends += batch
                 continue
             assert type(batch) is Work
-            rest = [happening for happening in batch.happenings if type(happening) is not Arrived]
+            rest = self._name(tenant, batch.happenings, arrived)
             if rest:
                 work.setdefault(tenant, []).extend(rest)
-            if len(rest) < len(batch.happenings):
-                self._name(tenant, batch.happenings, arrived)
-        counts = dict.fromkeys(Verdict, 0)
         verdicts = self._judge.verdicts([a.seen for a in arrived], [a.time_ms for a in arrived])
+        firsts = conflicts = 0
         for event, verdict in zip(arrived, verdicts, strict=True):
-            counts[verdict] += 1
             if verdict is Verdict.FIRST:
+                firsts += 1
                 tenant = event.incoming.tenant
                 if (known := work.get(tenant)) is None:
                     work[tenant] = [event]
@@ -237,10 +235,11 @@ class Runtime:
             elif verdict is Verdict.DUPLICATE:
                 ends.append(Finished(event.source, event.offset, "duplicate", len(event.value or b"")))
             else:
+                conflicts += 1
                 ends.append(self._conflict(event))
-        for verdict, count in counts.items():
-            if count:
-                self._metrics.events[verdict].inc(count)
+        self._metrics.events[Verdict.FIRST].inc(firsts)
+        self._metrics.events[Verdict.CONFLICT].inc(conflicts)
+        self._metrics.events[Verdict.DUPLICATE].inc(len(arrived) - firsts - conflicts)
         judged: list[tuple[str, Work | Ends]] = [(t, Work(t, happenings)) for t, happenings in work.items()]
         if ends:
             judged.append(("", ends))
@@ -287,23 +286,25 @@ class Runtime:
         self._direct = {}
         return poll.ends
 
-    def _name(self, tenant: str, happenings: Iterable[Happening], arrived: list[Arrived]) -> None:
-        """Give each event its keys."""
+    def _name(self, tenant: str, happenings: Iterable[Happening], arrived: list[Arrived]) -> list[Happening]:
+        """Give each event its keys, and add it to `arrived`; return what is no event."""
         content = self._settings.dedup.content
-        prefixes: dict[int, bytes] = {}
+        prefix = tenant_prefix(home_slot(tenant, self._slots), tenant)
+        rest: list[Happening] = []
         for event in happenings:
-            if type(event) is not Arrived or not event.source.grant.live:
-                continue
-            slot = event.source.grant.slot
-            if (prefix := prefixes.get(slot)) is None:
-                prefix = prefixes[slot] = tenant_prefix(slot, tenant)
-            incoming = event.incoming
-            event.key = idempotency_key(tenant, incoming.source, incoming.id, incoming.data, content)
-            identity = None
-            if self._rejects:
-                identity = identity_key(prefix, identity_of(incoming.source, incoming.id))
-            event.seen = Key(seen_key(prefix, event.key), identity)
-            arrived.append(event)
+            if type(event) is not Arrived:
+                rest.append(event)
+            elif event.source.grant.live:
+                incoming = event.incoming
+                event.key = key = idempotency_key(
+                    tenant, incoming.source, incoming.id, incoming.data, content
+                )
+                identity = None
+                if self._rejects:
+                    identity = identity_key(prefix, identity_of(incoming.source, incoming.id))
+                event.seen = Key(seen_key(prefix, key), identity)
+                arrived.append(event)
+        return rest
 
     def _conflict(self, event: Arrived) -> Finished:
         incoming = event.incoming

@@ -8,7 +8,7 @@ then apply an old answer to a new transaction, so the process must end, and its 
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -27,6 +27,8 @@ from onceflow.stream.topics import Names
 
 log = logging.getLogger(__name__)
 
+Report = Callable[[KafkaError | None, Message], None]
+
 _SERVE_EVERY = 1_000  # records between two looks at delivery reports
 _RETRY_S = 0.01
 _ABORT_STEP_S = 5.0
@@ -44,7 +46,7 @@ class Refused(Exception):  # noqa: N818
 
 
 class Delivered:
-    """Delivery reports of one transaction: the last of each partition of F.completions, and the last of the rest."""
+    """Delivery reports of one transaction: the last of each partition of F.completions, and those of the rest."""
 
     __slots__ = ("_last", "_other", "confirmed", "error", "error_topic")
 
@@ -123,14 +125,14 @@ class Transactions:
         self._timeout_s = timeout_s
 
     def commit(
-        self, records: Iterable[Outgoing], offsets: Callable[[], Sequence[TopicPartition]], metadata: Any
+        self, records: Sequence[Outgoing], offsets: Callable[[], Sequence[TopicPartition]], metadata: Any
     ) -> Delivered:
         """Commit records and offsets together; raise Refused or Fault."""
         delivered = Delivered()
         try:
             self._producer.begin_transaction()
-            sent = self._produce(records, delivered)
-            self._flush(sent, delivered)
+            reported = self._produce(records, delivered)
+            self._flush(len(records), reported, delivered)
             if delivered.error is not None:
                 raise KafkaException(delivered.error)
             self._send_offsets(offsets(), metadata)
@@ -141,11 +143,22 @@ class Transactions:
         self._commit()
         return delivered
 
-    def _produce(self, records: Iterable[Outgoing], delivered: Delivered) -> int:
+    def _produce(self, records: Sequence[Outgoing], delivered: Delivered) -> int:
+        """Hand records to the client; return how many of them it reports.
+
+        Reports cost as much as sending. So of completions only each partition's last is asked for: the others
+        lie before it. One that fails is no secret: the transaction can't be committed then.
+        """
         produce, completions = self._producer.produce, self._names.completions
-        sent = 0
-        for record in records:
-            report = delivered.completion if record.topic == completions else delivered.other
+        last = {record.partition: record for record in records if record.topic == completions}
+        reported = len(last)
+        for number, record in enumerate(records, 1):
+            report: Report | None = None
+            if record.topic != completions:
+                report = delivered.other
+                reported += 1
+            elif last[record.partition] is record:
+                report = delivered.completion
             while True:
                 try:
                     produce(
@@ -161,20 +174,19 @@ class Transactions:
                     break
                 except BufferError:  # the client's queue is full: let it send some
                     self._producer.poll(0.05)
-            sent += 1
-            if sent % _SERVE_EVERY == 0:
+            if number % _SERVE_EVERY == 0:
                 self._producer.poll(0)
-        return sent
+        return reported
 
-    def _flush(self, sent: int, delivered: Delivered) -> None:
+    def _flush(self, sent: int, reported: int, delivered: Delivered) -> None:
         started_at = time.monotonic()
         late_s = _LATE_S
         answering_since: float | None = None
-        while self._producer.flush(1.0) > 0 or delivered.confirmed < sent:
+        while (left := self._producer.flush(1.0)) > 0 or delivered.confirmed < reported:
             if self._fatal.error is not None:
                 raise fault("the transaction cannot go on", self._fatal.error)
             waited_s = time.monotonic() - started_at
-            missing = f"{sent - delivered.confirmed} of {sent} records are unconfirmed after {waited_s:.0f} s"
+            missing = f"{left} of {sent} records are unconfirmed after {waited_s:.0f} s"
             if waited_s > self._timeout_s:
                 raise Fault(f"{missing}, longer than a transaction may last; a restart settles it")
             if waited_s > late_s:
