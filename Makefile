@@ -5,7 +5,7 @@ PYTHON ?= $(or $(shell for p in python3.12 python3.11 python3; do \
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit check format bench lock clean
+.PHONY: help setup demo test unit check format soak bench lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -25,7 +25,7 @@ demo: setup ## the main job on a real Kafka, one cell killed half-way; shows wha
 	@$(BIN)/onceflow demo
 
 test: setup ## all tests, on a real Kafka that they start themselves (minutes)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not soak"
 
 unit: setup ## the tests that need no Kafka (seconds)
 	$(BIN)/python -m pytest -q -m "not kafka and not crash"
@@ -39,12 +39,17 @@ format: setup ## put the code into the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## the benchmark: onceflow and a raw loop in turn on the same Kafka
-	$(BIN)/python -m benchmarks core
+soak: setup ## random faults on two and three cells for an hour, then the tests too long for `make test`
+	$(BIN)/python -m tests.crash.soak
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m soak
+
+bench: setup ## every benchmark, and its table (over an hour; `python -m benchmarks --help` for one alone)
+	$(BIN)/python -m benchmarks all --json reports
+	$(BIN)/python -m benchmarks table reports
 
 lock: ## renew requirements.lock from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-header -o requirements.lock
 
 clean: ## remove .venv, state and demo files
-	rm -rf .venv state recovery demo
+	rm -rf .venv state recovery demo reports

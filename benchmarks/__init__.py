@@ -1,1 +1,6 @@
-"""Measurements: `python -m benchmarks core`. What they mean and what they leave out: README.md beside this file."""
+"""What onceflow can do, measured from outside: `python -m benchmarks --help`; the method is in README.md beside this.
+
+Read `load` (what goes in), `raw` (the baseline), `watch` and `throughput` (how a rate is measured), then the
+benchmarks: `core`, `topics`, `latency`, `recovery`, `growth`, `memory`. Each returns a `report.Report`; `report` makes
+the table of them, and `plots` the figures.
+"""

@@ -1,5 +1,5 @@
-"""The command line: `python -m benchmarks core [options]`."""
+"""The command line: `python -m benchmarks …`."""
 
-from benchmarks.core import main
+from benchmarks.cli import app
 
-main()
+app(prog_name="python -m benchmarks")

@@ -1,4 +1,4 @@
-"""A flow for `benchmarks core --agent steps`: each run makes one `read` call, which answers at once."""
+"""A flow for `benchmarks core --agent read`: each run makes one `read` call, which answers at once."""
 
 from onceflow import Event, Run, agent, dataflow, tool
 
@@ -9,10 +9,10 @@ async def look_up(invoice: int) -> int:
     return invoice % 97
 
 
-@agent("bench-steps", on="*")
+@agent("bench-read", on="*")
 async def one_step(run: Run, event: Event) -> dict[str, int]:
     """One step."""
     return {"account": await run.call(look_up, invoice=event.data["invoice"])}
 
 
-flow = dataflow("bench-steps", agents=[one_step])
+flow = dataflow("bench-read", agents=[one_step])

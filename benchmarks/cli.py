@@ -1,0 +1,227 @@
+"""The command line. Its --help says what each benchmark measures, and how long it takes."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks import core, growth, latency, memory, plots, recovery, report, throughput, topics
+from benchmarks.cell import FLOWS
+from benchmarks.process import ROOT
+from benchmarks.report import Report
+
+app = typer.Typer(
+    help="What onceflow can do, measured from outside on a real Kafka that is started for it. Times are those of two "
+    "cores. Leave the machine alone meanwhile; disk for up to 10 GB is needed below TMPDIR.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = report.screen()
+
+Events = Annotated[int, typer.Option(help="Records, copies too.", min=1000)]
+Tenants = Annotated[int, typer.Option(help="Tenants, all with as many events.", min=1)]
+Partitions = Annotated[int, typer.Option(help="Of the shared topic, and so the flow's slots.", min=8)]
+Rounds = Annotated[int, typer.Option(help="How often all is measured, in turn.", min=1)]
+Rate = Annotated[int, typer.Option(help="Events sent per second.", min=1)]
+WarmUp = Annotated[int, typer.Option(help="Seconds that don't count, from the first completion on.", min=0)]
+Servers = Annotated[
+    str | None, typer.Option("--kafka", metavar="HOST:PORT", help="A Kafka that runs; else one is started.")
+]
+Output = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Where the report goes, too.")]
+
+KEYS = [1_000_000, 4_000_000, 16_000_000]
+TENANTS = [10, 340, 10_000]
+ALL = {
+    "core": ["core"],
+    "core-pure": ["core", "--agent", "pure"],
+    "topics": ["topics"],
+    "latency": ["latency"],
+    "recovery": ["recovery"],
+    "growth": ["growth"],
+    "memory": ["memory"],
+}
+QUICK = {
+    "core": ["--events", "200000"],
+    "core-pure": ["--events", "200000"],
+    "topics": ["--events", "200000"],
+    "latency": ["--seconds", "10", "--warm-up", "5"],
+    "recovery": ["--keys", "200000"],
+    "growth": ["--events", "100000", "--rounds", "1", "--keys", "100000", "--keys", "400000"],
+    "memory": ["--events", "600000", "--seconds", "30", "--warm-up", "1"],
+}
+
+
+@app.command("core")
+def measure_core(
+    events: Events = 4_200_000,
+    tenants: Tenants = 340,
+    partitions: Partitions = 16,
+    rounds: Rounds = 2,
+    agent: Annotated[
+        str, typer.Option(help="dedup: passes the data on. pure: three pure calls. read: one read call.")
+    ] = "dedup",
+    kafka: Servers = None,
+    json: Output = None,
+) -> None:
+    """Throughput of one cell, as a share of a raw loop's, with CPU and memory (some 12 min).
+
+    The floors are 0.7 of raw for `dedup`, 0.5 for `pure`, and 1 GiB of memory.
+    """
+    if agent not in FLOWS:
+        raise typer.BadParameter(f"{agent!r} is none of {', '.join(FLOWS)}", param_hint="--agent")
+    found = core.run(kafka, events=events, tenants=tenants, partitions=partitions, rounds=rounds, agent=agent)
+    report.show(console, throughput.HEAD, throughput.rows(found.details["runs"]))
+    finish(found, json)
+
+
+@app.command("topics")
+def measure_topics(
+    events: Events = 4_200_000,
+    tenants: Tenants = 340,
+    partitions: Partitions = 16,
+    rounds: Rounds = 2,
+    kafka: Servers = None,
+    json: Output = None,
+) -> None:
+    """Throughput with a topic per tenant, as a share of that with one shared topic (some 18 min). The floor is 0.6."""
+    found = topics.run(kafka, events=events, tenants=tenants, partitions=partitions, rounds=rounds)
+    report.show(console, throughput.HEAD, throughput.rows(found.details["runs"]))
+    finish(found, json)
+
+
+@app.command("latency")
+def measure_latency(
+    events_per_s: Rate = 500,
+    seconds: Annotated[int, typer.Option(help="For how long it is measured.", min=1)] = 60,
+    warm_up: WarmUp = 15,
+    tenants: Tenants = 340,
+    partitions: Partitions = 16,
+    kafka: Servers = None,
+    json: Output = None,
+) -> None:
+    """From an acknowledged event to its readable completion, at a steady rate (some 2 min).
+
+    The floors are 30 ms for p50 and 120 ms for p99.
+    """
+    found = latency.run(
+        kafka,
+        events_per_s=events_per_s,
+        seconds=seconds,
+        warm_up=warm_up,
+        tenants=tenants,
+        partitions=partitions,
+    )
+    finish(found, json)
+
+
+@app.command("recovery")
+def measure_recovery(
+    keys: Annotated[int, typer.Option(help="Keys in the window at the start.", min=1)] = 4_200_000,
+    events_per_s: Rate = 1000,
+    tenants: Tenants = 340,
+    partitions: Partitions = 16,
+    kafka: Servers = None,
+    json: Output = None,
+) -> None:
+    """Time until all slots are served again after kill -9, in three ways (some 6 min).
+
+    The floors are 5 s for a restart, 20 s for a takeover, and 90 s for a restart without the cell's directories.
+    """
+    found = recovery.run(kafka, keys=keys, events_per_s=events_per_s, tenants=tenants, partitions=partitions)
+    report.show(console, recovery.HEAD, recovery.rows(found))
+    finish(found, json)
+
+
+@app.command("growth")
+def measure_growth(
+    events: Events = 1_000_000,
+    keys: Annotated[list[int], typer.Option(help="Keys in the window; may be given again.", min=0)] = KEYS,
+    tenants: Annotated[list[int], typer.Option(help="Tenants; may be given again.", min=1)] = TENANTS,
+    partitions: Partitions = 16,
+    rounds: Rounds = 2,
+    kafka: Servers = None,
+    json: Output = None,
+) -> None:
+    """Throughput with ever more keys in the window, and ever more tenants (some 20 min).
+
+    The floor: with the most it is 0.6 of that with the least.
+    """
+    found = growth.run(kafka, events=events, keys=keys, tenants=tenants, partitions=partitions, rounds=rounds)
+    for what in ("keys", "tenants"):
+        rows = [
+            (f"{size:,}", *row)
+            for size, results in found.details[f"by {what}"].items()
+            for row in throughput.rows(results)
+        ]
+        report.show(console, (what, *throughput.HEAD), rows)
+    finish(found, json)
+
+
+@app.command("memory")
+def measure_memory(
+    events: Events = 10_000_000,
+    seconds: Annotated[int, typer.Option(help="For how long it is looked at, at most.", min=3)] = 90,
+    warm_up: WarmUp = 15,
+    tenants: Tenants = 340,
+    partitions: Partitions = 16,
+    kafka: Servers = None,
+    json: Output = None,
+) -> None:
+    """Memory while millions of events wait (some 4 min). The floor: the last third is at most 1.1 of the first."""
+    found = memory.run(
+        kafka,
+        events=events,
+        seconds=seconds,
+        warm_up=warm_up,
+        tenants=tenants,
+        partitions=partitions,
+    )
+    finish(found, json)
+
+
+@app.command("all")
+def measure_all(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small numbers: whether all works, no figures to quote.")
+    ] = False,
+    kafka: Servers = None,
+    json: Annotated[Path | None, typer.Option("--json", metavar="DIR", help="Where the reports go.")] = None,
+) -> None:
+    """All benchmarks, one after another, each in a process of its own (some 75 min; --quick: some 8 min)."""
+    failed = []
+    for name, usual in ALL.items():
+        words = [*usual, *(QUICK[name] if quick else [])]
+        console.rule(" ".join(words))
+        on = ["--kafka", kafka] if kafka else []
+        into = ["--json", str(json.absolute() / f"{name}.json")] if json else []
+        command = [sys.executable, "-m", "benchmarks", *words, *on, *into]
+        if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
+            failed.append(name)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+@app.command("table")
+def show_table(directory: Annotated[Path, typer.Argument(help="Where the reports are.")]) -> None:
+    """Print the table of the README from the reports of a directory."""
+    typer.echo(report.markdown(report.read(directory)))
+
+
+@app.command("plots")
+def draw_plots(
+    directory: Annotated[Path, typer.Argument(help="Where the reports are.")],
+    into: Annotated[Path, typer.Option(help="Where the figures go.")] = plots.FIGURES,
+) -> None:
+    """Draw the figures of the README from the reports of a directory (needs matplotlib)."""
+    for file in plots.draw(report.read(directory), into):
+        console.print(f"drawn: {file}")
+
+
+def finish(found: Report, json: Path | None) -> None:
+    """Show the figures, and write the report where it was asked for."""
+    report.show(console, report.HEAD, [report.cells(figure) for figure in found.figures])
+    if json is not None:
+        report.write(found.stamped(), json)

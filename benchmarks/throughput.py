@@ -1,0 +1,119 @@
+"""A rate, measured from outside, on the broker's clock.
+
+Completions carry the time at which the broker appended them. A run's seconds are from the first to the last, as a
+reader of committed records finds them; start-up, the building of a view, the first commit's wait and the end are left
+out. The rate is all input records, copies too, over these seconds. Every run's completions are counted: one per
+distinct event.
+"""
+
+import sys
+from collections.abc import Sequence
+from statistics import median
+
+import msgspec
+
+from benchmarks.bench import Bench
+from benchmarks.process import Process
+from benchmarks.watch import Watch
+
+
+class Result(msgspec.Struct, frozen=True):
+    """One run. CPU and memory are those of the process's whole life; the broker's CPU is that during the run."""
+
+    what: str
+    round: int
+    events: int
+    completions: int
+    seconds: float
+    events_per_s: float
+    cpu_s: float
+    cpu_us_per_event: float
+    events_per_cpu_s: float
+    peak_rss_mib: float
+    broker_cpu_s: float | None
+
+
+HEAD = (
+    "what",
+    "round",
+    "events/s",
+    "seconds",
+    "CPU µs/event",
+    "events/CPU s",
+    "peak RSS MiB",
+    "broker CPU s",
+)
+
+
+def measure(
+    bench: Bench, what: str, number: int, process: Process, watch: Watch, events: int, distinct: int
+) -> Result:
+    """Let a process that was just started run until its output is complete; end it."""
+    before = bench.kafka.cpu_s()
+    try:
+        with bench.advancing(f"round {number}: {what}", distinct) as advance:
+            watch.until(distinct, process, advance)
+        after = bench.kafka.cpu_s()
+    finally:
+        used = process.end()
+    watch.read()
+    watch.close()
+    if watch.count != distinct:
+        raise SystemExit(
+            f"{what}: {watch.count} completions for {distinct} distinct events: {process.tail()}"
+        )
+    seconds = (watch.last_ms - watch.first_ms) / 1000
+    result = Result(
+        what=what,
+        round=number,
+        events=events,
+        completions=watch.count,
+        seconds=seconds,
+        events_per_s=events / seconds,
+        cpu_s=used.cpu_s,
+        cpu_us_per_event=used.cpu_s / events * 1e6,
+        events_per_cpu_s=events / used.cpu_s,
+        peak_rss_mib=used.peak_rss_mib,
+        broker_cpu_s=None if before is None or after is None else after - before,
+    )
+    bench.say(f"  round {number}: {what}: {result.events_per_s:,.0f} events/s")
+    return result
+
+
+def measure_raw(bench: Bench, number: int, topic: str, partitions: int, events: int, distinct: int) -> Result:
+    """One run of the raw loop, its output topic new."""
+    output = bench.topic(f"raw-{topic.removeprefix(bench.kafka.prefix)}-{number}", partitions)
+    words = [sys.executable, "-m", "benchmarks.raw", bench.kafka.servers, topic, output, output, str(events)]
+    watch = Watch(bench.kafka, output)
+    process = Process(words, bench.directory / f"{output}.log", {})
+    result = measure(bench, "raw", number, process, watch, events, distinct)
+    bench.kafka.delete(output)
+    return result
+
+
+def rate(results: Sequence[Result], what: str) -> float:
+    """The median rate of these runs."""
+    return median(result.events_per_s for result in results if result.what == what)
+
+
+def ratios(results: Sequence[Result], what: str, to: str) -> list[float]:
+    """One rate over the other, round by round: what else the machine did in a round falls on both."""
+    rates = {(result.what, result.round): result.events_per_s for result in results}
+    return [rates[what, number] / below for (name, number), below in rates.items() if name == to]
+
+
+def rows(results: Sequence[Result]) -> list[Sequence[str]]:
+    """The results as a table's rows, under HEAD."""
+    return [
+        (
+            result.what,
+            str(result.round),
+            f"{result.events_per_s:,.0f}",
+            f"{result.seconds:.1f}",
+            f"{result.cpu_us_per_event:.1f}",
+            f"{result.events_per_cpu_s:,.0f}",
+            f"{result.peak_rss_mib:.0f}",
+            "" if result.broker_cpu_s is None else f"{result.broker_cpu_s:.1f}",
+        )
+        for result in results
+    ]
