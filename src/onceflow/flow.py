@@ -35,6 +35,7 @@ from onceflow.stream.dataflow import (
     initialise_recovery,
     launched_by_bytewax,
     put_recovery_aside,
+    recovery_has_no_room,
     recovery_is_unusable,
     run,
 )
@@ -136,13 +137,13 @@ def take_over_process(flow: Flow) -> None:
     """Set up logs, metrics, signals and exit statuses for a process that will run this flow, and open the cell."""
     settings, recovery = flow.settings, flow.runtime.recovery
     setup_logging(settings.log, settings.log_level, flow=flow.name)
+    sys.excepthook = partial(_end_with_status, flow.runtime)
     flow.runtime.identify()
     if recovery is not None:
         initialise_recovery(recovery)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _Stop(flow.runtime))
-    sys.excepthook = partial(_end_with_status, flow.runtime)
     atexit.register(_leave, flow.runtime)
     # Events make many short-lived containers and hardly a cycle, so the search for cycles may come less often.
     gc.freeze()
@@ -166,6 +167,7 @@ def take_over_process(flow: Flow) -> None:
 def _leave(runtime: Runtime) -> None:
     """End at once after a clean end: freeing a client that has met an absent coordinator can hang for ever."""
     if runtime.ended:
+        runtime.close()  # Bytewax has closed its outlet only if it came to build one
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -189,6 +191,8 @@ def _end_with_status(
 ) -> None:
     """End with the status of the error that Bytewax wraps; without this it would always be 1."""
     cause = _ours(error)
+    if cause is None and runtime.recovery is not None and recovery_has_no_room(error):
+        cause = Fault(f"Bytewax cannot write to {runtime.recovery} ({error}); is there room on its disk?")
     if cause is None and runtime.recovery is not None and recovery_is_unusable(error):
         put_recovery_aside(runtime.recovery)
         cause = Fault(

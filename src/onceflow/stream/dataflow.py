@@ -6,7 +6,7 @@ is a cache of journals: the inlet starts from Kafka's progress, whatever a snaps
 """
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import Path
@@ -59,16 +59,27 @@ def initialise_recovery(directory: Path) -> None:
 
 def recovery_is_unusable(error: BaseException) -> bool:
     """Whether Bytewax failed because of what it found in the recovery directory."""
+    return any(
+        isinstance(link, (InconsistentPartitionsError, MissingPartitionsError, NoPartitionsError))
+        or "sqlite" in str(link).lower()
+        or "malformed" in str(link).lower()
+        for link in _links(error)
+    )
+
+
+def recovery_has_no_room(error: BaseException) -> bool:
+    """Whether Bytewax failed because the recovery directory's disk is full."""
+    return any("database or disk is full" in str(link) for link in _links(error))
+
+
+def _links(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it came of; Bytewax' chains may run in a circle."""
     link: BaseException | None = error
-    for _ in range(10):  # its chains may run in a circle
-        if isinstance(link, (InconsistentPartitionsError, MissingPartitionsError, NoPartitionsError)):
-            return True
+    for _ in range(10):
         if link is None:
-            return False
-        if "sqlite" in str(link).lower() or "malformed" in str(link).lower():
-            return True
+            return
+        yield link
         link = link.__cause__ or link.__context__
-    return False
 
 
 def put_recovery_aside(directory: Path) -> None:

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 DEAD_AFTER_S = 2.0  # how long a transaction may hold a slot back before its owner is asked for
 CLEAN_RECORDS = 10_000  # finished records of an inbox that make deleting them worth a request
 _LINE_EVERY_S = 5.0
-_CLAIM_S = 1.0
+_CLAIM_S = 0.1  # between two looks at whether a claim is still wanted
 
 
 class Ready(NamedTuple):
@@ -134,7 +134,7 @@ class Grants:
             look_at = time.monotonic() + refresh_s
             while not self._closing:
                 self._work(self._next_tasks(max(0.0, look_at - time.monotonic())))
-                if time.monotonic() >= look_at:
+                if time.monotonic() >= look_at and not self._closing:
                     self._look_for_topics()
                     self._clean_inboxes()
                     look_at = time.monotonic() + refresh_s
@@ -192,6 +192,8 @@ class Grants:
         slots = [grant.slot for grant in grants]
         written, ends = self._read_progress(slots)
         owned = self._claim(grants, written)
+        if not owned:
+            return
         claimed_at = time.monotonic()
         self._catch_up([grant.slot for grant in owned], ends)
         caught_up_at = time.monotonic()
@@ -256,8 +258,9 @@ class Grants:
             self._inputs_of(grant)[at] = inbox.id
         self._outbox.claim(claims)
         for claim in claims:
-            while not claim.settled.wait(_CLAIM_S):
-                if self._closing or not claim.grant.live or self._outbox.failure is not None:
+            # A closed or failed outbox settles no claim: then not one of them may be waited for.
+            while not (self._closing or not claim.grant.live or self._outbox.failure is not None):
+                if claim.settled.wait(_CLAIM_S):
                     break
         held = [claim for claim in claims if claim.committed and claim.grant.live]
         self._inboxes = {claim.grant: claim.inbox for claim in held}

@@ -160,14 +160,12 @@ class Outbox:
                 lambda: self._done_sequence >= wanted or self.failure is not None, timeout_s
             ) and (self.failure is None)
 
-    def close(self, timeout_s: float) -> bool:
-        """Commit what is pending and end the thread; return whether all of it was committed."""
-        flushed = self.flush(timeout_s)
+    def close(self, timeout_s: float) -> None:
+        """End the thread; call `flush` before."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
         self._thread.join(timeout_s)
-        return flushed
 
     # --- the grants' side ---
 
@@ -208,11 +206,13 @@ class Outbox:
         """Wait until a transaction is due, and take all that belongs into it."""
         with self._changed:
             while True:
+                if self._stopping:
+                    return (
+                        None  # `close` has flushed all content, or could not; a claim or a position can wait
+                    )
                 due_s = self._due_in_s()
                 if due_s is not None and due_s <= 0:
                     break
-                if self._stopping:
-                    return None
                 self._changed.wait(due_s)
             pair, number, reads, tracked = self._pair, self._pair_number, self._reads, self._tracked
             new, self._pending = self._pending, []

@@ -33,7 +33,7 @@ from onceflow.stream.letters import Letters, identity_of
 from onceflow.stream.metrics import Metrics, count_commit
 from onceflow.stream.outbox import Outbox
 from onceflow.stream.progress import Skip
-from onceflow.stream.topics import RECORD_MAX_BYTES, Names, existing_slots
+from onceflow.stream.topics import RECORD_MAX_BYTES, Names, existing_slots, limits_of
 from onceflow.stream.transaction import FatalError, Transactions, fault
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 REVOKE_S = 4.0  # how long a revoke may wait for what is pending to be committed; less than a session
 REJOIN_S = 10.0  # a member that lost its session is back in its group within seconds
 _IDLE_WAIT_S = 0.004
+_FLUSH_STEP_S = 0.5
 _BATCH_BYTES = 1_000_000
 
 
@@ -92,7 +93,7 @@ class Runtime:
         self._slots = slots
         names = Names.of(self.flow)
         sizes, span_ms, completions_id = cluster.patiently(
-            lambda: _asked(cluster, names), stop=self._must_stop
+            lambda: limits_of(cluster, names), stop=self._must_stop
         )
         self.executor = Executor(self._doorbell.ring)
         window_ms = int(settings.dedup.window.total_seconds() * 1000)
@@ -152,10 +153,11 @@ class Runtime:
         self._closed = True
         if not self.ended:
             return  # an error is under way
-        if not self.outbox.close(self._settings.transaction_timeout.total_seconds()):
-            failure = self.outbox.failure or Fault("the last commit took too long; a restart settles it")
+        timeout_s = self._settings.transaction_timeout.total_seconds()
+        if (failure := self._flush(timeout_s)) is not None:
             # Bytewax aborts the process when something is raised here, past the hook that gives the status.
             sys.excepthook(type(failure), failure, failure.__traceback__)
+        self.outbox.close(timeout_s)
         self.executor.close()
         self._grants.close()
         self._cell.close()
@@ -271,6 +273,21 @@ class Runtime:
         del self.lanes[lane.tenant]
 
     # --- within ---
+
+    def _flush(self, timeout_s: float) -> BaseException | None:
+        """Commit what is pending; what kept it from that. Meanwhile the group is served, or it would refuse us."""
+        deadline = time.monotonic() + timeout_s
+        try:
+            while not self.outbox.flush(_FLUSH_STEP_S):
+                if self.outbox.failure is not None:
+                    return self.outbox.failure
+                if time.monotonic() > deadline:
+                    return Fault("the last commit took too long; a restart settles it")
+                self._cell.poll()  # what it reads counts as unread: nobody is told of it
+                self.outbox.polled(self._cell.pair(), ())
+        except Fault as fault:
+            return fault
+        return None
 
     def _poll(self, happenings: dict[str, list[Happening]]) -> Ends:
         self._passed += self._reading.look()
@@ -457,16 +474,6 @@ class Runtime:
                 log.warning("Kafka's transaction coordinator does not answer; still trying")
             else:
                 return producer
-
-
-def _asked(cluster: Cluster, names: Names) -> tuple[dict[str, int], int, str]:
-    """What a cell must know of its topics: the largest record of each, the view's span, the id of F.completions."""
-    settings = {name: cluster.settings(name) for name in (names.completions, names.dead_letters, names.inbox)}
-    sizes = {name: int(found["max.message.bytes"]) for name, found in settings.items()}
-    span_ms = int(settings[names.completions]["retention.ms"])
-    if span_ms < 0:
-        span_ms = 400 * 86_400_000
-    return sizes, span_ms, cluster.topics([names.completions])[names.completions].id
 
 
 def _finished_by(inputs: Iterable[Input]) -> Callable[[str], bool]:

@@ -120,6 +120,11 @@ def prepare(flow: str, cluster: Cluster, settings: Settings) -> list[str]:
         if name not in topics:
             cluster.create(name, slots, common, replication)
             done.append(f"made {name} with {slots} partitions")
+    if names.inbox not in topics and settings.slots is None:
+        # A topic that somebody has just made may not have been listed above, and the slots are for life.
+        cluster.await_topics(settings.events.shared)
+        listed = cluster.topic_names()
+        slots = slots_for(listed[name] for name in settings.events.shared)
     retention_ms = _inputs_retention_ms(cluster, settings, topics)
     for name, wanted in _flow_settings(names, settings, retention_ms).items():
         if name not in topics:
@@ -211,3 +216,13 @@ def _flow_settings(names: Names, settings: Settings, retention_ms: int) -> dict[
         # Read whole at each grant, so kept small: only closed segments are compacted.
         names.progress: {**compacted, "segment.bytes": str(2 << 20)},
     }
+
+
+def limits_of(cluster: Cluster, names: Names) -> tuple[dict[str, int], int, str]:
+    """What a cell must know of its topics: the largest record of each, the view's span, the id of F.completions."""
+    settings = {name: cluster.settings(name) for name in (names.completions, names.dead_letters, names.inbox)}
+    sizes = {name: int(found["max.message.bytes"]) for name, found in settings.items()}
+    span_ms = int(settings[names.completions]["retention.ms"])
+    if span_ms < 0:
+        span_ms = 400 * 86_400_000
+    return sizes, span_ms, cluster.topics([names.completions])[names.completions].id
