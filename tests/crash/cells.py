@@ -24,6 +24,9 @@ class Cell:
         self.state = directory / "state"
         self.recovery = directory / "recovery"
         self.statuses: list[int] = []
+        self.doom: Mapping[
+            str, str
+        ] = {}  # as `points.environment` makes it: where its next processes kill themselves
         self._module = module
         self._environment = environment
         self._numbers = itertools.count(1)
@@ -53,6 +56,7 @@ class Cell:
                     "ONCEFLOW_STATE_DIR": str(self.state),
                     "ONCEFLOW_LOG": "json",
                     **self._environment,
+                    **self.doom,
                     **environment,
                 },
                 stdin=subprocess.DEVNULL,
@@ -110,6 +114,11 @@ class Cell:
             except ValueError:
                 continue
         return found
+
+    def owned(self) -> int:
+        """How many slots its last process owns, by its own log."""
+        owned = [line["owned"] for line in self.lines() if "owned" in line]
+        return owned[-1] if owned else 0
 
     def text(self) -> str:
         return self.log.read_text(errors="replace")

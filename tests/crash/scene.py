@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from onceflow.config import Events, Kafka, Settings
 from onceflow.stream.cluster import Cluster
-from onceflow.stream.topics import prepare
+from onceflow.stream.topics import Names, prepare
 from tests.crash.cells import Cell
 from tests.crash.checker import Contents, Event, Sent, echoes, faults
 from tests.crash.checker import Reader as Outputs
@@ -31,7 +31,10 @@ TAIL = 2_000  # bytes of a log that are shown
 class Scene:
     """See above. `seed` decides the load and `random`, with which tests choose their moments."""
 
-    def __init__(self, flow: str, bootstrap_servers: str, directory: Path) -> None:
+    def __init__(
+        self, flow: str, bootstrap_servers: str, directory: Path, write: Callable[[str], None] = print
+    ) -> None:
+        self._write = write  # takes the lines of `say`
         self.flow, self.bootstrap_servers, self.directory = flow, bootstrap_servers, directory
         self.shared, self.own_prefix = f"{flow}-shared", f"{flow}-own."
         self.admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
@@ -52,9 +55,14 @@ class Scene:
         self.topic(self.shared, PARTITIONS)
         for tenant in OWN:
             self.topic(self.own_prefix + tenant, 1)
+        inputs = {self.shared, *(self.own_prefix + tenant for tenant in OWN)}
+        # A topic just made may not be listed yet, and the slots are chosen by the partitions of the shared one.
+        wait_until(lambda: self._with_leaders() >= inputs, 30, "the inputs have leaders")
         cluster = Cluster(self._settings.kafka.properties())
         cluster.patiently(lambda: prepare(self.flow, cluster, self._settings))
-        wait_until(self._leaders, 30, "the topics have leaders")
+        wait_until(
+            lambda: self._with_leaders() >= inputs | set(Names.of(self.flow)), 30, "all topics have leaders"
+        )
 
     def topic(self, name: str, partitions: int) -> None:
         """Make an input topic."""
@@ -64,8 +72,15 @@ class Scene:
         """Choose load and moments."""
         self.say(f"seed {seed}, logs in {self.directory}")
         self.random = random.Random(seed)
-        mix = Mix(seed, self.shared, PARTITIONS, OWN, self.own_prefix, TENANTS)
-        self.load = Load(self.bootstrap_servers, mix, PARTITIONS, events_per_s=events_per_s)
+        self.load = self._new_load(seed, events_per_s)
+
+    def load_again(self, seed: int, events_per_s: int = 1_000) -> None:
+        """Start another load after one that was stopped; what was sent before stays on record."""
+        assert self.load is not None
+        sent = self.load.stop()
+        self.load = self._new_load(seed, events_per_s)
+        self.load.sent = sent
+        self.load.start()
 
     def cell(self, name: str, module: str = "tests.crash.echo_flow", **environment: str) -> Cell:
         """A cell, not started yet."""
@@ -90,7 +105,7 @@ class Scene:
 
     def say(self, what: str) -> None:
         """A line of what was done when; pytest shows it if the test fails."""
-        print(f"{time.monotonic() - self._started_at:7.2f} s  {what}")
+        self._write(f"{time.monotonic() - self._started_at:7.2f} s  {what}")
 
     def wait(self, condition: Callable[[], object], what: str, timeout_s: float = SETTLED_S) -> None:
         """Wait, looking after the cells."""
@@ -142,7 +157,7 @@ class Scene:
             self._outputs = Outputs(self.bootstrap_servers, topics)
         return self._outputs
 
-    def settle(self) -> list[Sent]:
+    def settle(self, timeout_s: float = SETTLED_S) -> list[Sent]:
         """Stop the load and wait until as much has come out as must; return what was sent."""
         assert self.load is not None
         sent = self.load.stop()
@@ -150,10 +165,20 @@ class Scene:
         failed = sum(1 for event in runs.values() if outcome(event).failed)
         wanted = len(runs) + failed + sum(1 for s in sent if s.event is None)
         try:
-            self.wait(lambda: self.outputs.more() >= wanted, f"{wanted} outputs of {len(sent)} records")
+            self.wait(
+                lambda: self.outputs.more() >= wanted, f"{wanted} outputs of {len(sent)} records", timeout_s
+            )
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self._wrong(sent)}") from None
         return sent
+
+    def check(self, timeout_s: float = SETTLED_S) -> None:
+        """Stop the load, wait until all is done, and check what came out; the cells go on."""
+        sent = self.settle(timeout_s)
+        self.wait(self.outputs.at_end, "all output is read, no transaction is open", timeout_s)
+        wrong = self._wrong(sent)
+        assert not wrong, f"{wrong}\nlogs: {self.directory}"
+        self.say(f"right so far: {len(sent)} records")
 
     def finish(
         self,
@@ -177,6 +202,12 @@ class Scene:
         ends = {cell.name: cell.statuses for cell in self.cells}
         self.say(f"right; statuses {ends}")
 
+    def remove_topics(self) -> None:
+        """Delete the flow's topics from a Kafka that others use."""
+        ours = [name for name in self.admin.list_topics(timeout=10).topics if name.startswith(self.flow)]
+        for removed in self.admin.delete_topics(ours).values():
+            removed.result(20)
+
     def close(self) -> None:
         """End all that still runs."""
         for cell in self.cells:
@@ -190,12 +221,18 @@ class Scene:
 
     # --- within ---
 
+    def _new_load(self, seed: int, events_per_s: int) -> Load:
+        mix = Mix(seed, self.shared, PARTITIONS, OWN, self.own_prefix, TENANTS)
+        return Load(self.bootstrap_servers, mix, PARTITIONS, events_per_s=events_per_s)
+
     def _look_after_cells(self) -> None:
         for cell in self.cells:
             status = cell.ended()
             if status is None:
                 continue
             self.say(f"{cell.name} ended with status {status} ({cell.log.name})")
+            if cell.doom and status == -signal.SIGKILL:
+                continue  # it met its crash point
             assert status == 3, f"{cell.name} ended with status {status}: {self._tail(cell)}"
             cell.start()
 
@@ -214,10 +251,10 @@ class Scene:
             )
         )
 
-    def _leaders(self) -> bool:
+    def _with_leaders(self) -> set[str]:
+        """The topics that are listed with a leader for each partition."""
         topics = self.admin.list_topics(timeout=10).topics.values()
-        ours = [topic for topic in topics if topic.topic.startswith(self.flow)]
-        return all(p.leader >= 0 for topic in ours for p in topic.partitions.values())
+        return {topic.topic for topic in topics if all(p.leader >= 0 for p in topic.partitions.values())}
 
     def _tail(self, cell: Cell) -> str:
         return f"{cell.log}\n{cell.text()[-TAIL:]}"

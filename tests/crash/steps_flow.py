@@ -10,6 +10,7 @@ import secrets
 from pathlib import Path
 
 from onceflow import Call, Event, Run, agent, dataflow, tool
+from tests.crash import points
 from tests.crash.load import TYPE
 
 NOTES, GATE = Path(os.environ["CRASH_NOTES"]), Path(os.environ["CRASH_GATE"])
@@ -51,4 +52,5 @@ async def steps(run: Run, event: Event) -> dict[str, str]:
     return {"look_up": seen, "ask_model": answer, "check": checked}
 
 
+points.install_from_environment()
 flow = dataflow(os.environ["CRASH_FLOW"], agents=[steps])

@@ -1,0 +1,28 @@
+"""A short soak; `make soak` takes an hour of it."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PrivateKafka
+from tests.crash.scene import Scene
+from tests.crash.soak import FAULTS, Soak
+
+pytestmark = pytest.mark.crash
+
+SEED, COUNT = 4, 8
+
+
+@pytest.mark.timeout(300)
+def test_random_faults_lose_and_double_nothing(
+    private_kafka: PrivateKafka, flow_name: str, tmp_path: Path
+) -> None:
+    scene = Scene(flow_name, private_kafka.start(), tmp_path)
+    try:
+        scene.prepare()
+        soak = Soak(scene, private_kafka, SEED)
+        soak.run(lambda done: done < COUNT)
+    finally:
+        scene.close()
+    assert soak.counts.total() == COUNT
+    assert soak.counts.keys() <= FAULTS.keys()
