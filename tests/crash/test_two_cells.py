@@ -43,6 +43,21 @@ def test_cells_join_leave_die_and_come_back(scene: Scene) -> None:
     scene.finish()
 
 
+def test_a_cell_asked_to_end_while_slots_come_to_it_ends_with_0(scene: Scene) -> None:
+    """Its client may be handed slots in the very moment in which it leaves."""
+    scene.seed(43, events_per_s=300)
+    first, second = two_cells(scene)
+    for _ in range(3):
+        second.kill()
+        second.start()
+        scene.wait(lambda: "cell started" in second.text(), "b has started")
+        assert second.end(signal.SIGTERM) == 0, second.text()[-2_000:]
+        scene.say("b: SIGTERM, status 0")
+        second.start()
+    scene.wait_for_members({first.identity: True, second.identity: True})
+    scene.finish()
+
+
 @pytest.mark.parametrize("seed", [51, 52])
 def test_a_zombie_writes_nothing_that_counts(scene: Scene, seed: int) -> None:
     """A cell frozen past its session, its slots taken over, wakes up: it ends with 3, or goes on rightly."""

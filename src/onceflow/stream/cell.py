@@ -156,8 +156,8 @@ class Cell:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self.lost_at = None
         self._pair = None  # of another generation of the group
-        if not partitions:
-            return
+        if self._closed or not partitions:
+            return  # what the client is handed while it leaves, it gives back by itself
         consumer.incremental_assign(
             [TopicPartition(p.topic, p.partition, OFFSET_BEGINNING) for p in partitions]
         )
