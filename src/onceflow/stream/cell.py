@@ -22,7 +22,7 @@ from onceflow.stream.transaction import fault
 
 log = logging.getLogger(__name__)
 
-POLL_RECORDS = 4_000
+POLL_RECORDS = 1_000  # more would be out of the processor's caches before its last step
 _PAIR_S = 0.1
 
 
