@@ -144,7 +144,7 @@ class Scene:
 
     def members(self) -> dict[str, int]:
         """The group's members by instance id, and how many slots each has."""
-        described = self.admin.describe_consumer_groups([self.flow])[self.flow].result(10)
+        described = self.admin.describe_consumer_groups([self.flow])[self.flow].result(30)
         return {
             member.group_instance_id: len(member.assignment.topic_partitions) for member in described.members
         }

@@ -10,7 +10,7 @@ from onceflow.stream.cluster import Partition
 
 log = logging.getLogger(__name__)
 
-BATCH = 5_000
+BATCH = 1_000  # `consume` waits until it has so many or its time is over
 _POLL_S = 0.05
 
 
