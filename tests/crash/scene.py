@@ -144,7 +144,9 @@ class Scene:
 
     def members(self) -> dict[str, int]:
         """The group's members by instance id, and how many slots each has."""
-        described = self.admin.describe_consumer_groups([self.flow])[self.flow].result(30)
+        # A client that saw Kafka killed may wait for its former coordinator for ever; so each question has its own.
+        admin = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+        described = admin.describe_consumer_groups([self.flow])[self.flow].result(30)
         return {
             member.group_instance_id: len(member.assignment.topic_partitions) for member in described.members
         }
