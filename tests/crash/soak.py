@@ -287,7 +287,9 @@ def main() -> int:
             if soak is not None:
                 for name in FAULTS:
                     write(f"{soak.counts[name]:5} x {name}")
-                write(f"{soak.counts.total():5} faults")
+                write(
+                    f"{soak.counts.total():5} faults, and {scene.client_aborts} cells that librdkafka aborted"
+                )
             scene.close()
             kafka.stop()
         write("lost 0, twice 0, wrong 0")

@@ -176,8 +176,11 @@ class Cluster:
         """The cells that the group lists, each with the partitions (slots) it has."""
         deadline = time.monotonic() + ANSWER_S
         while True:
-            answer = self._admin.describe_consumer_groups([group], request_timeout=ANSWER_S / 4)[group]
             try:
+                # First whether Kafka answers at all: librdkafka 2.16 may abort the process (an assertion in
+                # rdkafka_queue.h) when a question about a group runs out of time while its broker is away.
+                self.topic_names()
+                answer = self._admin.describe_consumer_groups([group], request_timeout=ANSWER_S / 4)[group]
                 described = self._result(answer, missing=KafkaError.GROUP_ID_NOT_FOUND)
                 break
             except KafkaAway:  # a broker that has just started loads its groups first
