@@ -149,3 +149,24 @@ def test_a_family_whose_making_was_lost_is_missed(tmp_path: Path) -> None:
     assert again.families == ()
     again.close()
     assert (tmp_path / "seen.aside").is_dir()
+
+
+def test_a_store_with_a_damaged_block_is_put_aside_whichever_it_is(tmp_path: Path) -> None:
+    written = tmp_path / "written"
+    write(written, 1, 0, 50).close()
+    store = Store.open(written)
+    store.write([(b"position", b"50", "default")])
+    store.close()
+    put_aside = 0
+    for number, file in enumerate(sorted(written.glob("*.sst"))):
+        path = tmp_path / f"{number}" / "store"
+        shutil.copytree(written, path)
+        damaged = bytearray(file.read_bytes())
+        damaged[5] ^= 1  # in the first block of keys
+        (path / file.name).write_bytes(damaged)
+        store = Store.open(path)
+        store.write([(b"key", b"value", "default")])
+        assert store.get(b"key") == b"value"
+        put_aside += path.with_name("store.aside").exists()
+        store.close()
+    assert put_aside > 0

@@ -85,26 +85,36 @@ class Store:
     def open(cls, path: Path) -> "Store":
         """Open the store, or put one that is damaged or of another format aside and begin an empty one."""
         with _disk_s_faults(path):
-            if (path / _DAMAGED).exists():
-                aside(path, "a damaged block was met while reading")
-                return cls._new(path)
-            try:
-                store = cls(path)
-                found, missing = store.get(_FORMAT_KEY), store._missing()
-            except Exception as error:
-                if _is_disk_s_fault(error):
-                    raise
-                aside(path, f"it cannot be opened: {error}")
-                return cls._new(path)
-            if found is None and not store.families and next(store.scan(b""), None) is None:
-                store.write([(_FORMAT_KEY, FORMAT, "default")])
-                return store
-            if found == FORMAT and not missing:
-                store._forget_marks()
-                return store
-            store.close()
-            aside(path, missing or f"it is of format {found!r}, this version writes {FORMAT!r}")
+            found = cls._usable(path)
+            if isinstance(found, Store):
+                return found
+            aside(path, found)
             return cls._new(path)
+
+    @classmethod
+    def _usable(cls, path: Path) -> "Store | str":
+        """The store, or why it is of no use; then nothing refers to it any more, and its lock is free."""
+        if (path / _DAMAGED).exists():
+            return "a damaged block was met while reading"
+        store: Store | None = None
+        try:
+            store = cls(path)
+            found, missing = store.get(_FORMAT_KEY), store._missing()
+            is_new = found is None and not store.families and next(store.scan(b""), None) is None
+        except Exception as error:
+            if _is_disk_s_fault(error):
+                raise
+            if store is not None:
+                store.close()
+            return f"it cannot be opened: {error}"
+        if is_new:
+            store.write([(_FORMAT_KEY, FORMAT, "default")])
+            return store
+        if found == FORMAT and not missing:
+            store._forget_marks()
+            return store
+        store.close()
+        return missing or f"it is of format {found!r}, this version writes {FORMAT!r}"
 
     @classmethod
     def _new(cls, path: Path) -> "Store":
