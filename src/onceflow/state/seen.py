@@ -20,6 +20,7 @@ only.
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
+from functools import lru_cache
 
 import msgspec
 
@@ -61,6 +62,7 @@ class Completed(msgspec.Struct, frozen=True, gc=False):
     time_ms: int
 
 
+@lru_cache(maxsize=16_384)
 def tenant_prefix(slot: int, tenant: str) -> bytes:
     """All keys of a tenant begin so."""
     return slot.to_bytes(2, "big") + tenant.encode() + b"\0"

@@ -34,7 +34,7 @@ from onceflow.stream.transaction import FatalError, fault
 
 log = logging.getLogger(__name__)
 
-DEAD_AFTER_S = 2.0  # how long a transaction may hold a slot back before its owner is asked for
+DEAD_AFTER_S = 1.0  # how long a transaction may hold a slot back before its owner is asked for
 CLEAN_RECORDS = 10_000  # finished records of an inbox that make deleting them worth a request
 _LINE_EVERY_S = 5.0
 _CLAIM_S = 0.1  # between two looks at whether a claim is still wanted
@@ -293,13 +293,13 @@ class Grants:
             wanted=lambda: not self._closing,
             remaining=progress.remaining,
         ):
-            completed, positions = [], {}
+            completed, next_offsets = [], {}
             for message in messages:
                 slot, value = message.partition() or 0, message.value()
-                offset, time_ms = message.offset() or 0, message.timestamp()[1]
-                positions[slot] = Position(self._completions_id, offset + 1)
+                next_offsets[slot] = (message.offset() or 0) + 1
                 if value is not None and (key := _key_of(value, slot, self._with_identity)) is not None:
-                    completed.append(Completed(key, time_ms))
+                    completed.append(Completed(key, message.timestamp()[1]))
+            positions = {slot: Position(self._completions_id, at) for slot, at in next_offsets.items()}
             self._seen.write(completed, positions)
 
     def _start(self, grants: list[Grant], written: Mapping[int, Mapping[Partition, Progress]]) -> None:
