@@ -7,7 +7,6 @@ the log.
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 from confluent_kafka import (
@@ -80,7 +79,8 @@ class Cluster:
 
     def __init__(self, properties: Mapping[str, str]) -> None:
         self.servers = properties["bootstrap.servers"]
-        self._admin = AdminClient({"retry.backoff.ms": 10, **RECONNECT, **properties}, logger=client_log)
+        self._properties = dict(properties)
+        self.renew()
 
     def patiently(self, question: Callable[[], T], *, stop: Callable[[], bool] = lambda: False) -> T:
         """Ask until there is an answer; a line in the log now and then while Kafka is away."""
@@ -97,9 +97,10 @@ class Cluster:
                     line_at = time.monotonic() + 10
 
     def renew(self) -> None:
-        """Make the client look at the whole cluster: after a restart it may go on with leaders of the past."""
-        with suppress(KafkaException):  # it is away: that is what the caller knows already
-            self._admin.list_topics(timeout=1.0)
+        """Ask with a client made anew from now on: one that went through an outage may never find back."""
+        self._admin = AdminClient(
+            {"retry.backoff.ms": 10, **RECONNECT, **self._properties}, logger=client_log
+        )
 
     def topic_names(self) -> dict[str, int]:
         """All topics, with their partition counts."""
