@@ -22,7 +22,7 @@ from onceflow.stream.transaction import fault
 
 log = logging.getLogger(__name__)
 
-POLL_RECORDS = 1_000  # more would be out of the processor's caches before its last step
+POLL_RECORDS = 1_000
 _PAIR_S = 0.1
 
 
