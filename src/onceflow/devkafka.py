@@ -292,6 +292,7 @@ def _launch(
         "--sun-misc-unsafe-memory-access=allow",  # what Kafka does so; else the log begins with a warning
         f"-Djava.io.tmpdir={directory}",
         "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+        "-Dorg.slf4j.simpleLogger.log.org.apache.kafka.coordinator.group=info",  # who joined, left, failed
         "-Dorg.slf4j.simpleLogger.showDateTime=true",
         "-cp",
         os.pathsep.join(map(str, installation.class_path)),

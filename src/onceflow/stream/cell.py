@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 POLL_RECORDS = 1_000
 _PAIR_S = 0.1
+# How long the group waits for a member that does not come to a rebalance. Kafka 4.1 may, after it was killed, never
+# notice that members died meanwhile: all slots then wait so long. The worker polls every few milliseconds.
+_REBALANCE_S = 30.0
 
 
 class Cell:
@@ -249,6 +252,7 @@ def _properties(
         "partition.assignment.strategy": "cooperative-sticky",
         "session.timeout.ms": session_ms,
         "heartbeat.interval.ms": max(100, session_ms // 6),
+        "max.poll.interval.ms": max(int(_REBALANCE_S * 1000), session_ms),
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         "auto.offset.reset": "error",

@@ -243,6 +243,7 @@ _AWAY = (
     KafkaError._ALL_BROKERS_DOWN,
     KafkaError._TIMED_OUT,
     KafkaError._RESOLVE,
+    KafkaError._NOENT,  # "No leaders found": just restarted
     KafkaError._WAIT_COORD,
     KafkaError._TIMED_OUT_QUEUE,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
