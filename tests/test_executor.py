@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from onceflow.agents.call import Call
+from onceflow.agents.calls import Raised, Returned, StartCall, UnusableResult
 from onceflow.agents.executor import Answered, Executor
-from onceflow.agents.run import Machine, Raised, Returned, StartCall
-from onceflow.agents.tool import Call, tool
+from onceflow.agents.machine import Machine
+from onceflow.agents.tool import tool
 from onceflow.errors import GiveUp
 from tests.waiting import wait_until
 
@@ -167,7 +169,7 @@ def test_a_result_that_cannot_be_stored_is_not_asked_for_again(asked: Asked) -> 
     asked.call(returns_an_object)
     answer = asked.answer()
     assert isinstance(answer, Raised)
-    assert isinstance(answer.error, GiveUp)
+    assert isinstance(answer.error, UnusableResult)
     assert "cannot be stored" in str(answer.error)
 
 

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from onceflow.agents.agent import Agent, agent
+from onceflow.agents.calls import Completed, Returned, RunFailed, StartCall
 from onceflow.agents.executor import Answered
 from onceflow.agents.lane import (
     SNAPSHOT_FORMAT,
@@ -21,7 +22,8 @@ from onceflow.agents.lane import (
     snapshot_tenant,
     utc_text,
 )
-from onceflow.agents.run import Completed, Machine, Returned, Run, RunFailed, StartCall
+from onceflow.agents.machine import Machine
+from onceflow.agents.run import Run
 from onceflow.agents.tool import tool
 from onceflow.event import Event, Incoming
 

@@ -13,18 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onceflow.agents.agent import Agent, agent
-from onceflow.agents.run import (
-    Completed,
-    Effect,
-    Entry,
-    Machine,
-    Raised,
-    Returned,
-    Run,
-    RunFailed,
-    StartCall,
-)
-from onceflow.agents.tool import FROM_RUN, Call, RetryPolicy, tool
+from onceflow.agents.call import FROM_RUN, Call, RetryPolicy
+from onceflow.agents.calls import Completed, Effect, Raised, Returned, RunFailed, StartCall
+from onceflow.agents.journal import Entry
+from onceflow.agents.machine import Machine
+from onceflow.agents.run import Run
+from onceflow.agents.tool import tool
 from onceflow.errors import CallFailed, Failed, GiveUp, NotYet, RetryLater
 from onceflow.event import Event, Incoming
 

@@ -12,7 +12,8 @@ import msgspec
 import pydantic
 import pytest
 
-from onceflow.agents.tool import FROM_RUN, Call, RetryPolicy, tool
+from onceflow.agents.call import FROM_RUN, Call, RetryPolicy
+from onceflow.agents.tool import tool
 from onceflow.errors import ConfigError, NotYet
 
 
@@ -113,7 +114,14 @@ WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (plain, {"effect": "read", "tenant_arg": "y"}, "`y: str = FROM_RUN`"),
     (lambda t=FROM_RUN: t, {"effect": "read", "name": "n"}, "tenant_arg='t'"),
     (plain, {"effect": "read", "key_fields": ("x",)}, "are for keyed tools"),
-    (plain, {"effect": "read", "on_unknown": "fail"}, "are for keyed tools"),
+    (
+        plain,
+        {"effect": "read", "on_unknown": "fail"},
+        "leave out on_unknown, it is for keyed and blind tools",
+    ),
+    (keyed, {"effect": "blind", "retry": RetryPolicy()}, "leave out retry"),
+    (keyed, {"effect": "blind", "ttl": 60}, "leave out ttl, it is for keyed tools"),
+    (keyed, {"effect": "blind", "free_fields": ("note",)}, "leave out free_fields, it is for keyed tools"),
     (plain, {"effect": "keyed"}, "needs `call: Call` as its first parameter"),
     (plain, {"effect": "blind"}, "needs `call: Call` as its first parameter"),
     (keyed, {"effect": "keyed", "key_fields": ("order",)}, "key_fields must be a tuple of parameters"),
@@ -162,18 +170,80 @@ def test_the_decorator_without_its_brackets_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"effect": "keyed"}, {"effect": "blind"}, {"effect": "read", "scope": "tenant"}]
+    "options",
+    [
+        {"effect": "keyed", "scope": "tenant", "key_fields": ("order_id",)},
+        {"effect": "read", "scope": "tenant"},
+    ],
 )
 def test_what_this_version_lacks_says_so(options: dict[str, Any]) -> None:
     with pytest.raises(NotYet):
         declare(keyed, **options)
 
 
-def test_compensate_and_reconcile_say_that_they_are_lacking() -> None:
-    fetched = declare(fetch, effect="read")
-    for extend in (fetched.compensate, fetched.reconcile):
-        with pytest.raises(NotYet, match="on plain"):
-            extend(plain)
+# --- Tools that change something outside ---
+
+
+async def undo(call: Call, result: None) -> None: ...
+
+
+async def find(call: Call) -> None: ...
+
+
+def test_what_undoes_a_call_and_what_finds_out_about_it_are_declared_below_the_tool() -> None:
+    changes = declare(keyed, effect="keyed")
+    assert (changes.compensation, changes.reconciliation) == (None, None)
+    assert changes.compensate(undo) is undo
+    assert changes.reconcile(find) is find
+    assert (changes.compensation, changes.reconciliation) == (undo, find)
+
+
+def test_they_are_declared_once_and_only_for_what_changes_something() -> None:
+    changes = declare(keyed, effect="keyed")
+    changes.compensate(undo)
+    with pytest.raises(ConfigError, match="declared already"):
+        changes.compensate(undo)
+    with pytest.raises(ConfigError, match=re.escape("write `async def undo(call)`")):
+        changes.reconcile(undo)
+    with pytest.raises(ConfigError, match="changes nothing"):
+        declare(fetch, effect="read").compensate(undo)
+
+
+@pytest.mark.parametrize("policy", ["reconcile", "compensate"])
+def test_a_policy_for_unknown_outcomes_needs_its_function(policy: Any) -> None:
+    changes = declare(keyed, effect="keyed", on_unknown=policy)
+    with pytest.raises(ConfigError, match=re.escape(f"@keyed.{policy}")):
+        changes.check()
+    getattr(changes, policy)(undo if policy == "compensate" else find)
+    changes.check()
+
+
+@pytest.mark.parametrize("effect", ["keyed", "blind"])
+def test_a_tool_that_changes_something_is_not_called_outside_a_run(effect: Any) -> None:
+    with pytest.raises(ConfigError, match=re.escape("call it with run.call")):
+        declare(keyed, effect=effect)(None, order_id="1")
+
+
+def test_a_key_tells_tenants_runs_places_arguments_and_versions_apart() -> None:
+    one = declare(keyed, effect="keyed", free_fields=("note",))
+    other = declare(keyed, effect="keyed", free_fields=("note",), version=2)
+    usual = ("acme", "ab", {"order_id": "1", "note": "x"}, "0")
+    key = one.key(*usual)
+    assert re.fullmatch("[0-9a-f]{32}", key)
+    assert one.key("acme", "ab", {"order_id": "1", "note": "other words"}, "0") == key
+    assert key not in {
+        one.key("b", *usual[1:]),
+        one.key("acme", "cd", *usual[2:]),
+        one.key(*usual[:3], "1"),
+        one.key("acme", "ab", {"order_id": "2", "note": "x"}, "0"),
+        other.key(*usual),
+    }
+
+
+def test_a_call_hands_its_key_on() -> None:
+    call = Call("acme", "ab", "k", 1, datetime.now(UTC), {})
+    assert call.headers == {"Idempotency-Key": "k"}
+    assert call.meta == {"onceflow/idempotency-key": "k"}
 
 
 # --- Binding ---

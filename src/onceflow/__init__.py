@@ -5,8 +5,9 @@ Agents and tools are written with `agent` and `tool`; a flow of them is made by 
 """
 
 from onceflow.agents.agent import agent
+from onceflow.agents.call import FROM_RUN, Call, NotDone, RetryPolicy
 from onceflow.agents.run import Run
-from onceflow.agents.tool import FROM_RUN, Call, RetryPolicy, tool
+from onceflow.agents.tool import tool
 from onceflow.errors import (
     CallFailed,
     Failed,
@@ -27,6 +28,7 @@ __all__ = [
     "Failed",
     "GiveUp",
     "KeyReused",
+    "NotDone",
     "OutcomeUnknown",
     "RetryLater",
     "RetryPolicy",

@@ -58,7 +58,7 @@ NEWCOMER, SIGTERM, NO_VIEW = "a newcomer joins", "it is asked to end", "its view
 ALL = (
     # At its start, and when it is granted slots.
     Point("identity taken", "stream.runtime:Runtime.identify", AFTER),
-    Point("producer taken", "stream.runtime:Runtime._producer", AFTER),
+    Point("producer taken", "stream.transaction:Transactions.__init__", BEFORE),
     Point("grant assigned", "stream.runtime:Runtime._granted", AFTER),
     Point("grant settled", "stream.grants:Grants._claim", BEFORE),
     Point("grant claimed", "stream.grants:Grants._catch_up", BEFORE),
@@ -68,9 +68,9 @@ ALL = (
     # On an event's way.
     Point("records read", "stream.inlet:Reading._read", AFTER, 200),
     Point("judged", "stream.runtime:Runtime.judge", AFTER, 100),
-    Point("run begun", "agents.run:Machine.begin", AFTER, 1_000),
+    Point("run begun", "agents.machine:Machine.begin", AFTER, 1_000),
     Point("step sent", "agents.executor:Executor.start", AFTER, 100),
-    Point("result in", "agents.run:Machine.answer", AFTER, 200),
+    Point("result in", "agents.machine:Machine.answer", AFTER, 200),
     Point("snapshot", "agents.lane:Lane.snapshot", AFTER, 60),
     Point("content queued", "stream.outbox:Outbox.put", AFTER, 100),
     # In a transaction, and after it.
@@ -91,7 +91,16 @@ ALL = (
     Point("stop, before the last commit", "stream.runtime:Runtime.close", BEFORE, needs=SIGTERM),
     Point("stop, after the last commit", "agents.executor:Executor.close", BEFORE, needs=SIGTERM),
 )
-POINTS = {point.name: point for point in ALL}
+EFFECTS = (  # of a run that changes something; the flow `effects_flow` comes by them
+    Point("intent queued", "stream.letters:Letters.journal", AFTER, 60),
+    Point("intent committed", "agents.machine:Machine.committed", AFTER, 60),
+    Point("call sent", "agents.executor:Executor.start", AFTER, 60),
+    Point("effect done", "agents.tool:Tool.encode_result", BEFORE, 60),
+    Point("answer in", "agents.machine:Machine.answer", AFTER, 60),
+    Point("ledger written", "state.ledger:Ledger.write", AFTER, 8, which=in_thread("onceflow-outbox")),
+    Point("compensation begun", "agents.machine:Machine._undo", AFTER, 10),
+)
+POINTS = {point.name: point for point in (*ALL, *EFFECTS)}
 
 
 def environment(point: Point, nth: int, note: Path) -> dict[str, str]:

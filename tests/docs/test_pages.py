@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from onceflow import cli
-from onceflow.agents import lane, run
+from onceflow.agents import calls, lane
 from onceflow.agents.agent import Agent
 from onceflow.config import load, rows
 from onceflow.event import Incoming, Reason, read_event
@@ -72,7 +72,7 @@ def test_the_first_flow_takes_the_event_that_is_shown_and_gives_what_the_text_sa
         def flush(self) -> None: ...
 
     monkeypatch.setattr(confluent_kafka, "Producer", Recorder)
-    flow_block, producer_block = blocks("python", "README.md")
+    flow_block, producer_block = blocks("python", "README.md")[:2]
     documented = executed(flow_block)
     executed(producer_block)
     ((topic, key, value),) = sent
@@ -164,7 +164,7 @@ def test_the_states_of_a_run_are_drawn_with_the_names_of_the_code() -> None:
     (diagram,) = blocks("mermaid", "ARCHITECTURE.md")
     drawn = set(re.findall(r": ([A-Z]\w+)$", diagram, re.MULTILINE))
     happenings = set(get_args(lane.Happening)) - {lane.Answered}  # it brings an answer, which is drawn
-    known = happenings | set(get_args(run.Answer)) | set(get_args(run.Effect))
+    known = happenings | set(get_args(calls.Answer)) | set(get_args(calls.Effect))
     assert drawn == {each.__name__ for each in known}
 
 

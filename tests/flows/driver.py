@@ -8,17 +8,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from onceflow.agents.agent import Agent
-from onceflow.agents.run import (
-    Answer,
-    Completed,
-    Effect,
-    Machine,
-    Raised,
-    Returned,
-    RunFailed,
-    StartCall,
-    failure,
-)
+from onceflow.agents.calls import Answer, Completed, Effect, Raised, Returned, RunFailed, StartCall
+from onceflow.agents.machine import Machine, failure
 from onceflow.event import Event, Incoming, InvalidData, idempotency_key
 
 

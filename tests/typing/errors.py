@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from onceflow.agents.agent import agent
+from onceflow.agents.call import FROM_RUN, Call
 from onceflow.agents.run import Run
-from onceflow.agents.tool import FROM_RUN, Call, tool
+from onceflow.agents.tool import tool
 from onceflow.event import Event
 
 

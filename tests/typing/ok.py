@@ -10,8 +10,9 @@ import msgspec
 import pydantic
 
 from onceflow.agents.agent import agent
+from onceflow.agents.call import FROM_RUN, Call, RetryPolicy
 from onceflow.agents.run import Run
-from onceflow.agents.tool import FROM_RUN, Call, RetryPolicy, tool
+from onceflow.agents.tool import tool
 from onceflow.event import Event
 
 

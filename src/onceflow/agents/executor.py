@@ -7,7 +7,9 @@ until it returns, its run gets the time-out.
 """
 
 import asyncio
+import inspect
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -15,8 +17,18 @@ from functools import partial
 from threading import Thread
 from typing import Any, NamedTuple
 
-from onceflow.agents.run import Answer, Machine, Raised, Returned, StartCall
-from onceflow.errors import GiveUp
+from onceflow.agents.call import is_not_done
+from onceflow.agents.calls import (
+    RESULT_MAX_BYTES,
+    Answer,
+    FoundNotDone,
+    NotSent,
+    Raised,
+    Returned,
+    StartCall,
+    UnusableResult,
+)
+from onceflow.agents.machine import Machine
 
 log = logging.getLogger(__name__)
 
@@ -88,17 +100,16 @@ class Executor:
             task.add_done_callback(partial(self._done, started.run))
 
     async def _call(self, started: StartCall) -> None:
-        run, place, tool, call, delay_s = started
+        run, place, tool, call, delay_s = started[:5]
         answer: Answer
         try:
             if delay_s > 0:
                 await asyncio.sleep(delay_s)
+            if started.send_by_ms and time.time() * 1000 > started.send_by_ms:
+                raise NotSent
             async with asyncio.timeout(tool.timeout_s) as limit:
-                positional = (call,) if tool.takes_call else ()
-                if tool.is_async:
-                    result = await tool.function(*positional, **call.arguments)
-                else:
-                    result = await self._in_thread(partial(tool.function, *positional, **call.arguments))
+                function = _function(started)
+                result = await (function() if _is_async(function) else self._in_thread(function))
             answer = _returned(started, result)
         except TimeoutError as error:
             late = limit.expired()
@@ -164,10 +175,32 @@ class Executor:
                 task.cancel()
 
 
+def _function(started: StartCall) -> "partial[Any]":
+    """What is called, with its arguments."""
+    tool, call = started.tool, started.call
+    if started.kind == "undo":
+        assert tool.compensation is not None
+        return partial(tool.compensation, call, started.undone)
+    if started.kind == "reconcile":
+        assert tool.reconciliation is not None
+        return partial(tool.reconciliation, call)
+    return partial(tool.function, *((call,) if tool.takes_call else ()), **call.arguments)
+
+
+def _is_async(function: "partial[Any]") -> bool:
+    return inspect.iscoroutinefunction(function.func)
+
+
 def _returned(started: StartCall, result: Any) -> Answer:
     """The answer of a call that returned; a result that can't be stored is not asked for again."""
     place, attempt = started.place, started.call.attempt
+    if started.kind == "reconcile" and is_not_done(result):
+        return FoundNotDone(place, attempt)
     try:
-        return Returned(place, attempt, started.tool.encode_result(result))
+        stored = started.tool.encode_result(None if started.kind == "undo" else result)
     except TypeError as error:
-        return Raised(place, attempt, GiveUp(str(error)))
+        return Raised(place, attempt, UnusableResult(str(error)))
+    if len(stored) > RESULT_MAX_BYTES:
+        text = f"its result takes {len(stored)} bytes, at most {RESULT_MAX_BYTES} can be stored; return less"
+        return Raised(place, attempt, UnusableResult(text))
+    return Returned(place, attempt, stored)

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from onceflow.agents.agent import Agent
+from onceflow.agents.calls import Completed, Effect, Parked, Record, RunFailed, StartCall
 from onceflow.agents.executor import Answered
-from onceflow.agents.run import Completed, Effect, Entry, Machine, RunFailed, StartCall, failure
+from onceflow.agents.journal import Begun, Entry, OpenRun
+from onceflow.agents.machine import Machine, failure
 from onceflow.event import Event, Headers, Incoming, InvalidData
 
 SNAPSHOT_FORMAT = 1
@@ -41,6 +43,25 @@ class Arrived(msgspec.Struct):
     forwarded_from: str | None = None
     key: bytes = b""  # the run's key, 16 bytes; dedup fills it in
     seen: Any = None  # what dedup knows the event by
+    saved: OpenRun | None = (
+        None  # what the ledger holds of its run; then `source` is the slot's inbox, `offset` -1
+    )
+
+    @classmethod
+    def again(cls, saved: OpenRun, inbox: Any, agent: Agent[Any, Any], seen: Any) -> "Arrived":
+        """The event of a run that the ledger holds."""
+        begun, incoming = saved.begun, saved.begun.incoming
+        value = begun.value if begun.value is not None else (incoming.document or incoming.data)
+        headers = incoming.headers if begun.headers is None else begun.headers
+        origin = begun.origin
+        return cls(inbox, -1, begun.time_ms, value, headers, incoming, agent, origin, saved.key, seen, saved)
+
+    def begun(self) -> Begun:
+        """What the ledger must hold of it."""
+        agent, incoming = self.agent, self.incoming
+        value = None if self.value in (incoming.document, incoming.data) else self.value
+        headers = None if incoming.headers is not None or self.headers is None else list(self.headers)
+        return Begun(agent.name, agent.version, incoming, self.time_ms, self.origin, value, headers)
 
     @property
     def origin(self) -> str:
@@ -69,14 +90,37 @@ class Settled(NamedTuple):
     finished: Callable[[str], bool]
 
 
+class Resumed(NamedTuple):
+    """Happening: a run that the ledger holds goes on here."""
+
+    arrived: Arrived
+
+
+class Barrier(NamedTuple):
+    """Happening: a segment of a run's journal is committed."""
+
+    run: Machine
+    number: int
+
+
 class Ended(msgspec.Struct, frozen=True):
     """Decision: a run ended."""
 
     arrived: Arrived
     outcome: Completed | RunFailed
+    segments: int = 0  # that the ledger has of it
 
 
-Happening = Arrived | Answered | Turn | Lost | Settled
+class Written(NamedTuple):
+    """Decision: a run's journal goes on in the ledger; with `parked`, the run waits for a person."""
+
+    arrived: Arrived
+    record: Record
+    parked: Parked | None
+
+
+Happening = Arrived | Answered | Turn | Lost | Settled | Resumed | Barrier
+Decision = Ended | Written
 
 
 class Journal(msgspec.Struct, array_like=True):
@@ -177,9 +221,9 @@ class Lane:
         """Whether nothing is lost when this lane is discarded."""
         return not (self._runs or self._queue or self._journals)
 
-    def take(self, happenings: Iterable[Happening], now_ms: int) -> list[Ended]:
-        """Work on what happened; return the runs that ended."""
-        ended: list[Ended] = []
+    def take(self, happenings: Iterable[Happening], now_ms: int) -> list[Decision]:
+        """Work on what happened; return what was decided: runs that ended, and what is to be written of others."""
+        decided: list[Decision] = []
         calls: list[StartCall] = []
         for happening in happenings:
             if type(happening) is Arrived:
@@ -188,11 +232,19 @@ class Lane:
                 if self._queue or not self._capacity.take(self.tenant, len(self._runs)):
                     self._queue.append(happening)
                 else:
-                    self._begin(happening, now_ms, calls, ended)
+                    self._begin(happening, now_ms, calls, decided)
             elif type(happening) is Answered:
                 run, answer = happening
                 if run in self._runs:
-                    self._note(run, run.answer(answer, now_ms), calls, ended)
+                    self._note(run, run.answer(answer, now_ms), calls, decided)
+            elif type(happening) is Barrier:
+                if happening.run in self._runs:
+                    self._note(
+                        happening.run, happening.run.committed(happening.number, now_ms), calls, decided
+                    )
+            elif type(happening) is Resumed:
+                if happening.arrived.source.grant.live:
+                    self._queue.append(happening.arrived)
             elif type(happening) is Lost:
                 self._drop(happening.grant)
             elif type(happening) is Settled:
@@ -201,17 +253,17 @@ class Lane:
                     k: journal for k, journal in self._journals.items() if not done(journal.record)
                 }
         while self._queue and self._capacity.take(self.tenant, len(self._runs)):
-            self._begin(self._queue.popleft(), now_ms, calls, ended)
+            self._begin(self._queue.popleft(), now_ms, calls, decided)
         self._capacity.give_back_turn(self.tenant)
         if calls:
             self._start(calls)
-        return ended
+        return decided
 
     def snapshot(self) -> bytes:
         """The journals of runs in flight, and of runs whose event did not come again yet."""
         journals = list(self._journals.values())
         for run in self._runs:
-            if run.journal:
+            if run.journal and not run.segments:  # what the ledger holds needs no cache
                 arrived: Arrived = run.token
                 journals.append(
                     Journal(
@@ -225,24 +277,27 @@ class Lane:
                 )
         return msgspec.msgpack.encode(Snapshot(SNAPSHOT_FORMAT, self.tenant, journals))
 
-    def _begin(self, arrived: Arrived, now_ms: int, calls: list[StartCall], ended: list[Ended]) -> None:
-        agent = arrived.agent
+    def _begin(self, arrived: Arrived, now_ms: int, calls: list[StartCall], decided: list[Decision]) -> None:
+        agent, saved = arrived.agent, arrived.saved
         try:
             data = agent.decode(arrived.incoming.data)
         except InvalidData as error:
             self._capacity.give_back()
-            ended.append(Ended(arrived, failure(error)))
+            decided.append(Ended(arrived, failure(error), 0 if saved is None else saved.segments))
             return
         run = Machine(agent, arrived)
-        if self._journals:
+        if saved is not None:
+            run.journal, run.segments = saved.journal, saved.segments
+            arrived.saved = None
+        elif self._journals:
             run.journal = self._journal_of(arrived)
         effects = run.begin(Event(arrived.incoming, arrived.key.hex(), data), now_ms)
-        if run.ended:  # at once, as most do that only compute
+        if run.ended and not run.segments:  # at once, as most do that only compute
             self._capacity.give_back()
-            ended.append(Ended(arrived, effects[0]))  # type: ignore[arg-type]
+            decided.append(Ended(arrived, effects[0]))  # type: ignore[arg-type]
         else:
             self._runs.add(run)
-            self._note(run, effects, calls, ended)
+            self._note(run, effects, calls, decided)
 
     def _journal_of(self, arrived: Arrived) -> dict[str, Entry]:
         journal = self._journals.pop(arrived.key, None)
@@ -252,15 +307,21 @@ class Lane:
         return journal.entries
 
     def _note(
-        self, run: Machine, effects: Iterable[Effect], calls: list[StartCall], ended: list[Ended]
+        self, run: Machine, effects: Iterable[Effect], calls: list[StartCall], decided: list[Decision]
     ) -> None:
         for effect in effects:
             if type(effect) is StartCall:
                 calls.append(effect)
+                continue
+            if type(effect) is Record:
+                decided.append(Written(run.token, effect, None))
+                continue
+            self._runs.discard(run)
+            self._capacity.give_back()
+            if type(effect) is Parked:
+                decided.append(Written(run.token, effect.record, effect))
             else:
-                self._runs.discard(run)
-                self._capacity.give_back()
-                ended.append(Ended(run.token, effect))  # type: ignore[arg-type]
+                decided.append(Ended(run.token, effect, run.segments))  # type: ignore[arg-type]
 
     def _drop(self, grant: Any) -> None:
         gone = [run for run in self._runs if run.token.source.grant is grant]

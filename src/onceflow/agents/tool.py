@@ -12,13 +12,13 @@ For the same reason plain functions are told from async ones by what they return
 """
 
 import inspect
-import math
 import re
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cached_property
+from hashlib import blake2b
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -36,8 +36,10 @@ from typing import (
 
 import msgspec
 import pydantic
+import xxhash
 from typing_extensions import TypedDict
 
+from onceflow.agents.call import FROM_RUN, Call, RetryPolicy, check_count, seconds_of
 from onceflow.errors import ConfigError, NotYet
 
 if TYPE_CHECKING:
@@ -74,78 +76,6 @@ def _check_choice(where: str, option: str, value: object, choices: Any) -> None:
         )
 
 
-def _check_count(where: str, option: str, value: object) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{where}: {option}={value!r}; write a whole number, 1 or more")
-
-
-def _seconds(where: str, option: str, value: timedelta | float, *, zero: bool = False) -> float:
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if (
-        isinstance(seconds, int | float)
-        and math.isfinite(seconds)
-        and (seconds > 0 or (zero and seconds == 0))
-    ):
-        return float(seconds)
-    least = "0 or more" if zero else "more than 0"
-    raise ConfigError(f"{where}: {option}={value!r}; write a timedelta or seconds, {least}")
-
-
-class _FromRun:
-    def __repr__(self) -> str:
-        return "FROM_RUN"
-
-
-FROM_RUN: Any = _FromRun()
-"""Default of the parameter that `tenant_arg` names: the run fills it, never the caller."""
-
-
-class Call(msgspec.Struct, frozen=True):
-    """What a tool may know about the call that it is carrying out."""
-
-    tenant: str
-    run_id: str
-    key: str  # the same at every attempt; to be passed on as the target's idempotency key
-    attempt: int  # counts from 1
-    deadline: datetime  # aware; after it nobody waits for this attempt
-    arguments: Mapping[str, Any]  # by name, defaults applied
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """How often and when a failed attempt is repeated: exponential backoff with full jitter.
-
-    The delay after attempt n is random between 0 and `first * factor**(n-1)`, at most `longest`; by default
-    up to 0.5 s, 1 s, 2 s, 4 s. Full jitter keeps callers that failed together from coming back together
-    ("Exponential Backoff and Jitter", AWS Architecture Blog, 2015). `attempts` counts the first; durations
-    may be seconds.
-    """
-
-    attempts: int = 5
-    first: timedelta | float = timedelta(seconds=0.5)
-    factor: float = 2
-    longest: timedelta | float = timedelta(seconds=60)
-
-    def __post_init__(self) -> None:
-        _check_count("RetryPolicy", "attempts", self.attempts)
-        _seconds("RetryPolicy", "first", self.first, zero=True)
-        _seconds("RetryPolicy", "longest", self.longest, zero=True)
-        if not self.factor >= 1:
-            raise ConfigError(
-                f"RetryPolicy: factor={self.factor!r} would shorten the delays; write 1 or more"
-            )
-
-    def delay_s(self, attempt: int, unit: float) -> float:
-        """Seconds to wait after `attempt` (counts from 1) failed; `unit` is a random number in [0, 1)."""
-        longest_s = _seconds("RetryPolicy", "longest", self.longest, zero=True)
-        first_s = _seconds("RetryPolicy", "first", self.first, zero=True)
-        try:
-            bound_s = min(longest_s, first_s * self.factor ** (attempt - 1))
-        except OverflowError:  # attempt in the thousands: beyond what a float holds, so beyond `longest`
-            bound_s = longest_s
-        return unit * bound_s
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Tool(Generic[P, R_co]):
     """A function that agents call through `run.call`. Made by `@tool`.
@@ -165,8 +95,19 @@ class Tool(Generic[P, R_co]):
     takes_call: bool
     is_async: bool
     tenant_arg: str | None
+    free_fields: tuple[str, ...] = ()  # arguments that don't tell calls apart
+    ttl_s: float = 86_400.0  # how long the target remembers a key
+    on_unknown: OnUnknown = "park"
+    _declared: dict[str, Callable[..., Any]] = field(
+        default_factory=dict
+    )  # after it: what undoes, what reconciles
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.effect in ("keyed", "blind"):
+            raise ConfigError(
+                f"tool {self.name}: a {self.effect} tool changes something: call it with run.call(…), or, in a test of "
+                f"its own, as {self.name}.function(call, …)"
+            )
         return self.function(*args, **kwargs)
 
     def __repr__(self) -> str:
@@ -219,12 +160,59 @@ class Tool(Generic[P, R_co]):
         return result
 
     def compensate(self, function: F, /) -> F:
-        """Declare what undoes a call."""
-        raise NotYet(f"@{self.name}.compensate on {function.__name__}")
+        """Declare what undoes a call: `(call, result)`; result None: it may or may not have happened."""
+        return self._declare("compensate", function, ("call", "result"))
 
     def reconcile(self, function: F, /) -> F:
-        """Declare how to find out whether a call happened."""
-        raise NotYet(f"@{self.name}.reconcile on {function.__name__}")
+        """Declare how to find out whether a call happened: `(call)`, which returns its result or `NotDone`."""
+        return self._declare("reconcile", function, ("call",))
+
+    @property
+    def compensation(self) -> Callable[..., Any] | None:
+        """What undoes a call; None: nothing does."""
+        return self._declared.get("compensate")
+
+    @property
+    def reconciliation(self) -> Callable[..., Any] | None:
+        """What finds out whether a call happened; None: nothing does."""
+        return self._declared.get("reconcile")
+
+    def check(self) -> None:
+        """Raise ConfigError if `on_unknown` needs what was never declared; only known once its module is imported."""
+        if self.on_unknown in ("compensate", "reconcile") and self.on_unknown not in self._declared:
+            raise ConfigError(
+                f'tool {self.name}: on_unknown="{self.on_unknown}" needs a function below it, decorated with '
+                f"@{self.name}.{self.on_unknown}"
+            )
+
+    def fingerprint(self, arguments: Mapping[str, Any]) -> bytes:
+        """16 bytes that tell calls at one place apart; what has no encoding counts by its text."""
+        told = {name: value for name, value in arguments.items() if name not in self.free_fields}
+        try:
+            text = msgspec.msgpack.encode(told, enc_hook=repr, order="sorted")
+        except (OverflowError, TypeError, ValueError):
+            text = repr(told).encode("utf-8", "surrogatepass")
+        return xxhash.xxh3_128_digest(text)
+
+    def key(self, tenant: str, run: str, arguments: Mapping[str, Any], place: str) -> str:
+        """The call key, 32 hex digits: BLAKE2b, for it leaves the system, and xxh3 does not resist attack."""
+        parts = (tenant, run, self.name, self.version, self.fingerprint(arguments), place)
+        return blake2b(msgspec.msgpack.encode(parts), digest_size=16).hexdigest()
+
+    def _declare(self, what: str, function: F, parameters: tuple[str, ...]) -> F:
+        where = f"@{self.name}.{what}"
+        if self.effect not in ("keyed", "blind"):
+            raise ConfigError(f"{where}: a {self.effect} tool changes nothing; leave it out")
+        if what in self._declared:
+            raise ConfigError(f"{where}: it is declared already, once is enough")
+        wanted = f"write `async def {getattr(function, '__name__', 'f')}({', '.join(parameters)})`"
+        if not inspect.isfunction(function) or inspect.isgeneratorfunction(function):
+            raise ConfigError(f"{where}: {function!r} is not a function; {wanted}")
+        taken = inspect.signature(function).parameters.values()
+        if len([each for each in taken if each.kind is each.POSITIONAL_OR_KEYWORD]) != len(parameters):
+            raise ConfigError(f"{where}: it takes {inspect.signature(function)}; {wanted}")
+        self._declared[what] = function
+        return function
 
     @cached_property
     def _names(self) -> dict[str, None]:
@@ -329,6 +317,19 @@ def _check_parameters(
             )
 
 
+def _check_effect(
+    where: str, effect: Effect, *, takes_call: bool, key_fields: Sequence[str] | None, scope: Scope
+) -> None:
+    if effect in ("pure", "read") and key_fields is not None:
+        raise ConfigError(f"{where}: leave out key_fields, they are for keyed tools")
+    if effect in ("keyed", "blind") and not takes_call:
+        raise ConfigError(
+            f"{where}: a {effect} tool needs `call: Call` as its first parameter, to pass on call.key"
+        )
+    if scope == "tenant" or key_fields is not None:
+        raise NotYet(f'{where}: scope="tenant" and key_fields')
+
+
 def _check_storable(where: str, result_type: Any) -> None:
     try:
         info = msgspec.inspect.type_info(result_type)
@@ -354,9 +355,9 @@ class ToolOptions(TypedDict, total=False):
     key_fields: Sequence[str] | None
     free_fields: Sequence[str]
     tenant_arg: str | None
-    ttl: timedelta | float
+    ttl: timedelta | float | None
     timeout: timedelta | float
-    retry: RetryPolicy
+    retry: RetryPolicy | None
     on_unknown: OnUnknown
 
 
@@ -402,9 +403,9 @@ def tool(
     key_fields: Sequence[str] | None = None,
     free_fields: Sequence[str] = (),
     tenant_arg: str | None = None,
-    ttl: timedelta | float = timedelta(hours=24),
+    ttl: timedelta | float | None = None,
     timeout: timedelta | float = timedelta(seconds=30),
-    retry: RetryPolicy = RetryPolicy(),
+    retry: RetryPolicy | None = None,
     on_unknown: OnUnknown = "park",
 ) -> Any:
     """Make a function a tool.
@@ -412,11 +413,13 @@ def tool(
     effect: `pure` computes, without I/O; `read` does I/O that changes nothing (a model's answer too); `keyed`
         changes something and honours the idempotency key it is given; `blind` does so and knows no key.
     name, version: part of the call key; the name is the function's unless given.
-    scope, key_fields, free_fields: what makes two calls the same (keyed tools).
+    free_fields: arguments that may differ in a replay, such as a text that a model writes (keyed tools).
+    scope, key_fields: not in this version.
     tenant_arg: the parameter that the run fills with its tenant; its default must be `FROM_RUN`.
-    ttl: how long the target remembers a key (keyed tools).
-    timeout: of one attempt. retry: of failed attempts (not of pure and blind tools).
-    on_unknown: what to do when a call may or may not have happened (keyed and blind tools).
+    ttl: how long the target remembers a key; 24 hours unless given (keyed tools).
+    timeout: of one attempt. retry: of failed attempts, `RetryPolicy()` unless given (read and keyed tools).
+    on_unknown: what to do when a call may or may not have happened (keyed and blind tools): `park` it for a person,
+        `fail` it (the agent sees OutcomeUnknown), `reconcile` or `compensate` it by the function declared for that.
     """
     if misplaced or effect is _MISSING:
         raise ConfigError(
@@ -432,26 +435,22 @@ def tool(
         _check_choice(where, "on_unknown", on_unknown, OnUnknown)
         if not re.fullmatch(r"\w[\w.:/-]{0,127}", tool_name):
             raise ConfigError(f"{where}: write name=… with up to 128 letters, digits and . : / _ -")
-        _check_count(where, "version", version)
-        _seconds(where, "ttl", ttl)
-        timeout_s = _seconds(where, "timeout", timeout)
+        check_count(where, "version", version)
+        ttl_s = seconds_of(where, "ttl", timedelta(hours=24) if ttl is None else ttl)
+        timeout_s = seconds_of(where, "timeout", timeout)
         _check_function(where, function, effect)
         hints = annotations(where, function, caller_locals)
         takes_call, signature = _split_call(where, function, hints)
         _check_parameters(where, signature, tenant_arg, key_fields, free_fields)
-        if effect in ("pure", "read"):
-            if key_fields is not None or free_fields or on_unknown != "park":
-                raise ConfigError(
-                    f"{where}: leave out key_fields, free_fields and on_unknown, they are for keyed tools"
-                )
-        elif not takes_call:
-            raise ConfigError(
-                f"{where}: a {effect} tool needs `call: Call` as its first parameter, to pass on call.key"
-            )
-        else:
-            raise NotYet(f'{where}: effect="{effect}"')
-        if scope == "tenant":
-            raise NotYet(f'{where}: scope="tenant"')
+        _check_effect(where, effect, takes_call=takes_call, key_fields=key_fields, scope=scope)
+        for option, given, effects in (
+            ("free_fields", bool(free_fields), ("keyed",)),
+            ("ttl", ttl is not None, ("keyed",)),
+            ("on_unknown", on_unknown != "park", ("keyed", "blind")),
+            ("retry", retry is not None, ("pure", "read", "keyed")),
+        ):
+            if given and effect not in effects:
+                raise ConfigError(f"{where}: leave out {option}, it is for {' and '.join(effects)} tools")
         result_type = hints.get("return", Any)
         if effect != "pure":  # results of pure tools are computed again, never stored
             _check_storable(where, result_type)
@@ -461,13 +460,16 @@ def tool(
             effect=effect,
             scope=scope,
             timeout_s=timeout_s,
-            retry=retry,
+            retry=RetryPolicy() if retry is None else retry,
             function=function,
             signature=signature,
             result_type=result_type,
             takes_call=takes_call,
             is_async=inspect.iscoroutinefunction(function),
             tenant_arg=tenant_arg,
+            free_fields=tuple(free_fields),
+            ttl_s=ttl_s,
+            on_unknown=on_unknown,
         )
 
     return decorate

@@ -265,6 +265,12 @@ class Judge:
                 verdicts[index] = Verdict.CONFLICT
         return left
 
+    def hold(self, key: Key) -> None:
+        """Take the key of a run that the ledger holds: it is in flight until its completion is committed."""
+        self._in_flight[key.run] = key.run
+        if key.identity is not None:
+            self._in_flight[key.identity] = key.run[-16:]
+
     def committed(self, keys: Iterable[Key]) -> None:
         """Take keys whose completions are committed, and in the view, off the table."""
         pop = self._in_flight.pop

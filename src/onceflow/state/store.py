@@ -179,23 +179,28 @@ class Store:
             return [None] * len(keys)
         return list(found)
 
-    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Go through the default family's keys that begin with `prefix`; a damaged block raises."""
-        iterator = self._db.iter(ReadOptions())
+    def scan(self, prefix: bytes, family: str = "") -> Iterator[tuple[bytes, bytes]]:
+        """Go through a family's keys that begin with `prefix` ("": the default family); a damaged block raises."""
+        iterator = (self._families[family] if family else self._db).iter(ReadOptions())
         iterator.seek(prefix)
         while iterator.valid() and (key := iterator.key()).startswith(prefix):
             yield key, iterator.value()
             iterator.next()
         iterator.status()
 
-    def write(self, puts: Sequence[tuple[bytes, bytes, str]]) -> None:
-        """Write `(key, value, family)` all together or not at all."""
+    def write(
+        self, puts: Sequence[tuple[bytes, bytes, str]], deletes: Sequence[tuple[bytes, str]] = ()
+    ) -> None:
+        """Write `(key, value, family)` and delete `(key, family)`, all together or not at all."""
         with self._lock, self._heals_by_restart():
             batch = WriteBatch(raw_mode=True)
-            handles = {name: self._db.get_column_family_handle(name) for name in {put[2] for put in puts}}
+            families = {put[2] for put in puts} | {delete[1] for delete in deletes}
+            handles = {name: self._db.get_column_family_handle(name) for name in families}
             for key, value, family in puts:
                 batch.put(key, value, handles[family])
-            self._apply(batch, len(puts))
+            for key, family in deletes:
+                batch.delete(key, handles[family])
+            self._apply(batch, len(puts) + len(deletes))
 
     def delete_prefix(self, prefix: bytes, keys: Sequence[bytes] = ()) -> None:
         """Delete all keys that begin with `prefix` in every family but the default one, and `keys` in that one."""

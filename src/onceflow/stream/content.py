@@ -1,6 +1,6 @@
 """What the parts of a cell hand to each other: grants, inputs, and what a transaction is made of."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -88,15 +88,27 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     headers: list[tuple[str, str | bytes | None]] | None
 
 
+NO_RECORD = -1
+RUN_BEGUN = "run begun"
+RUN_GOES_ON = "run goes on"
+RUN_ENDED = "run ended"
+
+
 class Finished(msgspec.Struct, gc=False):
-    """An event's end, with what it led to. All of it is in one transaction, or none."""
+    """A record's end, with what it led to; or what a run led to whose record has ended before.
+
+    All of it is in one transaction, or none.
+    """
 
     input: Any  # an Input
-    offset: int
-    verdict: str  # a field of Tally
+    offset: int  # NO_RECORD: of a run that the ledger holds; then `input` is its slot's inbox
+    verdict: (
+        str  # a field of Tally; RUN_BEGUN: a first whose run goes on; the other two where there is no record
+    )
     size: int  # bytes of the record's value
     outgoing: tuple[Outgoing, ...] = ()
     seen: Key | None = None
+    barrier: Any = None  # what is told to the worker once this is committed
 
 
 Contents = Mapping[Input, list[Finished]]  # what a transaction finishes, by input
@@ -115,3 +127,21 @@ class Committed(NamedTuple):
 
     seen: list[Key]
     finished: dict[Input, tuple[int, int]]  # events, and bytes of their values
+    barriers: list[Any]
+
+
+def finished_by(inputs: Iterable[Input]) -> Callable[[str], bool]:
+    """Whether a record is finished, by the progress that a grant began with."""
+    starts: dict[str, tuple[int, Skip | None]] = {
+        f"{i.topic}/{i.partition}": (i.next_offset, i.skip) for i in inputs
+    }
+
+    def finished(record: str) -> bool:
+        input, _, offset = record.rpartition("/")
+        known = starts.get(input)
+        if known is None:
+            return True
+        start, skip = known
+        return int(offset) < start or (skip is not None and int(offset) in skip)
+
+    return finished

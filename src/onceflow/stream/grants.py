@@ -21,16 +21,16 @@ from typing import NamedTuple
 
 from confluent_kafka import Consumer, KafkaException, Producer
 
+from onceflow.agents.journal import OpenRun, open_runs
 from onceflow.config import Settings
-from onceflow.state.seen import Completed, Key, Position, Seen
 from onceflow.stream.catchup import read_to_end
 from onceflow.stream.cluster import RECONNECT, Cluster, KafkaAway, Partition, Topic, client_log
 from onceflow.stream.content import Grant, Input
-from onceflow.stream.letters import key_of_completion
 from onceflow.stream.outbox import Claim, Outbox
 from onceflow.stream.progress import InputProgress, Progress, Skip, decode_progress
 from onceflow.stream.topics import Names, inputs_of, slot_of_input, tenant_of
 from onceflow.stream.transaction import FatalError, fault
+from onceflow.stream.views import Views
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +41,11 @@ _CLAIM_S = 0.1  # between two looks at whether a claim is still wanted
 
 
 class Ready(NamedTuple):
-    """News for the worker: a grant is settled; read these inputs (the inbox is assigned already)."""
+    """News for the worker: a grant is settled; go on with these runs, and read these inputs (the inbox is assigned)."""
 
     grant: Grant
     inputs: list[Input]
+    runs: list[OpenRun]
 
 
 class Added(NamedTuple):
@@ -73,9 +74,8 @@ class Grants:
         slots: int,
         cluster: Cluster,
         settings: Settings,
-        seen: Seen,
+        views: Views,
         outbox: Outbox,
-        completions_id: str,
         *,
         wake: Callable[[], None],
         remaining: Callable[[float], None],
@@ -86,10 +86,8 @@ class Grants:
         self._slots = slots
         self._cluster = cluster
         self._settings = settings
-        self._seen = seen
+        self._views = views
         self._outbox = outbox
-        self._completions_id = completions_id
-        self._with_identity = settings.dedup.conflict == "reject"
         self._wake = wake
         self._remaining = remaining
         self._tasks: SimpleQueue[tuple[str, list[Grant]]] = SimpleQueue()
@@ -182,7 +180,7 @@ class Grants:
         for grant in grants:
             self._settled.pop(grant, None)
             self._written.pop(grant, None)
-            self._seen.drop(grant.slot)
+            self._views.drop(grant.slot)
 
     def _settle(self, grants: list[Grant]) -> None:
         started_at = time.monotonic()
@@ -212,10 +210,10 @@ class Grants:
     def _read_progress(
         self, slots: list[int]
     ) -> tuple[dict[int, dict[Partition, Progress]], dict[Partition, int]]:
-        """Step 1: what is finished, once all former owners' transactions are settled; and the ends of completions."""
-        completions = [(self._names.completions, slot) for slot in slots]
+        """Step 1: what is finished, once former owners' transactions are settled; and the ends of what views copy."""
+        viewed = [(name, slot) for name in (self._names.completions, self._names.ledger) for slot in slots]
         progress = [(self._names.progress, slot) for slot in slots]
-        ends = self._cluster.end_offsets([*completions, *progress])
+        ends = self._cluster.end_offsets([*viewed, *progress])
         written: dict[int, dict[Partition, Progress]] = {slot: {} for slot in slots}
         owners: dict[int, str] = {}
         settle = _Settling(self._flow, self._cell, self._cluster, self._settings, owners)
@@ -235,7 +233,7 @@ class Grants:
                 read = decode_progress(value)
                 written[slot][topic, int(partition)] = read
                 owners[slot] = read.cell
-        unstable = set(completions)
+        unstable = set(viewed)
         waiting_since = time.monotonic()
         while unstable and not self._closing:
             stable = self._cluster.end_offsets(unstable, stable=True)
@@ -243,7 +241,7 @@ class Grants:
             if unstable:
                 settle.stalled(time.monotonic() - waiting_since)
                 time.sleep(0.02)
-        return written, {at: ends[at] for at in completions}
+        return written, {at: ends[at] for at in viewed}
 
     def _claim(self, grants: list[Grant], written: Mapping[int, Mapping[Partition, Progress]]) -> list[Grant]:
         """Step 2: commit a progress record that names this cell; return the grants that hold."""
@@ -267,40 +265,20 @@ class Grants:
         return [claim.grant for claim in held]
 
     def _catch_up(self, slots: list[int], ends: Mapping[Partition, int]) -> None:
-        """Step 3: bring the view up to date from where it stands."""
-        topic = self._names.completions
-        starts: dict[Partition, int | None] = {}
-        firsts = self._cluster.first_offsets((topic, slot) for slot in slots)
-        for slot in slots:
-            at = (topic, slot)
-            stands = self._seen.position(slot)
-            if stands is not None and (stands.topic_id != self._completions_id or stands.offset > ends[at]):
-                log.warning(
-                    "the view of a slot belongs to another F.completions; it is built anew",
-                    extra={"slot": slot},
-                )
-                self._seen.drop(slot)
-                stands = None
-            starts[at] = max(firsts[at], stands.offset if stands else 0)
-        wanted = {at: ends[at] for at in starts}
+        """Step 3: bring the views up to date from where they stand."""
+        firsts = self._cluster.first_offsets(ends)
+        starts = self._views.starts(slots, firsts, ends)
         total = sum(max(0, ends[at] - (starts[at] or 0)) for at in starts)
         progress = _Lines(total, self._remaining)
         for messages in read_to_end(
             self._consumer(),
             starts,
-            wanted,
+            {at: ends[at] for at in starts},
             stalled=lambda _: None,
             wanted=lambda: not self._closing,
             remaining=progress.remaining,
         ):
-            completed, next_offsets = [], {}
-            for message in messages:
-                slot, value = message.partition() or 0, message.value()
-                next_offsets[slot] = (message.offset() or 0) + 1
-                if value is not None and (key := _key_of(value, slot, self._with_identity)) is not None:
-                    completed.append(Completed(key, message.timestamp()[1]))
-            positions = {slot: Position(self._completions_id, at) for slot, at in next_offsets.items()}
-            self._seen.write(completed, positions)
+            self._views.write(messages)
 
     def _start(self, grants: list[Grant], written: Mapping[int, Mapping[Partition, Progress]]) -> None:
         """Step 4: start each input at its lowest unfinished record."""
@@ -319,7 +297,7 @@ class Grants:
                 self._inputs_of(grant)[at] = topic.id
             self._outbox.track(tracked)
             self._written[grant] = dict(written[grant.slot])
-            self._news.put(Ready(grant, inputs))
+            self._news.put(Ready(grant, inputs, open_runs(self._views.ledger.records(grant.slot))))
         self._wake()
 
     def _input(
@@ -484,11 +462,3 @@ def unfinished_below(progress: Progress, first: int) -> int:
     """How many unfinished records lie below an offset."""
     finished = sum(max(0, min(end, first) - start) for start, end in progress.finished if start < first)
     return max(0, first - progress.lowest - finished)
-
-
-def _key_of(value: bytes, slot: int, with_identity: bool) -> Key | None:
-    try:
-        return key_of_completion(value, slot, with_identity=with_identity)
-    except ValueError as error:
-        log.warning("a record in F.completions is no completion", extra={"slot": slot, "cause": str(error)})
-        return None

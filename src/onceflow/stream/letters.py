@@ -11,11 +11,12 @@ import msgspec
 import pydantic
 import xxhash
 
-from onceflow.agents.lane import Arrived, utc_text
-from onceflow.agents.run import Completed, RunFailed
-from onceflow.event import Headers, Reason
+from onceflow.agents.calls import Completed, RunFailed
+from onceflow.agents.journal import encode_segment, segment_key
+from onceflow.agents.lane import Arrived, Written, utc_text
+from onceflow.event import Headers, Incoming, Reason
 from onceflow.state.seen import Key, identity_key, seen_key, tenant_prefix
-from onceflow.stream.content import Finished, Input, Outgoing
+from onceflow.stream.content import NO_RECORD, RUN_BEGUN, RUN_ENDED, RUN_GOES_ON, Finished, Input, Outgoing
 from onceflow.stream.topics import Names
 
 KEPT_BYTES = 64 << 10  # of a value that is too large
@@ -68,8 +69,18 @@ class Letters:
         self._now_ms, self._now_text = 0, ""
         self._types: dict[str, tuple[str, str]] = {}
 
-    def completion(self, arrived: Arrived, outcome: Completed | RunFailed, now_ms: int) -> Finished:
-        """The end of a run: its completion, and the dead letter of one that failed."""
+    def completion(
+        self,
+        arrived: Arrived,
+        outcome: Completed | RunFailed,
+        now_ms: int,
+        segments: int = 0,
+        inbox: Input | None = None,
+    ) -> Finished:
+        """The end of a run: its completion, and the dead letter of one that failed.
+
+        One that has `segments` in the ledger: their deletion too; its record has ended before, `inbox` is its slot's.
+        """
         if type(outcome) is Completed:
             try:
                 value = self._encoded(arrived, self._types_of(arrived)[0], outcome.value, now_ms)
@@ -78,7 +89,7 @@ class Letters:
                 outcome = RunFailed(Reason.AGENT_FAILED, text, "")
             else:
                 if len(value) <= self._value_max:
-                    return self._end(arrived, value, ())
+                    return self._end(arrived, value, (), segments, inbox)
                 outcome = RunFailed(
                     Reason.TOO_LARGE,
                     f"the agent's return value makes a completion of {len(value)} bytes, at most {self._value_max} fit",
@@ -100,7 +111,7 @@ class Letters:
             origin=arrived.origin,
             run=arrived.key.hex(),
         )
-        return self._end(arrived, value, (letter,))
+        return self._end(arrived, value, (letter,), segments, inbox)
 
     def dead_letter(
         self,
@@ -192,11 +203,51 @@ class Letters:
             )
         )
 
-    def _end(self, arrived: Arrived, value: bytes, letters: tuple[Outgoing, ...]) -> Finished:
+    def journal(self, written: Written, inbox: Input) -> Finished:
+        """A segment of a run's journal. The first ends the event's record; `inbox` is its slot's."""
+        arrived, record, parked = written
+        slot, tenant = inbox.grant.slot, arrived.incoming.tenant
+        begun = arrived.begun() if record.number == 0 else None
+        value = encode_segment(begun, dict(record.entries))
+        key = segment_key(tenant, arrived.key, record.number)
+        outgoing = [Outgoing(self._names.ledger, slot, key, value, None)]
+        if parked is not None:
+            outgoing.append(
+                self.dead_letter(
+                    arrived.source,
+                    arrived.offset,
+                    arrived.value,
+                    arrived.headers,
+                    reason=parked.reason,
+                    detail=parked.message,
+                    tenant=tenant,
+                    slot=slot,
+                    origin=arrived.origin,
+                    run=arrived.key.hex(),
+                )
+            )
+        barrier = (tenant, record.run, record.number) if record.barrier else None
+        if record.number:
+            return Finished(inbox, NO_RECORD, RUN_GOES_ON, 0, tuple(outgoing), None, barrier)
+        size = len(arrived.value or b"")
+        return Finished(arrived.source, arrived.offset, RUN_BEGUN, size, tuple(outgoing), None, barrier)
+
+    def _end(
+        self,
+        arrived: Arrived,
+        value: bytes,
+        letters: tuple[Outgoing, ...],
+        segments: int,
+        inbox: Input | None,
+    ) -> Finished:
         source = arrived.source
         completion = Outgoing(
             self._completions, source.grant.slot, arrived.incoming.tenant, value, CLOUDEVENTS_JSON
         )
+        if segments:
+            keys = [segment_key(arrived.incoming.tenant, arrived.key, number) for number in range(segments)]
+            deleted = [Outgoing(self._names.ledger, source.grant.slot, key, None, None) for key in keys]
+            return Finished(inbox, NO_RECORD, RUN_ENDED, 0, (completion, *letters, *deleted), arrived.seen)
         return Finished(
             source,
             arrived.offset,
@@ -218,6 +269,14 @@ def key_of_completion(value: bytes, slot: int, *, with_identity: bool) -> Key:
     return Key(
         seen_key(prefix, bytes.fromhex(read.id)), None if identity is None else identity_key(prefix, identity)
     )
+
+
+def key_of(prefix: bytes, run_key: bytes, incoming: Incoming, *, with_identity: bool) -> Key:
+    """What dedup knows an event by; `prefix`: its tenant's."""
+    identity = None
+    if with_identity:
+        identity = identity_key(prefix, identity_of(incoming.source, incoming.id))
+    return Key(seen_key(prefix, run_key), identity)
 
 
 def identity_of(source: str, id: str) -> bytes:

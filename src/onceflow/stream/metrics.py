@@ -3,7 +3,8 @@
 from collections import Counter
 from typing import Any, Protocol
 
-from onceflow.stream.content import Contents, Finished
+from onceflow.event import Reason
+from onceflow.stream.content import RUN_ENDED, Contents, Finished
 
 
 class Metrics(Protocol):
@@ -29,16 +30,16 @@ def count_commit(metrics: Metrics, finished: Contents, took_s: float) -> None:
     reasons: Counter[str] = Counter()
     for ends in finished.values():
         verdicts = Counter([end.verdict for end in ends])
-        runs += verdicts["first"]
+        runs += verdicts["first"] + verdicts[RUN_ENDED]
         forwarded += verdicts["forwarded"]
         written = [len(end.outgoing) for end in ends]
         records += sum(written)
         if verdicts["unusable"] or verdicts["conflict"] or max(written) > 1:
             for end in ends:
-                if len(end.outgoing) > 1:  # the dead letter of a failed run beside its completion
-                    failed += 1
-                if len(end.outgoing) > 1 or end.verdict in ("unusable", "conflict"):
-                    reasons[reason_of(end)] += 1
+                reason = reason_of(end)
+                if reason:
+                    reasons[reason] += 1
+                    failed += reason == Reason.AGENT_FAILED
     metrics.completions["completed"].inc(runs - failed)
     metrics.completions["failed"].inc(failed)
     metrics.forwarded.inc(forwarded)

@@ -18,15 +18,29 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from threading import Condition, Event, Lock, Thread
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from confluent_kafka import TopicPartition
 
 from onceflow.errors import Fault
+from onceflow.state.ledger import Ledger, LedgerPosition, LedgerRecord
 from onceflow.state.seen import BrokerClock, Completed, Key, Position, Seen
-from onceflow.stream.content import Committed, Contents, Finished, Grant, Input, Outgoing, Pair, Reads
+from onceflow.stream.content import (
+    NO_RECORD,
+    RUN_BEGUN,
+    RUN_ENDED,
+    RUN_GOES_ON,
+    Committed,
+    Contents,
+    Finished,
+    Grant,
+    Input,
+    Outgoing,
+    Pair,
+    Reads,
+)
 from onceflow.stream.progress import InputProgress, encode_progress, progress_key
-from onceflow.stream.topics import Names
+from onceflow.stream.topics import Ids, Names
 from onceflow.stream.transaction import Delivered, Refused, Transactions
 
 log = logging.getLogger(__name__)
@@ -35,6 +49,7 @@ BATCH_FULL = 10_000  # so many ends make waiting for more worth the whole commit
 _EXPIRE_EVERY_S = 60.0
 _NEW_PAIR_WITHIN_S = 1.0
 _PASSED_WAIT_S = 1.0
+_TALLIED = {RUN_BEGUN: "first", RUN_GOES_ON: None, RUN_ENDED: None}
 _NO_PAIR = Pair(None, frozenset())
 
 Observe = Callable[[Contents, float], None]  # what was committed, and how many seconds it took
@@ -70,9 +85,10 @@ class Outbox:
         names: Names,
         cell: str,
         seen: Seen,
+        ledger: Ledger,
         clock: BrokerClock,
         *,
-        completions_id: str,
+        ids: Ids,
         commit_interval_s: float,
         committed: Callable[[Committed], None],
         observe: Observe,
@@ -82,7 +98,8 @@ class Outbox:
         self._cell = cell
         self._seen = seen
         self._clock = clock
-        self._completions_id = completions_id
+        self._ids = ids
+        self._ledger = ledger
         self._interval_s = commit_interval_s
         self._observe = observe
         self._committed = committed
@@ -264,7 +281,8 @@ class Outbox:
             progress = self._progress[input]
             progress.finish([end.offset for end in ends])
             for verdict, count in Counter([end.verdict for end in ends]).items():
-                setattr(progress.tally, verdict, getattr(progress.tally, verdict) + count)
+                if (name := _TALLIED.get(verdict, verdict)) is not None:
+                    setattr(progress.tally, name, getattr(progress.tally, name) + count)
 
     def _carry_out(self, transaction: Transaction) -> None:
         pair, number, finished, claims, passed, sequence = transaction
@@ -324,7 +342,7 @@ class Outbox:
         """After the commit: the clock, the view, and then the inlet."""
         if time_ms := delivered.time_ms():
             self._clock.observe(time_ms)
-        last = delivered.last()
+        last = delivered.last(self._names.completions)
         completed: defaultdict[Grant, list[Key]] = defaultdict(list)
         for input, ends in finished.items():
             completed[input.grant] += [end.seen for end in ends if end.seen is not None]
@@ -332,12 +350,39 @@ class Outbox:
             held = [grant for grant, keys in completed.items() if keys and grant not in self._retired]
             self._seen.write(
                 [Completed(key, last[grant.slot][1]) for grant in held for key in completed[grant]],
-                {grant.slot: Position(self._completions_id, last[grant.slot][0] + 1) for grant in held},
+                {grant.slot: Position(self._ids.completions, last[grant.slot][0] + 1) for grant in held},
             )
+            self._remember_ledger(finished, delivered)
         if time.monotonic() - self._expired_at > _EXPIRE_EVERY_S:
             self._expired_at = time.monotonic()
             self._seen.expire(self._clock.now_ms() or 0)
         books = {input: (len(ends), sum([end.size for end in ends])) for input, ends in finished.items()}
+        barriers: list[Any] = []
+        for input, ends in finished.items():
+            if any(end.offset == NO_RECORD or end.barrier is not None for end in ends):
+                barriers += [end.barrier for end in ends if end.barrier is not None]
+                books[input] = (sum([end.offset != NO_RECORD for end in ends]), books[input][1])
         self._last_size = sum(count for count, _ in books.values())
         self._observe(finished, took_s)
-        self._committed(Committed([key for keys in completed.values() for key in keys], books))
+        self._committed(Committed([key for keys in completed.values() for key in keys], books, barriers))
+
+    def _remember_ledger(self, finished: Contents, delivered: Delivered) -> None:
+        """Write the ledger's view; the grants whose views may be written are those of `_remember`."""
+        name = self._names.ledger
+        last = delivered.last(name)
+        if not last:
+            return
+        held = [input for input in finished if input.grant not in self._retired]
+        records = [
+            LedgerRecord(outgoing.partition, outgoing.key, outgoing.value)
+            for input in held
+            for end in finished[input]
+            for outgoing in end.outgoing
+            if outgoing.topic == name and isinstance(outgoing.key, bytes)
+        ]
+        positions = {
+            slot: LedgerPosition(self._ids.ledger, last[slot][0] + 1, last[slot][1])
+            for slot in {input.grant.slot for input in held}
+            if slot in last
+        }
+        self._ledger.write(records, positions)

@@ -8,33 +8,45 @@ doorbell.
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from confluent_kafka import KafkaException, Producer
-
 from onceflow.agents.agent import Routes
 from onceflow.agents.executor import Executor
-from onceflow.agents.lane import Arrived, Capacity, Happening, Lane, Lost, Settled, Turn, snapshot_tenant
+from onceflow.agents.lane import (
+    Arrived,
+    Barrier,
+    Capacity,
+    Ended,
+    Happening,
+    Lane,
+    Lost,
+    Resumed,
+    Settled,
+    Turn,
+    Written,
+    snapshot_tenant,
+)
 from onceflow.config import Settings
 from onceflow.errors import Fault
 from onceflow.event import Reason, home_slot, idempotency_key
-from onceflow.state.seen import BrokerClock, Judge, Key, Seen, Verdict, identity_key, seen_key, tenant_prefix
+from onceflow.state.ledger import Ledger
+from onceflow.state.seen import BrokerClock, Judge, Seen, Verdict, tenant_prefix
 from onceflow.state.store import Store
 from onceflow.stream.cell import Cell
-from onceflow.stream.cluster import RECONNECT, Cluster, answers, client_log
-from onceflow.stream.content import Committed, Finished, Grant, Input, Pair, Reads
+from onceflow.stream.cluster import Cluster, answers
+from onceflow.stream.content import Committed, Finished, Grant, Input, Pair, Reads, finished_by
 from onceflow.stream.grants import Added, Grants, News, Ready, Removed, transactional_id
 from onceflow.stream.identity import Identity, take_identity
 from onceflow.stream.inlet import Doorbell, Ends, Reading
-from onceflow.stream.letters import Letters, identity_of
+from onceflow.stream.letters import Letters, key_of
 from onceflow.stream.metrics import Metrics, count_commit
 from onceflow.stream.outbox import Outbox
-from onceflow.stream.progress import Skip
-from onceflow.stream.topics import RECORD_MAX_BYTES, Names, existing_slots, limits_of
-from onceflow.stream.transaction import FatalError, Transactions, fault
+from onceflow.stream.topics import Names, existing_slots, limits_of
+from onceflow.stream.transaction import FatalError, Transactions, begin_producer
+from onceflow.stream.views import Views
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +54,6 @@ REVOKE_S = 4.0  # how long a revoke may wait for what is pending to be committed
 REJOIN_S = 10.0  # a member that lost its session is back in its group within seconds
 _IDLE_WAIT_S = 0.004
 _FLUSH_STEP_S = 0.5
-_BATCH_BYTES = 1_000_000
 
 
 class Work(NamedTuple):
@@ -89,21 +100,30 @@ class Runtime:
         settings = self._settings
         name = self.identify()
         cluster = Cluster(settings.kafka.properties())
-        slots = cluster.patiently(lambda: existing_slots(self.flow, cluster, settings), stop=self._must_stop)
-        self._slots = slots
-        names = Names.of(self.flow)
-        sizes, span_ms, completions_id = cluster.patiently(
-            lambda: limits_of(cluster, names), stop=self._must_stop
+        slots = cluster.patiently(
+            lambda: existing_slots(self.flow, cluster, settings), stop=lambda: self.stopping
         )
+        self._slots = slots
+        names = self._names = Names.of(self.flow)
+        limits = cluster.patiently(lambda: limits_of(cluster, names), stop=lambda: self.stopping)
         self.executor = Executor(self._doorbell.ring)
         window_ms = int(settings.dedup.window.total_seconds() * 1000)
-        self._seen = Seen(Store.open(settings.state_dir / "seen"), window_ms=window_ms, span_ms=span_ms)
+        self._seen = Seen(
+            Store.open(settings.state_dir / "seen"), window_ms=window_ms, span_ms=limits.span_ms
+        )
+        self._ledger = Ledger(Store.open(settings.state_dir / "ledger"))
         clock = BrokerClock()
         self._rejects = settings.dedup.conflict == "reject"
         self._judge = Judge(self._seen, clock, reject_conflicts=self._rejects)
-        self._letters = Letters(self.flow, names, sizes, settings.limits.value_bytes)
+        self._letters = Letters(self.flow, names, limits.sizes, settings.limits.value_bytes)
         fatal = FatalError()
-        producer = self._producer(name, min(sizes.values()), fatal)
+        producer = begin_producer(
+            settings,
+            transactional_id(self.flow, name),
+            min(limits.sizes.values()),
+            fatal,
+            lambda: self.stopping,
+        )
         self.outbox = Outbox(
             Transactions(
                 producer, fatal, names, settings.transaction_timeout.total_seconds(), self._kafka_answers
@@ -111,8 +131,9 @@ class Runtime:
             names,
             name,
             self._seen,
+            self._ledger,
             clock,
-            completions_id=completions_id,
+            ids=limits.ids,
             commit_interval_s=settings.commit_interval.total_seconds(),
             committed=self._on_commit,
             observe=partial(count_commit, self._metrics),
@@ -123,9 +144,10 @@ class Runtime:
             slots,
             cluster,
             settings,
-            self._seen,
+            Views(
+                names, self._seen, self._ledger, limits.ids, limits.tombstones_ms, with_identity=self._rejects
+            ),
             self.outbox,
-            completions_id,
             wake=self._doorbell.ring,
             remaining=self._metrics.catchup_remaining.set,
         )
@@ -162,6 +184,7 @@ class Runtime:
         self._grants.close()
         self._cell.close()
         self._seen.close()
+        self._ledger.close()
         log.info("cell stopped")  # the directories stay locked: Bytewax has yet to write its last snapshots
 
     def ready(self) -> str | None:
@@ -195,6 +218,8 @@ class Runtime:
             happenings.setdefault(tenant, []).append(answered)
         for commit in self._reading.settle():
             self._judge.committed(commit.seen)
+            for tenant, run, number in commit.barriers:
+                happenings.setdefault(tenant, []).append(Barrier(run, number))
         self._take_news(happenings)
         ends = Ends()
         if self.stopping:
@@ -265,8 +290,20 @@ class Runtime:
         """Let a lane work on what happened; return the ends of its runs."""
         now_ms = int(time.time() * 1000)
         happenings = [happening for batch in batches for happening in batch.happenings]
-        ended = lane.take(happenings, now_ms)
-        return Ends([self._letters.completion(end.arrived, end.outcome, now_ms) for end in ended])
+        letters, ends = self._letters, Ends()
+        for decision in lane.take(happenings, now_ms):
+            arrived = decision.arrived
+            if type(decision) is Ended and not decision.segments:
+                ends.append(letters.completion(arrived, decision.outcome, now_ms))
+                continue
+            inbox = self._inbox_of(arrived.source.grant)
+            if inbox is None:
+                continue  # the slot is lost: its next owner goes on with what is committed
+            if isinstance(decision, Written):
+                ends.append(letters.journal(decision, inbox))
+                continue
+            ends.append(letters.completion(arrived, decision.outcome, now_ms, decision.segments, inbox))
+        return ends
 
     def discard(self, lane: Lane) -> None:
         """Forget a lane that is idle."""
@@ -303,6 +340,10 @@ class Runtime:
         self._direct = {}
         return poll.ends
 
+    def _inbox_of(self, grant: Grant) -> Input | None:
+        inbox = self._cell.inputs.get((self._names.inbox, grant.slot))
+        return inbox if inbox is not None and inbox.grant is grant else None
+
     def _name(self, tenant: str, happenings: Iterable[Happening], arrived: list[Arrived]) -> list[Happening]:
         """Give each event its keys, and add it to `arrived`; return what is no event."""
         content = self._settings.dedup.content
@@ -316,10 +357,7 @@ class Runtime:
                 event.key = key = idempotency_key(
                     tenant, incoming.source, incoming.id, incoming.data, content
                 )
-                identity = None
-                if self._rejects:
-                    identity = identity_key(prefix, identity_of(incoming.source, incoming.id))
-                event.seen = Key(seen_key(prefix, key), identity)
+                event.seen = key_of(prefix, key, incoming, with_identity=self._rejects)
                 arrived.append(event)
         return rest
 
@@ -342,13 +380,14 @@ class Runtime:
         postponed, self._postponed = self._postponed, []
         for news in [*postponed, *self._grants.news()]:
             if type(news) is Ready and news.grant.live:
-                finished = _finished_by(news.inputs)
+                finished = finished_by(news.inputs)
                 if not self._cell.read(news.inputs):
                     self._postponed.append(news)
                     continue
                 for input in news.inputs:
                     if input.blocked:
                         self._cell.block(input, input.blocked)
+                self._resume(news, happenings)
                 for tenant, lane in self.lanes.items():
                     if lane.has_journals and home_slot(tenant, self._slots) == news.grant.slot:
                         happenings.setdefault(tenant, []).append(Settled(finished))
@@ -359,6 +398,27 @@ class Runtime:
                 if input_ is not None and input_.topic_id == news.topic_id:
                     self._reading.forget([input_])
                     self._cell.drop(input_)
+
+    def _resume(self, ready: Ready, happenings: dict[str, list[Happening]]) -> None:
+        """Go on with the runs that the ledger holds of a slot; their keys are known from before its first event on."""
+        inbox = next(input for input in ready.inputs if input.is_inbox)
+        without_agent = 0
+        for saved in ready.runs:
+            begun = saved.begun
+            prefix = tenant_prefix(ready.grant.slot, saved.tenant)
+            key = key_of(prefix, saved.key, begun.incoming, with_identity=self._rejects)
+            self._judge.hold(key)
+            agent = self._routes.by_version.get((begun.agent, begun.version))
+            if agent is None:
+                without_agent += 1
+            elif not saved.parked:
+                arrived = Arrived.again(saved, inbox, agent, key)
+                happenings.setdefault(saved.tenant, []).append(Resumed(arrived))
+        if without_agent:
+            log.warning(
+                "runs wait for the version of their agent that they began with: list it in the flow again",
+                extra={"slot": ready.grant.slot, "runs": without_agent},
+            )
 
     def _end_soon(self, busy: bool) -> None:
         """While stopping: raise StopIteration once no run is in flight, or the grace period is over."""
@@ -404,8 +464,7 @@ class Runtime:
         self._grants.lost(grants)
 
     def _waiting(self, tenant: str) -> int:
-        lane = self.lanes.get(tenant)
-        return 0 if lane is None else lane.waiting
+        return 0 if (lane := self.lanes.get(tenant)) is None else lane.waiting
 
     def _on_commit(self, committed: Committed) -> None:
         self._reading.committed(committed)
@@ -439,55 +498,3 @@ class Runtime:
             raise Fault(
                 "Kafka answers again, but this cell's client does not find back to its group; a restart heals it"
             )
-
-    def _must_stop(self) -> bool:
-        return self.stopping
-
-    def _producer(self, name: str, record_max: int, fatal: FatalError) -> Producer:
-        """The cell's transactional producer; taking it ends the open transaction of a predecessor."""
-        settings = self._settings
-        timeout_s = settings.transaction_timeout.total_seconds()
-        producer = Producer(
-            {
-                "linger.ms": 3,
-                **RECONNECT,
-                "compression.type": "lz4",
-                "queue.buffering.max.messages": 2_000_000,
-                "queue.buffering.max.kbytes": 1 << 20,
-                **settings.kafka.properties(),
-                "error_cb": fatal,
-                "batch.size": min(_BATCH_BYTES, int(record_max * 0.9)),
-                "message.max.bytes": RECORD_MAX_BYTES,
-                "transactional.id": transactional_id(self.flow, name),
-                "transaction.timeout.ms": int(timeout_s * 1000),
-                "retry.backoff.ms": 3,  # at the default of 100, each transaction with offsets takes 100 ms
-            },
-            logger=client_log,
-        )
-        while True:
-            try:
-                producer.init_transactions(10)
-            except KafkaException as exception:
-                error = exception.args[0]
-                if not error.retriable() or self.stopping:
-                    raise fault("the producer cannot begin", error) from exception
-                log.warning("Kafka's transaction coordinator does not answer; still trying")
-            else:
-                return producer
-
-
-def _finished_by(inputs: Iterable[Input]) -> Callable[[str], bool]:
-    """Whether a record is finished, by the progress that a grant began with."""
-    starts: dict[str, tuple[int, Skip | None]] = {
-        f"{i.topic}/{i.partition}": (i.next_offset, i.skip) for i in inputs
-    }
-
-    def finished(record: str) -> bool:
-        input, _, offset = record.rpartition("/")
-        known = starts.get(input)
-        if known is None:
-            return True
-        start, skip = known
-        return int(offset) < start or (skip is not None and int(offset) in skip)
-
-    return finished

@@ -48,6 +48,13 @@ class Names(NamedTuple):
         )
 
 
+class Ids(NamedTuple):
+    """Kafka's ids of the topics that views are copies of; a topic made anew has another."""
+
+    completions: str
+    ledger: str
+
+
 def slots_for(shared: Iterable[int]) -> int:
     """The number of slots that fits these partition counts of shared topics (0: there are none)."""
     common = reduce(gcd, shared, 0)
@@ -218,11 +225,23 @@ def _flow_settings(names: Names, settings: Settings, retention_ms: int) -> dict[
     }
 
 
-def limits_of(cluster: Cluster, names: Names) -> tuple[dict[str, int], int, str]:
-    """What a cell must know of its topics: the largest record of each, the view's span, the id of F.completions."""
-    settings = {name: cluster.settings(name) for name in (names.completions, names.dead_letters, names.inbox)}
+class Limits(NamedTuple):
+    """What a cell must know of its topics."""
+
+    sizes: dict[str, int]  # the largest record of each that it writes, bytes
+    span_ms: int  # how far back F.completions goes
+    tombstones_ms: int  # how long F.ledger keeps them
+    ids: Ids
+
+
+def limits_of(cluster: Cluster, names: Names) -> Limits:
+    """Ask Kafka for them."""
+    written = (names.completions, names.dead_letters, names.inbox, names.ledger)
+    settings = {name: cluster.settings(name) for name in written}
     sizes = {name: int(found["max.message.bytes"]) for name, found in settings.items()}
     span_ms = int(settings[names.completions]["retention.ms"])
     if span_ms < 0:
-        span_ms = 400 * 86_400_000
-    return sizes, span_ms, cluster.topics([names.completions])[names.completions].id
+        span_ms = 400 * _DAY_MS
+    tombstones_ms = int(settings[names.ledger].get("delete.retention.ms", _DAY_MS))
+    topics = cluster.topics([names.completions, names.ledger])
+    return Limits(sizes, span_ms, tombstones_ms, Ids(topics[names.completions].id, topics[names.ledger].id))

@@ -21,9 +21,11 @@ from confluent_kafka import (
     TopicPartition,
 )
 
+from onceflow.config import Settings
 from onceflow.errors import Fault
+from onceflow.stream.cluster import RECONNECT, client_log
 from onceflow.stream.content import Outgoing
-from onceflow.stream.topics import Names
+from onceflow.stream.topics import RECORD_MAX_BYTES, Names
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ Report = Callable[[KafkaError | None, Message], None]
 
 _SERVE_EVERY = 1_000  # records between two looks at delivery reports
 _RETRY_S = 0.01
+_BATCH_BYTES = 1_000_000
 _ABORT_STEP_S = 5.0
 _STUCK_S = 10.0  # so long unconfirmed by a Kafka that answers: the client won't recover
 _LATE_S = 5.0  # a flush that takes longer is worth a line in the log
@@ -46,7 +49,7 @@ class Refused(Exception):  # noqa: N818
 
 
 class Delivered:
-    """Delivery reports of one transaction: the last of each partition of F.completions, and those of the rest."""
+    """Delivery reports of one transaction: the last of each partition of F.completions and F.ledger, and the rest's."""
 
     __slots__ = ("_last", "_other", "confirmed", "error", "error_topic")
 
@@ -54,14 +57,14 @@ class Delivered:
         self.confirmed = 0
         self.error: KafkaError | None = None
         self.error_topic = ""
-        self._last: dict[int | None, Message] = {}
+        self._last: dict[tuple[str | None, int | None], Message] = {}
         self._other: Message | None = None
 
-    def completion(self, error: KafkaError | None, message: Message) -> None:
-        """Take the report of a completion; they come in the order of their partition."""
+    def ordered(self, error: KafkaError | None, message: Message) -> None:
+        """Take the report of a record of a topic whose view is written; they come in the order of their partition."""
         self.confirmed += 1
         if error is None:
-            self._last[message.partition()] = message
+            self._last[message.topic(), message.partition()] = message
         else:
             self._failed(error, message)
 
@@ -73,12 +76,12 @@ class Delivered:
         else:
             self._failed(error, message)
 
-    def last(self) -> dict[int, tuple[int, int]]:
-        """For each partition of F.completions: the last offset, and its log-append time in ms."""
+    def last(self, topic: str) -> dict[int, tuple[int, int]]:
+        """For each partition of F.completions or F.ledger: the last offset, and its log-append time in ms."""
         return {
             partition: (message.offset() or 0, message.timestamp()[1])
-            for partition, message in self._last.items()
-            if partition is not None
+            for (of, partition), message in self._last.items()
+            if of == topic and partition is not None
         }
 
     def time_ms(self) -> int:
@@ -146,19 +149,19 @@ class Transactions:
     def _produce(self, records: Sequence[Outgoing], delivered: Delivered) -> int:
         """Hand records to the client; return how many of them it reports.
 
-        Reports cost as much as sending. So of completions only each partition's last is asked for: the others
-        lie before it. One that fails is no secret: the transaction can't be committed then.
+        Reports cost as much as sending. So of completions and of the ledger only each partition's last is asked for:
+        the others lie before it. One that fails is no secret: the transaction can't be committed then.
         """
-        produce, completions = self._producer.produce, self._names.completions
-        last = {record.partition: record for record in records if record.topic == completions}
+        produce, viewed = self._producer.produce, (self._names.completions, self._names.ledger)
+        last = {(record.topic, record.partition): record for record in records if record.topic in viewed}
         reported = len(last)
         for number, record in enumerate(records, 1):
             report: Report | None = None
-            if record.topic != completions:
+            if record.topic not in viewed:
                 report = delivered.other
                 reported += 1
-            elif last[record.partition] is record:
-                report = delivered.completion
+            elif last[record.topic, record.partition] is record:
+                report = delivered.ordered
             while True:
                 try:
                     produce(
@@ -243,6 +246,40 @@ class Transactions:
                 error = exception.args[0]
                 if error.fatal() or not error.retriable() or time.monotonic() > deadline:
                     raise fault("the transaction cannot be aborted", error) from exception
+
+
+def begin_producer(
+    settings: Settings, transactional_id: str, record_max: int, fatal: FatalError, stop: Callable[[], bool]
+) -> Producer:
+    """A cell's transactional producer; taking it ends the open transaction of a predecessor."""
+    timeout_s = settings.transaction_timeout.total_seconds()
+    producer = Producer(
+        {
+            "linger.ms": 3,
+            **RECONNECT,
+            "compression.type": "lz4",
+            "queue.buffering.max.messages": 2_000_000,
+            "queue.buffering.max.kbytes": 1 << 20,
+            **settings.kafka.properties(),
+            "error_cb": fatal,
+            "batch.size": min(_BATCH_BYTES, int(record_max * 0.9)),
+            "message.max.bytes": RECORD_MAX_BYTES,
+            "transactional.id": transactional_id,
+            "transaction.timeout.ms": int(timeout_s * 1000),
+            "retry.backoff.ms": 3,  # at the default of 100, each transaction with offsets takes 100 ms
+        },
+        logger=client_log,
+    )
+    while True:
+        try:
+            producer.init_transactions(10)
+        except KafkaException as exception:
+            error = exception.args[0]
+            if not error.retriable() or stop():
+                raise fault("the producer cannot begin", error) from exception
+            log.warning("Kafka's transaction coordinator does not answer; still trying")
+        else:
+            return producer
 
 
 def _kafka_error(exception: BaseException) -> KafkaError:

@@ -1,0 +1,102 @@
+"""A call as its tool sees it, and how often it is tried."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from onceflow.errors import ConfigError
+
+
+def check_count(where: str, option: str, value: object) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{where}: {option}={value!r}; write a whole number, 1 or more")
+
+
+def seconds_of(where: str, option: str, value: timedelta | float, *, zero: bool = False) -> float:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if (
+        isinstance(seconds, int | float)
+        and math.isfinite(seconds)
+        and (seconds > 0 or (zero and seconds == 0))
+    ):
+        return float(seconds)
+    least = "0 or more" if zero else "more than 0"
+    raise ConfigError(f"{where}: {option}={value!r}; write a timedelta or seconds, {least}")
+
+
+class _FromRun:
+    def __repr__(self) -> str:
+        return "FROM_RUN"
+
+
+FROM_RUN: Any = _FromRun()
+"""Default of the parameter that `tenant_arg` names: the run fills it, never the caller."""
+
+
+class Call(msgspec.Struct, frozen=True):
+    """What a tool may know about the call that it is carrying out."""
+
+    tenant: str
+    run_id: str
+    key: str  # the same at every attempt; to be passed on as the target's idempotency key
+    attempt: int  # counts from 1
+    deadline: datetime  # aware; after it nobody waits for this attempt
+    arguments: Mapping[str, Any]  # by name, defaults applied
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The key as an HTTP header. Bare, as Stripe and most targets take it; the IETF's draft would quote it."""
+        return {"Idempotency-Key": self.key}
+
+    @property
+    def meta(self) -> dict[str, str]:
+        """The key as `_meta` of an MCP request."""
+        return {"onceflow/idempotency-key": self.key}
+
+
+class NotDone:
+    """Returned by `@t.reconcile`, the class or an instance of it: the call did not happen."""
+
+
+def is_not_done(value: object) -> bool:
+    """Whether a reconciliation says that the call did not happen."""
+    return value is NotDone or isinstance(value, NotDone)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and when a failed attempt is repeated: exponential backoff with full jitter.
+
+    The delay after attempt n is random between 0 and `first * factor**(n-1)`, at most `longest`; by default
+    up to 0.5 s, 1 s, 2 s, 4 s. Full jitter keeps callers that failed together from coming back together
+    ("Exponential Backoff and Jitter", AWS Architecture Blog, 2015). `attempts` counts the first; durations
+    may be seconds.
+    """
+
+    attempts: int = 5
+    first: timedelta | float = timedelta(seconds=0.5)
+    factor: float = 2
+    longest: timedelta | float = timedelta(seconds=60)
+
+    def __post_init__(self) -> None:
+        check_count("RetryPolicy", "attempts", self.attempts)
+        seconds_of("RetryPolicy", "first", self.first, zero=True)
+        seconds_of("RetryPolicy", "longest", self.longest, zero=True)
+        if not self.factor >= 1:
+            raise ConfigError(
+                f"RetryPolicy: factor={self.factor!r} would shorten the delays; write 1 or more"
+            )
+
+    def delay_s(self, attempt: int, unit: float) -> float:
+        """Seconds to wait after `attempt` (counts from 1) failed; `unit` is a random number in [0, 1)."""
+        longest_s = seconds_of("RetryPolicy", "longest", self.longest, zero=True)
+        first_s = seconds_of("RetryPolicy", "first", self.first, zero=True)
+        try:
+            bound_s = min(longest_s, first_s * self.factor ** (attempt - 1))
+        except OverflowError:  # attempt in the thousands: beyond what a float holds, so beyond `longest`
+            bound_s = longest_s
+        return unit * bound_s

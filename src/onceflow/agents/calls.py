@@ -1,0 +1,185 @@
+"""What a run asks for and what happens to it, and what an answer means for the call it belongs to.
+
+The rules for an answer are one function, `judged`. They follow from what is known about the effect: a tool
+that raises RetryLater, GiveUp or Failed says that *this* attempt changed nothing; any other exception or a
+time-out leaves open whether it did, and so does an earlier attempt without an answer.
+"""
+
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import msgspec
+
+from onceflow.agents.call import Call
+from onceflow.agents.journal import CALL_FAILED, UNUSABLE_RESULT, Entry
+from onceflow.agents.tool import Tool
+from onceflow.errors import Failed, GiveUp, RetryLater
+
+if TYPE_CHECKING:
+    from onceflow.agents.machine import Machine
+
+RESULT_MAX_BYTES = 500_000  # of what a tool returns, as it is stored
+SEND_WITHIN_MS = 10_000  # an execution on record is sent so soon, or put on record anew
+
+
+# --- effects: what a run asks for ---
+
+
+Kind = Literal["call", "undo", "reconcile"]
+
+
+class StartCall(NamedTuple):
+    """Start a call of a tool, `delay_s` from now: the tool itself, what undoes it, or what finds out about it."""
+
+    run: "Machine"
+    place: str
+    tool: Tool[Any, Any]
+    call: Call
+    delay_s: float
+    kind: Kind = "call"
+    undone: Any = None  # kind `undo`: the result that is undone, None if it may or may not have happened
+    send_by_ms: int = 0  # not to be sent later; 0: whenever
+
+
+class Record(NamedTuple):
+    """Write entries of the run's journal into the ledger; `barrier`: and say when they are committed."""
+
+    run: "Machine"
+    number: int  # of the segment; 0: the run's first, which carries its event
+    entries: Mapping[str, Entry]
+    barrier: bool
+
+
+class Parked(NamedTuple):
+    """Write this segment and a dead letter: the run stays open until a person resolves it."""
+
+    record: Record
+    reason: str
+    message: str
+
+
+class Completed(msgspec.Struct, frozen=True):
+    """The run's end: what the agent returned."""
+
+    value: Any
+
+
+class RunFailed(NamedTuple):
+    """The run's end: it failed for good."""
+
+    code: str
+    message: str
+    detail: str  # for the dead letter: the traceback
+
+
+Effect = StartCall | Record | Parked | Completed | RunFailed
+
+
+def chunks(entries: Mapping[str, Entry]) -> Iterator[dict[str, Entry]]:
+    """Entries in portions of which each fits into a record of the ledger, with an event besides."""
+    chunk: dict[str, Entry] = {}
+    size = 0
+    for place, entry in entries.items():
+        size += len(entry.result or b"")
+        if size > RESULT_MAX_BYTES and chunk:
+            yield chunk
+            chunk, size = {}, len(entry.result or b"")
+        chunk[place] = entry
+    yield chunk
+
+
+# --- happenings: answers ---
+
+
+class Returned(NamedTuple):
+    """A call's answer: its encoded result."""
+
+    place: str
+    attempt: int
+    result: bytes
+
+
+class Raised(NamedTuple):
+    """A call's answer: this attempt failed."""
+
+    place: str
+    attempt: int
+    error: BaseException
+
+
+class FoundNotDone(NamedTuple):
+    """A reconciliation's answer: the call did not happen."""
+
+    place: str
+    attempt: int
+
+
+Answer = Returned | Raised | FoundNotDone
+
+
+class UnusableResult(Exception):  # noqa: N818
+    """The tool returned something that cannot be stored; its effect has happened."""
+
+
+class NotSent(Exception):  # noqa: N818
+    """The time by which the attempt had to be sent was over: nothing was sent."""
+
+
+# --- what an answer means ---
+
+
+class Next(StrEnum):
+    """What becomes of a call that an answer does not end."""
+
+    AGAIN = "again"
+    UNKNOWN = "unknown"  # and nobody may call it again: its tool's `on_unknown` decides
+
+
+class Waiting(msgspec.Struct):
+    """A call of a run that was asked for and has no outcome yet."""
+
+    started: StartCall
+    attempts: int = 1  # by the tool's retry policy
+    unknown: bool = False  # an earlier attempt may have done it
+
+
+def judged(waiting: Waiting, answer: Answer) -> Entry | Next:
+    """The outcome that an answer gives to a call, or what is next; notes in `waiting` what it leaves open."""
+    tool = waiting.started.tool
+    if isinstance(answer, Returned):
+        return _entry(waiting, result=answer.result)
+    if isinstance(answer, FoundNotDone):
+        waiting.unknown = False
+        if waiting.attempts < tool.retry.attempts:
+            return Next.AGAIN
+        message = f"{tool.name}: it did not happen, in {waiting.attempts} attempts"
+        return _entry(waiting, error=(CALL_FAILED, message))
+    error = answer.error
+    named = f"{tool.name}: {type(error).__name__}" + (f": {error}" if str(error) else "")
+    if isinstance(error, NotSent):
+        return Next.AGAIN
+    if isinstance(error, UnusableResult):
+        code = CALL_FAILED if tool.effect == "read" else UNUSABLE_RESULT
+        return _entry(waiting, error=(code, f"{tool.name}: {error}"))
+    if isinstance(error, (Failed, GiveUp)):
+        if waiting.unknown:
+            return Next.UNKNOWN
+        said = (error.code, error.message) if isinstance(error, Failed) else (CALL_FAILED, named)
+        return _entry(waiting, error=said)
+    if tool.effect in ("keyed", "blind") and not isinstance(error, RetryLater):
+        waiting.unknown = True
+    never_again = tool.effect == "blind" and waiting.unknown and waiting.started.kind != "reconcile"
+    if waiting.attempts < tool.retry.attempts and not never_again:
+        return Next.AGAIN
+    if waiting.unknown:
+        return Next.UNKNOWN
+    return _entry(waiting, error=(CALL_FAILED, f"{named} (attempt {waiting.attempts}, the last)"))
+
+
+def _entry(waiting: Waiting, *, result: bytes | None = None, error: tuple[str, str] | None = None) -> Entry:
+    started = waiting.started
+    known = started.run.journal.get(started.place)
+    intent = None if known is None else known.intent
+    tool = started.tool
+    return Entry(tool.name, tool.version, tool.fingerprint(started.call.arguments), result, error, intent)

@@ -1,0 +1,144 @@
+"""A run's journal and how it is stored: in a lane's snapshot as a cache, in the ledger as the truth.
+
+The ledger gets a run's journal in segments: each holds what is new since the one before. The first one also
+holds the event, so that the run no longer needs the record it was read from. When the run ends, its segments
+are deleted (tombstones) in the transaction that carries its completion.
+
+    Kafka key     tenant · 00 · "r" · run key (16 bytes) · number of the segment (4 bytes, big-endian)
+    value         Segment, msgpack
+
+Places other than a call's own: FAILING says that the run has failed and undoes what stands; UNDO + place is
+the compensation of the call at that place; PARKED says that a person must resolve it.
+"""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from onceflow.errors import ConfigError
+from onceflow.event import Incoming
+
+FORMAT = 1
+FAILING = "!"
+PARKED = "?"
+UNDO = "~"
+
+_RUN_KEY_BYTES = 16
+_NUMBER_BYTES = 4
+
+
+class Intent(msgspec.Struct, array_like=True, frozen=True):
+    """What is on record before a call of a keyed or blind tool is sent."""
+
+    key: str  # the call key
+    executions: int  # how often it may have been sent, this time included
+    made_ms: int  # when the call was first intended
+    send_by_ms: int  # no execution so far is sent later than this
+
+
+class Entry(msgspec.Struct, array_like=True, frozen=True):
+    """A journal's record of a call: its result, or why it failed for good; neither: it is intended."""
+
+    tool: str
+    version: int
+    arguments: bytes  # fingerprint
+    result: bytes | None = None  # as the tool encodes it
+    error: tuple[str, str] | None = None  # a code of `CALL_CODES` or of `Failed`, and a message
+    intent: Intent | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether the call has no outcome yet."""
+        return self.result is None and self.error is None
+
+
+CALL_FAILED = "call-failed"
+OUTCOME_UNKNOWN = "outcome-unknown"
+UNUSABLE_RESULT = "result-unusable"  # the effect stands, but what the tool returned cannot be kept
+
+
+class Begun(msgspec.Struct, array_like=True, frozen=True):
+    """What a run is made from."""
+
+    agent: str
+    version: int
+    incoming: Incoming
+    time_ms: int  # of the event's record
+    origin: str
+    value: bytes | None = None  # of the event's record, where `incoming.document` isn't the same
+    headers: list[tuple[str, bytes | None]] | None = None
+
+
+class Segment(msgspec.Struct, array_like=True, frozen=True):
+    """A record of the ledger. Begins with a format number, as every stored form."""
+
+    format: int
+    begun: Begun | None
+    entries: dict[str, Entry]
+
+
+class OpenRun(msgspec.Struct):
+    """A run that the ledger holds."""
+
+    tenant: str
+    key: bytes
+    begun: Begun
+    journal: dict[str, Entry]
+    segments: int  # how many numbers are taken
+
+    @property
+    def parked(self) -> bool:
+        """Whether it waits for a person."""
+        return PARKED in self.journal
+
+
+def segment_key(tenant: str, run_key: bytes, number: int) -> bytes:
+    """The Kafka key of a segment."""
+    return run_prefix(tenant, run_key) + number.to_bytes(_NUMBER_BYTES, "big")
+
+
+def run_prefix(tenant: str, run_key: bytes) -> bytes:
+    """What the Kafka keys of a run's segments begin with."""
+    return tenant.encode() + b"\0r" + run_key
+
+
+def encode_segment(begun: Begun | None, entries: dict[str, Entry]) -> bytes:
+    """The value of a segment."""
+    return _encoder.encode(Segment(FORMAT, begun, entries))
+
+
+def open_runs(records: Iterable[tuple[bytes, bytes]]) -> list[OpenRun]:
+    """The runs that these records of one slot hold, in the order of their keys; `records`: (Kafka key, value), sorted.
+
+    Raises ConfigError for a record of a newer format.
+    """
+    runs: list[OpenRun] = []
+    for record_key, value in records:
+        tenant, _, rest = record_key.partition(b"\0")
+        if rest[:1] != b"r":
+            continue
+        run_key, number = rest[1 : 1 + _RUN_KEY_BYTES], int.from_bytes(rest[1 + _RUN_KEY_BYTES :], "big")
+        segment = _decoded(value)
+        if not runs or runs[-1].key != run_key or runs[-1].tenant != tenant.decode():
+            if segment.begun is None:
+                raise ValueError(
+                    f"the ledger holds segment {number} of run {run_key.hex()} without its first"
+                )
+            runs.append(OpenRun(tenant.decode(), run_key, segment.begun, {}, 0))
+        runs[-1].journal |= segment.entries
+        runs[-1].segments = number + 1
+    return runs
+
+
+def _decoded(value: bytes) -> Segment:
+    number = msgspec.msgpack.decode(value)[0]
+    if number > FORMAT:
+        raise ConfigError(
+            f"F.ledger holds records of format {number}; this version knows {FORMAT}. Run the version of "
+            "onceflow that wrote them, or a newer one."
+        )
+    return _decode(value)
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decode = msgspec.msgpack.Decoder(Segment).decode

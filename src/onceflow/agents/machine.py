@@ -1,0 +1,455 @@
+"""A run as a state machine.
+
+    (state, happening) -> (state, effects)
+
+A happening is the run's begin, the answer to one of its calls, or the commit that a call waits for; an effect is a
+call to start, a segment of the journal to write, or the run's end. There is no I/O and no clock in it: who drives the
+machine says what time it is, starts the calls, writes the journal and brings the answers.
+
+A run that only reads keeps its journal here; after a crash its event is read again. The first call of a keyed or blind
+tool puts the run into the ledger, event and journal so far, together with that call's intent: a *barrier*. The call is
+sent once this is committed. From then on the ledger alone says what the run has done:
+
+    a result on record            is returned, the call is never made again
+    an intent without an outcome  the call may have happened: keyed, the same key is sent again; blind, or when
+                                  the target has forgotten the key, `on_unknown` decides
+    FAILING                       the run has failed: what stands is undone in reverse order, each compensation
+                                  intended and recorded like a call
+    PARKED                        a person must resolve it
+"""
+
+import logging
+import random
+import traceback
+from collections.abc import Coroutine, Mapping
+from datetime import datetime, timedelta
+from hashlib import blake2b
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from onceflow.agents.agent import Agent
+from onceflow.agents.call import Call
+from onceflow.agents.calls import (
+    SEND_WITHIN_MS,
+    Answer,
+    Completed,
+    Effect,
+    FoundNotDone,
+    Next,
+    NotSent,
+    Parked,
+    Raised,
+    Record,
+    RunFailed,
+    StartCall,
+    Waiting,
+    chunks,
+    judged,
+)
+from onceflow.agents.journal import (
+    CALL_FAILED,
+    FAILING,
+    OUTCOME_UNKNOWN,
+    PARKED,
+    UNDO,
+    UNUSABLE_RESULT,
+    Entry,
+    Intent,
+)
+from onceflow.agents.run import SUSPENDED, ForeignAwait, Run, utc
+from onceflow.agents.tool import Tool
+from onceflow.errors import Failed, RetryLater
+from onceflow.event import Event, InvalidData, Reason
+
+_MAY_STAND = (OUTCOME_UNKNOWN, UNUSABLE_RESULT)
+DETAIL_MAX = 8_000  # characters of a traceback that go into a dead letter
+
+log = logging.getLogger("onceflow.run")
+
+
+class Machine(msgspec.Struct, eq=False):
+    """One run's state. `begin` once, then what happens to its calls, until it has ended.
+
+    `answer` brings a call's answer; `committed` says that a segment with a barrier is in Kafka, so that its calls
+    may be sent. A run that has ended holds nothing that refers back to it, so it is freed at once, without a search
+    for cycles.
+    """
+
+    agent: Agent[Any, Any]
+    token: Any  # whatever the driver needs to know the run by
+    journal: Mapping[str, Entry] = MappingProxyType({})
+    segments: int = 0  # of the journal in the ledger; 0: the ledger doesn't know the run
+    ended: bool = False  # or parked
+    now_ms: int = 0
+    _waiting: dict[str, Waiting] | None = None
+    _coroutine: Coroutine[Any, Any, Any] | None = None
+    _effects: list[Effect] = []
+    _news: dict[str, Entry] | None = None  # entries that a ledger which knows the run doesn't have yet
+    _held: list[StartCall] | None = None  # calls whose intent is among them
+    _barriers: dict[int, list[StartCall]] | None = None  # by the segment that must be committed first
+    _asked: dict[str, tuple[Tool[Any, Any], Call]] | None = (
+        None  # effects, in the order the agent asked for them
+    )
+    _end: Completed | RunFailed | None = None  # once no call is under way, and what stands is undone
+    _parking: tuple[str, str] | None = None  # reason and message, once no call is under way
+
+    def begin(self, event: Event[Any], now_ms: int) -> list[Effect]:
+        """Start the agent; return what is to be done."""
+        self.now_ms = now_ms
+        self._effects = []
+        failing = self.journal.get(FAILING) if self.segments else None
+        if failing is not None and failing.error is not None:
+            self._end = RunFailed(*failing.error, "")
+        return self._step(self.agent.function(Run(self, event), event))
+
+    def answer(self, answer: Answer, now_ms: int) -> list[Effect]:
+        """Take a call's answer; one that nobody waits for (an earlier attempt's) changes nothing."""
+        if self.ended or self._waiting is None:
+            return []
+        waiting = self._waiting.get(answer.place)
+        if waiting is None or waiting.started.call.attempt != answer.attempt:
+            return []
+        self.now_ms = now_ms
+        self._effects = []
+        outcome = judged(waiting, answer)
+        if outcome is Next.AGAIN:
+            self._again(waiting, answer)
+        elif outcome is Next.UNKNOWN:
+            self._unknown(waiting, answer)
+        else:
+            self._decided(waiting.started, outcome)
+        if self._coroutine is None or answer.place in self._waiting or self._end or self._parking:
+            return self._settled() if self._asked or self.segments else self._effects
+        return self._step(self._coroutine)
+
+    def committed(self, number: int, now_ms: int) -> list[Effect]:
+        """A segment with a barrier is committed: its calls may be sent."""
+        self.now_ms = now_ms
+        started = [] if self.ended or self._barriers is None else self._barriers.pop(number, [])
+        return [self._timed(call) for call in started]
+
+    def close(self) -> None:
+        """Abandon the run; its agent sees GeneratorExit."""
+        self.ended = True
+        coroutine, self._coroutine = self._coroutine, None
+        if coroutine is not None:
+            _close(coroutine)
+
+    # -- the agent's progress --
+
+    def _step(self, coroutine: Coroutine[Any, Any, Any]) -> list[Effect]:
+        """Let the agent go on to its next call, or to its end."""
+        self._coroutine = None
+        end: Completed | RunFailed
+        try:
+            token = coroutine.send(None)
+        except StopIteration as stop:
+            end = Completed(stop.value)
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 (an agent may raise anything; only its own run fails)
+            end = failure(error)
+        else:
+            if token is SUSPENDED:
+                self._coroutine = coroutine
+                return self._settled() if self._asked or self.segments else self._effects
+            _close(coroutine)
+            end = _foreign_await(ForeignAwait(token))
+        if not (self._asked or self.segments):  # it has changed nothing outside
+            self.ended = True
+            return [end]
+        if self._end is None:
+            self._end = end
+            if type(end) is RunFailed and self._stands():
+                self.record(FAILING, Entry(self.agent.name, 0, b"", None, (end.code, end.message)))
+        return self._settled()
+
+    def _settled(self) -> list[Effect]:
+        """What is to be done after a happening; ends, undoes or parks once no call is under way."""
+        if not self._waiting and (self._end is not None or self._parking is not None):
+            self.close()
+            self.ended = False  # not yet
+            if self._parking is None and (missing := self._unasked()):
+                self._parking = (
+                    Reason.NONDETERMINISTIC,
+                    f"replay did not come to {missing}, which is on record",
+                )
+            if self._parking is not None:
+                self._park(*self._parking)
+            elif type(self._end) is RunFailed and (standing := self._stands()):
+                self._undo(standing[-1])
+            else:
+                self.ended = True
+                self._effects.append(self._end)  # type: ignore[arg-type]
+        if not self.ended:
+            self._write()
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _write(self) -> None:
+        """Put the news into the ledger, if it knows the run or has to; calls that are held wait for it."""
+        if not (self._news or self._held):
+            return
+        entries = (self._news or {}) if self.segments else dict(self.journal)
+        portions = list(chunks(entries))
+        last = self.segments + len(portions) - 1
+        for number, portion in enumerate(portions, self.segments):
+            self._effects.append(Record(self, number, portion, bool(self._held) and number == last))
+        if self._held:
+            self._barriers = {**(self._barriers or {}), last: self._held}
+        self.segments = last + 1
+        self._news, self._held = None, None
+
+    def _park(self, reason: str, message: str) -> None:
+        self._write()
+        self.ended = True
+        entry = Entry(self.agent.name, 0, b"", None, (reason, message))
+        self._effects.append(Parked(Record(self, self.segments, {PARKED: entry}, False), reason, message))
+        self.segments += 1
+
+    def _unasked(self) -> str:
+        """An effect on record that the agent has not asked for; "" if there is none."""
+        asked = self._asked or {}
+        for place, entry in self.journal.items():
+            if entry.intent is not None and not place.startswith(UNDO) and place not in asked:
+                return f"call {place} of {entry.tool}"
+        return ""
+
+    # -- what Run asks for --
+
+    def record(self, place: str, entry: Entry) -> None:
+        """Write into the journal."""
+        if not isinstance(self.journal, dict):
+            self.journal = {}
+        self.journal[place] = entry
+        if self.segments:
+            if self._news is None:
+                self._news = {}
+            self._news[place] = entry
+
+    def entry(self, place: str, tool: Tool[Any, Any], fingerprint: bytes) -> Entry | None:
+        """The outcome on record of this call; None: it has none. Another call on record parks a run of the ledger."""
+        entry = self.journal.get(place)
+        if entry is None:
+            return None
+        same = (entry.tool, entry.arguments) == (tool.name, fingerprint)
+        if same and (entry.version == tool.version or (self.segments and not entry.open)):
+            return None if entry.open else entry
+        if self.segments and self._parking is None:
+            was = f"{entry.tool} version {entry.version}"
+            asked = f"{tool.name} version {tool.version}" + (" with other arguments" if not same else "")
+            self._parking = (
+                Reason.NONDETERMINISTIC,
+                f"call {place} on record is {was}, replay asks for {asked}",
+            )
+        return None
+
+    def ask(self, handle: "Run", tool: Tool[Any, Any], place: str, arguments: dict[str, Any]) -> None:
+        """Note that the agent asks for a call of a keyed or blind tool, whether or not it is on record."""
+        tool.check()
+        if self._asked is None:
+            self._asked = {}
+        self._asked[place] = (tool, self._call(handle, tool, place, arguments))
+
+    def start(self, handle: "Run", tool: Tool[Any, Any], place: str, arguments: dict[str, Any]) -> bool:
+        """Ask for a call, unless it is under way or the run is over; whether it was decided at once."""
+        if self._waiting is None:
+            self._waiting = {}
+        if place in self._waiting or self._end is not None or self._parking is not None:
+            return False
+        if tool.effect == "read":
+            call = self._call(handle, tool, place, arguments)
+            self._waiting[place] = Waiting(StartCall(self, place, tool, call, 0.0))
+            self._effects.append(self._waiting[place].started)
+            return False
+        assert self._asked is not None
+        waiting = self._waiting[place] = Waiting(StartCall(self, place, tool, self._asked[place][1], 0.0))
+        known = self.journal.get(place)
+        if known is None or known.intent is None:
+            self._intend(waiting)
+            return False
+        return self._resume(waiting, known.intent)
+
+    def _call(self, handle: "Run", tool: Tool[Any, Any], place: str, arguments: dict[str, Any]) -> Call:
+        key = tool.key(handle.tenant, handle.id, arguments, place)
+        return Call(handle.tenant, handle.id, key, 1, self._deadline(tool, 0.0), arguments)
+
+    # -- calls of keyed and blind tools --
+
+    def _intend(self, waiting: Waiting) -> None:
+        """Have an execution put on record; the call is sent once that is committed."""
+        started = waiting.started
+        known, tool, call = self.journal.get(started.place), started.tool, started.call
+        made_ms = self.now_ms if known is None or known.intent is None else known.intent.made_ms
+        send_by_ms = self.now_ms + int(started.delay_s * 1000) + SEND_WITHIN_MS
+        intent = Intent(call.key, call.attempt, made_ms, send_by_ms)
+        entry = Entry(tool.name, tool.version, tool.fingerprint(call.arguments), intent=intent)
+        self.record(started.place, entry)
+        if self._held is None:
+            self._held = []
+        self._held.append(started._replace(send_by_ms=send_by_ms))
+
+    def _resume(self, waiting: Waiting, intent: Intent) -> bool:
+        """Go on with a call that an earlier process may have sent; whether that decided it."""
+        started = waiting.started
+        tool = started.tool
+        waiting.unknown = True
+        waiting.started = started._replace(
+            call=msgspec.structs.replace(started.call, key=intent.key, attempt=intent.executions + 1)
+        )
+        if tool.effect == "keyed" and self.now_ms < intent.made_ms + tool.ttl_s * 1000:
+            self._intend(waiting)
+            return False
+        # It may be on its way until then, and at work for as long as it may take.
+        over_s = max(0.0, (intent.send_by_ms - self.now_ms) / 1000) + tool.timeout_s
+        return self._unresolved(waiting, "the cell ended in it", over_s)
+
+    def _timed(self, started: StartCall) -> StartCall:
+        """The call, its deadline counted from now."""
+        deadline = self._deadline(started.tool, started.delay_s)
+        return started._replace(call=msgspec.structs.replace(started.call, deadline=deadline))
+
+    def _deadline(self, tool: Tool[Any, Any], delay_s: float) -> datetime:
+        return utc(self.now_ms) + timedelta(seconds=delay_s + tool.timeout_s)
+
+    def _again(self, waiting: Waiting, answer: Answer) -> None:
+        """The next attempt of a call, after a delay with full jitter that a replay would draw again."""
+        started = waiting.started
+        call, tool = started.call, started.tool
+        unit = random.Random(f"{call.key}/{call.attempt}").random()  # noqa: S311 (spreads load, no secret)
+        delay_s = tool.retry.delay_s(waiting.attempts, unit)
+        error = answer.error if isinstance(answer, Raised) else None
+        if isinstance(error, RetryLater) and error.after_s is not None:
+            delay_s = max(delay_s, error.after_s)
+        if isinstance(error, NotSent):
+            delay_s = 0.0
+        else:
+            waiting.attempts += 1
+        if isinstance(answer, FoundNotDone):
+            started = started._replace(kind="call")
+        call = msgspec.structs.replace(call, attempt=call.attempt + 1)
+        waiting.started = started = self._timed(started._replace(call=call, delay_s=delay_s))
+        if tool.effect == "read" or started.kind == "reconcile":
+            self._effects.append(started)
+            return
+        intent = self.journal[started.place].intent
+        if (
+            intent is None
+            or isinstance(answer, FoundNotDone)
+            or intent.send_by_ms < self.now_ms + delay_s * 1000
+        ):
+            self._intend(waiting)
+        else:
+            self._effects.append(started._replace(send_by_ms=intent.send_by_ms))
+
+    def _unknown(self, waiting: Waiting, answer: Answer) -> None:
+        error = answer.error if isinstance(answer, Raised) else None
+        self._unresolved(waiting, f"{type(error).__name__}: {error}", waiting.started.tool.timeout_s)
+
+    def _unresolved(self, waiting: Waiting, why: str, over_s: float) -> bool:
+        """Nobody knows whether a call happened; it is over in `over_s`. As its tool says; whether that decided it."""
+        started = waiting.started
+        tool = started.tool
+        message = f"{tool.name}: it may or may not have happened ({why}); key {started.call.key}"
+        policy = "park" if started.kind != "call" else tool.on_unknown
+        if policy == "reconcile":
+            call = msgspec.structs.replace(started.call, attempt=started.call.attempt + 1)
+            waiting.attempts = 1
+            waiting.started = self._timed(started._replace(call=call, kind="reconcile", delay_s=over_s))
+            self._effects.append(waiting.started)
+            return False
+        if policy == "park":
+            del self._waiting[started.place]  # type: ignore[union-attr]
+            self._parking = (Reason.UNKNOWN_OUTCOME, message)
+            return False
+        if policy == "compensate":
+            self._undo(started.place, over_s)
+            return False
+        entry = self.journal[started.place]
+        self._decided(started, msgspec.structs.replace(entry, error=(OUTCOME_UNKNOWN, message)))
+        return True
+
+    def _decided(self, started: StartCall, outcome: Entry) -> None:
+        """A call has its outcome."""
+        del self._waiting[started.place]  # type: ignore[union-attr]
+        if started.kind == "undo" and outcome.error is not None:
+            self._parking = (Reason.UNKNOWN_OUTCOME, f"its compensation failed: {outcome.error[1]}")
+            return
+        self.record(started.place, outcome)
+        place = started.place.removeprefix(UNDO)
+        if started.kind == "undo" and self._waiting and place in self._waiting:  # by `on_unknown`
+            message = f"{started.tool.name}: it may have happened, and was compensated"
+            self._decided(
+                self._waiting[place].started,
+                msgspec.structs.replace(self.journal[place], error=(CALL_FAILED, message)),
+            )
+
+    # -- compensation --
+
+    def _stands(self) -> list[str]:
+        """The places of calls that must be undone if the run fails, in the order they were asked for."""
+        standing = []
+        for place, (tool, _) in (self._asked or {}).items():
+            entry, undone = self.journal.get(place), self.journal.get(UNDO + place)
+            if tool.compensation is None or entry is None or (undone is not None and not undone.open):
+                continue
+            if entry.result is not None or (entry.error is not None and entry.error[0] in _MAY_STAND):
+                standing.append(place)
+        return standing
+
+    def _undo(self, place: str, delay_s: float = 0.0) -> None:
+        """Ask for the compensation of a call, with a key of its own."""
+        if self._waiting is None:
+            self._waiting = {}
+        tool, call = (self._asked or {})[place]
+        entry, known = self.journal[place], self.journal.get(UNDO + place)
+        attempt = 1 if known is None or known.intent is None else known.intent.executions + 1
+        call = msgspec.structs.replace(call, key=_undo_key(call.key), attempt=attempt)
+        result = None if entry.result is None else tool.decode_result(entry.result)
+        started = StartCall(self, UNDO + place, tool, call, delay_s, "undo", result)
+        waiting = self._waiting[UNDO + place] = Waiting(started, unknown=attempt > 1)
+        if attempt > 1 and tool.effect == "blind":
+            self._unresolved(waiting, "the cell ended in its compensation", 0.0)
+        else:
+            self._intend(waiting)
+
+
+def failure(error: BaseException) -> RunFailed:
+    """How a run ends whose agent raised `error`."""
+    detail = "".join(traceback.format_exception(error))[-DETAIL_MAX:]
+    if isinstance(error, Failed):
+        return RunFailed(error.code, error.message, detail)
+    if isinstance(error, InvalidData):
+        return RunFailed("invalid-data", str(error), "")
+    if isinstance(error, ForeignAwait):
+        return _foreign_await(error)
+    if (
+        isinstance(error, RuntimeError) and str(error) == "no running event loop"
+    ):  # asyncio.sleep and its like
+        return _foreign_await(error)
+    return RunFailed("agent-failed", f"{type(error).__name__}: {error}"[:1_000], detail)
+
+
+def _close(coroutine: Coroutine[Any, Any, Any]) -> None:
+    """Give an agent up; its clean-up must not take others with it, whatever it raises."""
+    try:
+        coroutine.close()
+    except BaseException:
+        log.warning("an agent raised while its run was given up", exc_info=True)
+
+
+def _undo_key(key: str) -> str:
+    """The key of the compensation of a call."""
+    return blake2b(f"{key}/undo".encode(), digest_size=16).hexdigest()
+
+
+def _foreign_await(error: BaseException) -> RunFailed:
+    awaited = type(error.args[0]).__name__ if isinstance(error, ForeignAwait) else "part of asyncio"
+    return RunFailed(
+        "agent-failed",
+        f"the agent awaited something ({awaited}) that isn't its run's: await only run.call, "
+        "run.gather and the run's waits, and put other I/O into a tool (a replay must be able to repeat every await)",
+        "",
+    )

@@ -1,0 +1,95 @@
+"""What a cell keeps in RocksDB of F.completions and F.ledger, and how it is brought up to date."""
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+
+from confluent_kafka import Message
+
+from onceflow.state.ledger import Ledger, LedgerPosition, LedgerRecord
+from onceflow.state.seen import Completed, Key, Position, Seen
+from onceflow.stream.cluster import Partition
+from onceflow.stream.letters import key_of_completion
+from onceflow.stream.topics import Ids, Names
+
+log = logging.getLogger(__name__)
+
+
+class Views:
+    """Both views. `tombstones_ms`: how long F.ledger keeps them; `with_identity`: whether conflicts are rejected."""
+
+    def __init__(
+        self, names: Names, seen: Seen, ledger: Ledger, ids: Ids, tombstones_ms: int, *, with_identity: bool
+    ) -> None:
+        self.seen, self.ledger = seen, ledger
+        self._names, self._ids, self._tombstones_ms = names, ids, tombstones_ms
+        self._with_identity = with_identity
+
+    def drop(self, slot: int) -> None:
+        """Forget a slot: of each view its records and its position, together."""
+        self.seen.drop(slot)
+        self.ledger.drop(slot)
+
+    def starts(
+        self, slots: Iterable[int], firsts: Mapping[Partition, int], ends: Mapping[Partition, int]
+    ) -> dict[Partition, int | None]:
+        """Where each view stands; one that is of no use is dropped, and built anew."""
+        completions, ledger = self._names.completions, self._names.ledger
+        starts: dict[Partition, int | None] = {}
+        now_ms = int(time.time() * 1000)
+        for slot in slots:
+            at = (completions, slot)
+            seen = self.seen.position(slot)
+            if seen is not None and (seen.topic_id != self._ids.completions or seen.offset > ends[at]):
+                self._built_anew(completions, slot)
+                self.seen.drop(slot)
+                seen = None
+            starts[at] = max(firsts[at], seen.offset if seen else 0)
+            at = (ledger, slot)
+            held = self.ledger.position(slot)
+            if held is not None and (held.topic_id != self._ids.ledger or held.offset > ends[at]):
+                self._built_anew(ledger, slot)
+                self.ledger.drop(slot)
+                held = None
+            elif (
+                held is not None
+                and held.offset < ends[at]
+                and now_ms - held.time_ms > self._tombstones_ms / 2
+            ):
+                self.ledger.drop(slot)  # tombstones that it has not read may be gone by now
+                held = None
+            starts[at] = max(firsts[at], held.offset if held else 0)
+        return starts
+
+    def _built_anew(self, topic: str, slot: int) -> None:
+        log.warning(
+            "the view of a slot belongs to another topic of the same name; it is built anew",
+            extra={"topic": topic, "slot": slot},
+        )
+
+    def write(self, messages: Iterable[Message]) -> None:
+        """Take records of both topics, in the order of their partitions."""
+        completed: list[Completed] = []
+        records: list[LedgerRecord] = []
+        seen_at: dict[int, Position] = {}
+        ledger_at: dict[int, LedgerPosition] = {}
+        for message in messages:
+            slot, value, time_ms = message.partition() or 0, message.value(), message.timestamp()[1]
+            next_offset = (message.offset() or 0) + 1
+            if message.topic() == self._names.ledger:
+                records.append(LedgerRecord(slot, message.key() or b"", value))
+                ledger_at[slot] = LedgerPosition(self._ids.ledger, next_offset, time_ms)
+                continue
+            seen_at[slot] = Position(self._ids.completions, next_offset)
+            if value is not None and (key := _key_of(value, slot, self._with_identity)) is not None:
+                completed.append(Completed(key, time_ms))
+        self.seen.write(completed, seen_at)
+        self.ledger.write(records, ledger_at)
+
+
+def _key_of(value: bytes, slot: int, with_identity: bool) -> Key | None:
+    try:
+        return key_of_completion(value, slot, with_identity=with_identity)
+    except ValueError as error:
+        log.warning("a record in F.completions is no completion", extra={"slot": slot, "cause": str(error)})
+        return None

@@ -1,0 +1,89 @@
+"""Flow under test: runs that change the world outside, which here is a directory that survives every process.
+
+CRASH_WORLD: that directory. `done` lists what was done, a line `<operation> <order> <key> <answer>` each; a keyed
+operation is done once per key: `keys/<key>` holds its answer. CRASH_GATE: a file; while it is missing, no ship answers.
+"""
+
+import asyncio
+import os
+import secrets
+from pathlib import Path
+
+from onceflow import Call, Event, Failed, OutcomeUnknown, Run, agent, dataflow, tool
+from tests.crash import points
+from tests.crash.load import FAILING, TYPE
+
+WORLD = Path(os.environ["CRASH_WORLD"])
+UNKNOWN = "unknown"
+GATE = Path(os.environ.get("CRASH_GATE", "/"))
+
+
+def do(operation: str, order: str, key: str = "") -> str:
+    """Do it once per key; without one, each time."""
+    answer = secrets.token_hex(8)
+    if key:
+        draft = WORLD / f"{answer}.draft"
+        draft.write_text(answer)
+        try:
+            os.link(draft, WORLD / "keys" / key)  # fails if the key is known: at most one process does it
+        except FileExistsError:
+            return (WORLD / "keys" / key).read_text()
+        finally:
+            draft.unlink()
+    done = os.open(WORLD / "done", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(done, f"{operation} {order} {key or '-'} {answer}\n".encode())
+    os.close(done)
+    return answer
+
+
+@tool(effect="read")
+async def plan(order: str) -> str:
+    """A model's answer: another one each time."""
+    return secrets.token_hex(4)
+
+
+@tool(effect="keyed")
+async def reserve(call: Call, order: str, how: str) -> str:
+    return do("reserve", order, call.key)
+
+
+@reserve.compensate
+async def release(call: Call, result: str | None) -> None:
+    do("release", call.arguments["order"], call.key)
+
+
+@tool(effect="keyed")
+async def charge(call: Call, order: str, reserved: str) -> str:
+    return do("charge", order, call.key)
+
+
+@charge.compensate
+async def refund(call: Call, result: str | None) -> None:
+    do("refund", call.arguments["order"], call.key)
+
+
+@tool(effect="blind", on_unknown="fail")
+async def ship(call: Call, order: str) -> str:
+    answer = do("ship", order)
+    while not os.path.exists(GATE):  # noqa: ASYNC110, ASYNC240, PTH110 (another process makes it: no event tells)
+        await asyncio.sleep(0.02)
+    return answer
+
+
+@agent("orders", on=TYPE)
+async def orders(run: Run, event: Event) -> dict[str, str]:
+    """Reserve by a plan, charge, and ship; some orders are refused after the charge."""
+    how = await run.call(plan, order=event.id)
+    reserved = await run.call(reserve, order=event.id, how=how)
+    charged = await run.call(charge, order=event.id, reserved=reserved)
+    if FAILING in bytes(event.raw):
+        raise Failed("asked-to", "the event says so")
+    try:
+        shipped = await run.call(ship, order=event.id)
+    except OutcomeUnknown:
+        shipped = UNKNOWN
+    return {"reserve": reserved, "charge": charged, "ship": shipped}
+
+
+points.install_from_environment()
+flow = dataflow(os.environ["CRASH_FLOW"], agents=[orders])

@@ -1,0 +1,140 @@
+"""Effects counted in a world that survives every process: a crash anywhere, and each is done once or undone once."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.crash import points
+from tests.crash.cells import Cell
+from tests.crash.checker import Event
+from tests.crash.load import FAILING
+from tests.crash.scene import Scene
+
+pytestmark = pytest.mark.crash
+
+ORDERS = 60
+REFUSED = b"{" + FAILING + b"}"
+MODES = ("all kept", "recovery and state lost", "slots moved")
+
+
+class World:
+    """What the flow `effects_flow` has done to the world."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.gate = directory / "world", directory / "gate"
+        (self.directory / "keys").mkdir(parents=True)
+        (self.directory / "done").touch()
+
+    def cell(self, scene: Scene, name: str) -> Cell:
+        paths = {"CRASH_WORLD": str(self.directory), "CRASH_GATE": str(self.gate)}
+        return scene.cell(name, "tests.crash.effects_flow", **paths)
+
+    def done(self) -> Iterator[tuple[str, str, str, str]]:
+        """Operation, order, key and answer of each effect, in the order they happened."""
+        for line in (self.directory / "done").read_text().splitlines():
+            operation, order, key, answer = line.split()
+            yield operation, order, key, answer
+
+    def operations(self, order: str) -> list[str]:
+        return [operation for operation, of, _, _ in self.done() if of == order]
+
+    def contents(self, event: Event, data: Any) -> str:
+        """A completion says what was done, and nothing else was."""
+        answers = {operation: answer for operation, order, _, answer in self.done() if order == event.id}
+        if data["ship"] == "unknown":
+            answers["ship"] = "unknown"
+        return "" if data == answers else f"the completion says {data}, the world {answers}"
+
+    def wrong(self, events: list[Event]) -> list[str]:
+        """Each order's effects, in their order, apart from a shipping that nobody knows about."""
+        wrong = []
+        for event in events:
+            found = self.operations(event.id)
+            if FAILING in event.data:
+                wanted = [["reserve", "charge", "refund", "release"]]
+            else:
+                wanted = [["reserve", "charge", "ship"], ["reserve", "charge"]]
+            if found not in wanted:
+                wrong.append(f"{event.id}: {found}")
+        return wrong
+
+
+@pytest.fixture
+def orders(scene: Scene) -> list[Event]:
+    scene.seed(41)
+    events = []
+    for number in range(ORDERS):
+        data = REFUSED if number % 5 == 4 else json.dumps({"n": number}).encode()
+        events.append(Event(f"tenant-{number % 7}", "shop", f"order-{number}", data))
+        scene.send(events[-1])
+    scene.load.flush()
+    return events
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+@pytest.mark.parametrize("point", points.EFFECTS, ids=lambda point: point.name)
+def test_each_effect_is_done_once_wherever_the_process_dies(
+    scene: Scene, world: World, orders: list[Event], tmp_path: Path, point: points.Point
+) -> None:
+    """The plan is another one at each asking; so an effect of another plan would have another key, and be seen."""
+    world.gate.touch()
+    chance = random.Random(point.name)
+    note = tmp_path / "note"
+    note.touch()
+    for mode in MODES:
+        cell = world.cell(scene, f"cell, {mode}")
+        cell.doom = points.environment(point, chance.randint(1, point.passes // 3), note)
+        for number in range(ORDERS // 3):  # so that there is something to die at
+            data = REFUSED if number % 5 == 4 else b"{}"
+            orders.append(Event(f"tenant-{number % 7}", "shop", f"order-{mode[:3]}-{number}", data))
+            scene.send(orders[-1])
+        scene.load.flush()
+        cell.start()
+        scene.wait(lambda cell=cell: -9 in cell.statuses, f"it dies: {cell.doom['CRASH_AT']}")
+        cell.doom = {}
+        if mode == "recovery and state lost":
+            cell.lose_recovery()
+            cell.lose_state()
+        if mode != "slots moved":
+            cell.start()
+            scene.wait_for_output(1)
+            cell.kill()
+    world.cell(scene, "last").start()
+    scene.finish(agent="orders", contents=world.contents)
+    assert world.wrong(orders) == []
+    keys = Counter(key for _, _, key, _ in world.done() if key != "-")
+    assert max(keys.values()) == 1
+
+
+def test_a_blind_call_is_never_made_again_and_the_agent_is_told(
+    scene: Scene, world: World, orders: list[Event]
+) -> None:
+    """All orders are at sea when the cell is killed: none is shipped twice, and each completion says so."""
+    cell = world.cell(scene, "a").start()
+    served = [event for event in orders if FAILING not in event.data]
+
+    def shipped() -> list[str]:
+        return [order for operation, order, _, _ in world.done() if operation == "ship"]
+
+    scene.wait(lambda: len(shipped()) == len(served), "all are being shipped")
+    cell.kill()
+    world.gate.touch()
+    cell.start()
+    said = []
+
+    def contents(event: Event, data: Any) -> str:
+        said.append(data["ship"])
+        return world.contents(event, data)
+
+    scene.finish(agent="orders", contents=contents)
+    assert set(said) == {"unknown"}
+    assert Counter(shipped()) == Counter(event.id for event in served)
