@@ -58,16 +58,15 @@ def test_a_cell_that_ends_while_it_claims_slots_waits_for_one_claim_at_most(
     cluster = Cluster(settings.kafka.properties())
     cluster.patiently(lambda: prepare(flow_name, cluster, settings))
     outbox: Any = ClosedOutbox()
-    seen: Any = None  # the view: not reached before a claim is committed
+    views: Any = None  # not reached before a claim is committed
     grants = Grants(
         flow_name,
         "cell-000000000000",
         SLOTS,
         cluster,
         settings,
-        seen,
+        views,
         outbox,
-        "",
         wake=lambda: None,
         remaining=lambda _: None,
     )

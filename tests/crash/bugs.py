@@ -152,7 +152,7 @@ def completion_outside_the_transaction(produce: Function) -> Function:
         plain = Producer({"bootstrap.servers": os.environ["ONCEFLOW_KAFKA__BOOTSTRAP_SERVERS"]})
         for record in completions:
             plain.produce(
-                record.topic, record.value, record.key, record.partition, delivered.completion,
+                record.topic, record.value, record.key, record.partition, delivered.ordered,
                 headers=record.headers,
             )  # fmt: skip
         plain.flush()

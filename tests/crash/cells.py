@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+STACKS = 8_000  # characters of a log that hold them
 END_S = 30.0  # a cell that was asked to end has done so: grace, last commit, and a busy machine
 
 
@@ -89,7 +91,13 @@ class Cell:
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"cell {self.name} did not end within {timeout_s:g} s: {self.log}") from None
+            self.send(signal.SIGUSR2)  # the flows under test answer with the stacks of their threads
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(2)
+            stood = self.text()[-STACKS:]
+            raise AssertionError(
+                f"cell {self.name} did not end within {timeout_s:g} s: {self.log}\n{stood}"
+            ) from None
         status = self.ended()
         assert status is not None
         return status

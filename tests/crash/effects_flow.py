@@ -1,10 +1,11 @@
 """Flow under test: runs that change the world outside, which here is a directory that survives every process.
 
 CRASH_WORLD: that directory. `done` lists what was done, a line `<operation> <order> <key> <answer>` each; a keyed
-operation is done once per key: `keys/<key>` holds its answer. CRASH_GATE: a file; while it is missing, no ship answers.
+operation is done once per key. CRASH_GATE: a file; while it is missing, no ship answers.
 """
 
 import asyncio
+import fcntl
 import os
 import secrets
 from pathlib import Path
@@ -19,20 +20,15 @@ GATE = Path(os.environ.get("CRASH_GATE", "/"))
 
 
 def do(operation: str, order: str, key: str = "") -> str:
-    """Do it once per key; without one, each time."""
-    answer = secrets.token_hex(8)
-    if key:
-        draft = WORLD / f"{answer}.draft"
-        draft.write_text(answer)
-        try:
-            os.link(draft, WORLD / "keys" / key)  # fails if the key is known: at most one process does it
-        except FileExistsError:
-            return (WORLD / "keys" / key).read_text()
-        finally:
-            draft.unlink()
-    done = os.open(WORLD / "done", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(done, f"{operation} {order} {key or '-'} {answer}\n".encode())
-    os.close(done)
+    """Do it once per key; without one, each time. One `write` does it, so that it is done or not done at any kill."""
+    with (WORLD / "done").open("r+b") as done:
+        fcntl.flock(done, fcntl.LOCK_EX)  # until it is closed, by the end of the process too
+        for line in done:
+            _, _, known, answer = line.decode().split()
+            if known == key:
+                return answer
+        answer = secrets.token_hex(8)
+        os.write(done.fileno(), f"{operation} {order} {key or '-'} {answer}\n".encode())
     return answer
 
 

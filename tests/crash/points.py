@@ -1,11 +1,12 @@
 """Crash points: named places in the product at which a process kills itself. Off, they do not exist.
 
 The product knows nothing of them. A flow under test calls `install_from_environment` before it makes its dataflow;
-unless CRASH_AT="<point>:<nth>" is set that does nothing. Otherwise the one method that the point names is wrapped, and
+unless CRASH_AT="<point>:<nth>" is set that wraps nothing. Otherwise the one method that the point names is wrapped, and
 at its nth pass the point's name is written to the file CRASH_NOTE and the process gets SIGKILL: no clean-up, no flush,
 no `finally`. A point whose method is gone or renamed raises at once.
 """
 
+import faulthandler
 import functools
 import importlib
 import itertools
@@ -109,7 +110,8 @@ def environment(point: Point, nth: int, note: Path) -> dict[str, str]:
 
 
 def install_from_environment() -> None:
-    """Wrap the place that CRASH_AT names; without it do nothing."""
+    """Wrap the place that CRASH_AT names; without it only have the process say where it stands at SIGUSR2."""
+    faulthandler.register(signal.SIGUSR2)
     if chosen := os.environ.get("CRASH_AT", ""):
         name, _, nth = chosen.rpartition(":")
         install(POINTS[name], int(nth), os.environ["CRASH_NOTE"])

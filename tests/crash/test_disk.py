@@ -148,7 +148,7 @@ def test_a_view_of_completions_that_were_made_anew_is_not_believed(scene: Scene)
     scene.admin.create_topics([anew])[topic].result(20)
     cell.start()
     send_again(scene)
-    assert "belongs to another F.completions" in cell.text(), cell.log
+    assert "belongs to another topic of the same name" in cell.text(), cell.log
     scene.finish()
 
 

@@ -27,7 +27,7 @@ class World:
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.gate = directory / "world", directory / "gate"
-        (self.directory / "keys").mkdir(parents=True)
+        self.directory.mkdir()
         (self.directory / "done").touch()
 
     def cell(self, scene: Scene, name: str) -> Cell:

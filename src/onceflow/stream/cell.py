@@ -32,6 +32,10 @@ _REBALANCE_S = 30.0
 class Cell:
     """Owns the consumer, the grants and the inputs. The hooks are called inside `poll`.
 
+    It is not closed: a static member keeps its slots until its session ends, so that a quick restart finds them,
+    and there is nothing to say to the group; closing the client would only wait for a rebalance under way, which
+    takes as long as the slowest member.
+
     `granted`: slots were assigned. `revoking`: they go in a moment; what is pending can still be committed
     under the pair given. `lost`: they are gone (`live` is False), whether revoked or lost, with these inputs.
     """
@@ -53,7 +57,6 @@ class Cell:
         self._granted, self._revoking, self._lost = granted, revoking, lost
         self._away = _AwayLines(settings.kafka.bootstrap_servers)
         self.lost_at: float | None = None  # since when the group's session is lost; None: it isn't
-        self._closed = False
         self._pair: Pair | None = None  # None: the grants have changed since
         self._pair_until = 0.0
         self._fatal: KafkaError | None = None
@@ -147,20 +150,14 @@ class Cell:
         found = self._consumer.position([TopicPartition(*at) for at in wanted])
         return {wanted[at.topic, at.partition]: at.offset for at in found if at.offset >= 0}
 
-    def close(self) -> None:
-        """Leave. A static member keeps its slots until its session ends, so a quick restart finds them."""
-        if not self._closed:
-            self._closed = True
-            self._consumer.close()
-
     def _at(self, input: Input) -> TopicPartition:
         return TopicPartition(input.topic, input.partition, input.next_offset)
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self.lost_at = None
         self._pair = None  # of another generation of the group
-        if self._closed or not partitions:
-            return  # what the client is handed while it leaves, it gives back by itself
+        if not partitions:
+            return
         consumer.incremental_assign(
             [TopicPartition(p.topic, p.partition, OFFSET_BEGINNING) for p in partitions]
         )
@@ -172,8 +169,7 @@ class Cell:
         self._granted(grants)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        if not self._closed:
-            self._revoking(Pair(consumer.consumer_group_metadata(), frozenset(self._grants.values())))
+        self._revoking(Pair(consumer.consumer_group_metadata(), frozenset(self._grants.values())))
         self._give_up(consumer, partitions, "revoked")
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -190,8 +186,7 @@ class Cell:
             del self.inputs[input.topic, input.partition]
         others = [TopicPartition(i.topic, i.partition) for i in ended if not i.is_inbox and not i.blocked]
         consumer.incremental_unassign([TopicPartition(p.topic, p.partition) for p in partitions] + others)
-        if not self._closed:
-            log.info("slots %s", how, extra={"slots": len(gone), "owned": len(self._grants)})
+        log.info("slots %s", how, extra={"slots": len(gone), "owned": len(self._grants)})
         self._lost(gone, ended)
 
     def _on_error(self, error: KafkaError) -> None:

@@ -147,8 +147,6 @@ class Grants:
                 raise
         finally:
             self._wake()
-            if self._reader is not None:
-                self._reader.close()
 
     def _next_tasks(self, timeout_s: float) -> list[tuple[str, list[Grant]]]:
         try:

@@ -182,7 +182,6 @@ class Runtime:
         self.outbox.close(timeout_s)
         self.executor.close()
         self._grants.close()
-        self._cell.close()
         self._seen.close()
         self._ledger.close()
         log.info("cell stopped")  # the directories stay locked: Bytewax has yet to write its last snapshots
@@ -452,8 +451,6 @@ class Runtime:
             )
 
     def _lost(self, grants: list[Grant], inputs: list[Input]) -> None:
-        if self._closed:
-            return
         self._judge.forget(grant.slot for grant in grants)
         self._reading.forget(inputs)
         by_slot = {grant.slot: grant for grant in grants}
