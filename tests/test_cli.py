@@ -26,13 +26,9 @@ COMMANDS = (
         "inputs list",
         "inputs accept-loss",
     ),
-    *("runs list", "runs show", "runs resolve", "runs cancel"),
+    *("runs list", "runs show", "runs resolve", "runs cancel", "signals send"),
 )
 NOT_YET = (
-    "runs list --flow f --json",
-    "runs show abc --flow f",
-    "runs resolve abc --result {} --flow f",
-    "runs cancel abc --flow f",
     "dead-letters redrive f.dead-letters/0/1 --flow f",
     "dead-letters discard f.dead-letters/0/1 --flow f",
     "inputs accept-loss events/3 --flow f",
@@ -80,6 +76,7 @@ def flow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flow_name: str, kafka:
     monkeypatch.setenv("ONCEFLOW_KAFKA__BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
     monkeypatch.setenv("ONCEFLOW_EVENTS__SHARED", f"{flow_name}-in")
     monkeypatch.setenv("ONCEFLOW_EVENTS__TENANT_PREFIX", f"{flow_name}-in.")
+    monkeypatch.setenv("ONCEFLOW_EVENTS__SIGNALS", f"{flow_name}-signals")
     monkeypatch.setenv("ONCEFLOW_SLOTS", "8")
     return module
 
@@ -266,7 +263,7 @@ def test_status_says_that_no_cell_runs_and_shows_all_when_asked(
     assert f"{flow_name}.inbox/7" in capsys.readouterr().out
     assert main(monkeypatch, f"inputs list --flow {flow_name} --json") == 0
     inputs = {(each["topic"], each["partition"]): each for each in json.loads(capsys.readouterr().out)}
-    assert len(inputs) == 16
+    assert len(inputs) == 24
     assert inputs[f"{flow_name}-in", 5]["unfinished"] == 3
 
 

@@ -9,19 +9,8 @@ import pytest
 from onceflow.agents.agent import Agent, agent
 from onceflow.agents.calls import Completed, Returned, RunFailed, StartCall
 from onceflow.agents.executor import Answered
-from onceflow.agents.lane import (
-    SNAPSHOT_FORMAT,
-    Arrived,
-    Capacity,
-    Ended,
-    Happening,
-    Lane,
-    Lost,
-    Settled,
-    Turn,
-    snapshot_tenant,
-    utc_text,
-)
+from onceflow.agents.happenings import Arrived, Ended, Happening, Lost, Settled, Turn
+from onceflow.agents.lane import SNAPSHOT_FORMAT, Capacity, Lane, snapshot_tenant, utc_text
 from onceflow.agents.machine import Machine
 from onceflow.agents.run import Run
 from onceflow.agents.tool import tool
@@ -45,6 +34,10 @@ async def two_steps_changed(run: Run, event: Event[int]) -> list[str]:
     return [await run.call(fetch, name="first"), await run.call(fetch, name="second")]
 
 
+class Memory:
+    """The ledger of a tenant whose runs are in none: nothing may be asked of it or put there."""
+
+
 class World:
     """What surrounds a lane: a grant, a capacity, and the calls that were started."""
 
@@ -56,7 +49,7 @@ class World:
         self.abandoned: list[Machine] = []
 
     def lane(self, tenant: str = "acme", snapshot: bytes | None = None) -> Lane:
-        return Lane(tenant, self.capacity, self.started.extend, self.abandoned.extend, snapshot)
+        return Lane(tenant, self.capacity, self.started.extend, self.abandoned.extend, Memory(), snapshot)
 
     def event(
         self,

@@ -37,9 +37,18 @@ RANKS = {
     "devkafka": 8,
     "testing": 8,
     "demo": 8,
+    "terminal": 8,
+    "cli_runs": 8,
     "cli": 8,
 }
-SHELL = {"devkafka", "testing", "demo", "cli"}  # of the same rank, and may use each other
+SHELL = {
+    "devkafka",
+    "testing",
+    "demo",
+    "terminal",
+    "cli_runs",
+    "cli",
+}  # of the same rank, and may use each other
 LONGER = {
     "src/onceflow/event.py": "its two readers must agree on every event, and are read side by side",
     "tests/test_event.py": "its tables show what each kind of record comes to",

@@ -7,6 +7,7 @@ Agents and tools are written with `agent` and `tool`; a flow of them is made by 
 from onceflow.agents.agent import agent
 from onceflow.agents.call import FROM_RUN, Call, NotDone, RetryPolicy
 from onceflow.agents.run import Run
+from onceflow.agents.signals import Signal
 from onceflow.agents.tool import tool
 from onceflow.errors import (
     CallFailed,
@@ -33,6 +34,7 @@ __all__ = [
     "RetryLater",
     "RetryPolicy",
     "Run",
+    "Signal",
     "WaitExpired",
     "agent",
     "dataflow",

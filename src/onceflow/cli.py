@@ -7,19 +7,19 @@ status: 0 done as asked, 2 wrong usage or configuration, 3 a fault that a restar
 What takes long to import is imported by the commands that need it.
 """
 
-import json
 import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from onceflow.cli_runs import runs, signals
 from onceflow.errors import NotYet, OnceflowError
+from onceflow.terminal import new_table, print_json, say, show
 
 if TYPE_CHECKING:
     from onceflow.devkafka import Broker
@@ -52,7 +52,8 @@ RUNNING, LOOKING, DECIDING, TRYING = "Run a flow", "See how it is", "Decide what
 kafka = _group("kafka", TRYING, "A real Apache Kafka on this machine, without Docker or an installed Java.")
 dead_letters = _group("dead-letters", LOOKING, "Events and runs that failed for good, as they came, and why.")
 inputs = _group("inputs", LOOKING, "The partitions that a flow reads, and how far it is in each.")
-runs = _group("runs", DECIDING, "Runs in flight, waiting or parked.")
+app.add_typer(runs, rich_help_panel=DECIDING)
+app.add_typer(signals, rich_help_panel=TRYING)
 
 FlowModule = Annotated[
     str,
@@ -205,13 +206,13 @@ def show_config(
     found = rows(settings)
     if as_json:
         names = ("name", "value", "unit", "origin", "description")
-        _print_json([{name: getattr(row, name) for name in names} for row in found])
+        print_json([{name: getattr(row, name) for name in names} for row in found])
         return
-    table = _table("setting", "value", "unit", "from", "what it is")
+    table = new_table("setting", "value", "unit", "from", "what it is")
     for row in found:
         style = "" if row.origin == "default" else "bold"
         table.add_row(row.name, Text(row.value or "-", style), row.unit, row.origin, row.description)
-    _print(table)
+    show(table)
 
 
 # --- seeing ---
@@ -231,7 +232,7 @@ def status(flow: FlowModule, as_json: AsJson = False, everything: All = False) -
     found = find_flow(flow)
     now = read_status(found.name, found.settings)
     if as_json:
-        _print_json(status_as_json(now))
+        print_json(status_as_json(now))
     else:
         _show_status(now, everything)
 
@@ -259,7 +260,7 @@ def list_dead_letters(
 
     found, total = newest_dead_letters(flow, load(flow), limit, wanted)
     if as_json:
-        _print_json([letter_as_json(letter, values=values) for letter in found])
+        print_json([letter_as_json(letter, values=values) for letter in found])
     else:
         _show_dead_letters(found, total, values=values)
 
@@ -275,9 +276,9 @@ def list_inputs(flow: FlowName, as_json: AsJson = False) -> None:
 
     now = read_status(flow, load(flow))
     if as_json:
-        _print_json(inputs_as_json(now.inputs))
+        print_json(inputs_as_json(now.inputs))
     else:
-        _print(_inputs_table(now, len(now.inputs)))
+        show(_inputs_table(now, len(now.inputs)))
 
 
 # --- Kafka and the demo ---
@@ -299,7 +300,7 @@ def start_kafka(
     """
     from onceflow import devkafka
 
-    _show_broker(devkafka.start(directory, port, progress=_say))
+    _show_broker(devkafka.start(directory, port, progress=say))
 
 
 @kafka.command("stop")
@@ -310,7 +311,7 @@ def stop_kafka(directory: Directory = KAFKA_DIRECTORY) -> None:
     """
     from onceflow import devkafka
 
-    if not devkafka.stop(directory, progress=_say):
+    if not devkafka.stop(directory, progress=say):
         print(f"no Kafka runs in {directory}")
 
 
@@ -326,7 +327,7 @@ def kafka_status(directory: Directory = KAFKA_DIRECTORY, as_json: AsJson = False
     if as_json:
         where = None if broker is None else broker.bootstrap_servers
         process = None if broker is None else broker.pid
-        _print_json({"runs": broker is not None, "bootstrap_servers": where, "pid": process})
+        print_json({"runs": broker is not None, "bootstrap_servers": where, "pid": process})
     elif broker is None:
         print(f"no Kafka runs in {directory}: `onceflow kafka start` starts one")
     else:
@@ -370,39 +371,13 @@ def _not_yet(group: typer.Typer, name: str, arguments: str, explanation: str) ->
     )(refuse)
 
 
-_RUN, _LETTER = "a78c26d09a35e4cb73d0255993ab7bce ", "clearledger.dead-letters/3/17 "
-_not_yet(runs, "list", "", "Runs in flight, waiting or parked.")
-_not_yet(runs, "show", _RUN, "A run's journal.")
-_not_yet(runs, "resolve", f"{_RUN}--result JSON|--again|--fail ", "Say how a parked run goes on.")
-_not_yet(runs, "cancel", _RUN, "End a run as failed, and compensate what it did.")
+_LETTER = "clearledger.dead-letters/3/17 "
 _not_yet(dead_letters, "redrive", _LETTER, "Try failed runs anew.")
 _not_yet(dead_letters, "discard", _LETTER, "Let go of dead letters, and of what is kept for them.")
 _not_yet(inputs, "accept-loss", "events/3 ", "Go on with an input whose unfinished records are deleted.")
 
 
 # --- how it is shown ---
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _print(*what: Any) -> None:
-    # As wide as the terminal; in a pipe wide enough that what belongs to a line stays on it.
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-    for each in what:
-        console.print(each)
-
-
-def _table(*columns: str, right: Iterable[str] = ()) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    return table
 
 
 def _show_broker(broker: "Broker") -> None:
@@ -414,7 +389,7 @@ def _show_status(now: "Status", everything: bool) -> None:
     tally, cells = now.tally, now.cells
     letters = ", ".join(f"{count:,} {reason}" for reason, count in now.dead_letters.items())
     owned = sum(cells.values())
-    summary = _table("", "", right=())
+    summary = new_table("", "", right=())
     summary.show_header = False
     summary.add_row("cells", f"{len(cells)}, owning {owned} of {len(now.slots)} slots")
     summary.add_row("not finished", f"{now.unfinished:,} events (lag {sum(i.lag for i in now.inputs):,})")
@@ -426,23 +401,23 @@ def _show_status(now: "Status", everything: bool) -> None:
     summary.add_row(
         "dead letters", f"{sum(now.dead_letters.values()):,}" + (f" ({letters})" if letters else "")
     )
-    _print(Text(f"flow {now.flow}", "bold"), summary)
+    show(Text(f"flow {now.flow}", "bold"), summary)
     for blocked in now.blocked:
         place = f"{blocked.topic}/{blocked.partition}"
-        _print(
+        show(
             Text(f"blocked: retention has deleted {blocked.lost:,} unfinished records of {place}", "bold red")
         )
     if not cells:
-        _print("", "no cell runs: start one with `onceflow run FLOW`")
+        show("", "no cell runs: start one with `onceflow run FLOW`")
     shown = len(now.slots) + len(now.inputs) if everything else LINES_SHOWN
-    _print("", _cells_table(now, shown), "", _inputs_table(now, shown))
+    show("", _cells_table(now, shown), "", _inputs_table(now, shown))
     if max(len(now.inputs), len(now.slots)) > shown:
         whole = f"{len(now.slots)} slots and {len(now.inputs)} inputs"
-        _print("", f"of {whole}, the {shown} with most to do are shown: --all shows the rest")
+        show("", f"of {whole}, the {shown} with most to do are shown: --all shows the rest")
 
 
 def _cells_table(now: "Status", shown: int) -> Table:
-    table = _table("slot", "cell", "inputs", "not finished", right=("slot", "inputs", "not finished"))
+    table = new_table("slot", "cell", "inputs", "not finished", right=("slot", "inputs", "not finished"))
     for slot in sorted(now.slots, key=lambda each: (-each.unfinished, each.slot))[:shown]:
         cell = slot.cell or (f"none (last: {slot.last_cell})" if slot.last_cell else "none")
         table.add_row(str(slot.slot), cell, str(slot.inputs), f"{slot.unfinished:,}")
@@ -451,7 +426,7 @@ def _cells_table(now: "Status", shown: int) -> Table:
 
 def _inputs_table(now: "Status", shown: int) -> Table:
     numbers = ("slot", "lag", "not finished", "first", "duplicate", "forwarded")
-    table = _table("input", *numbers, "", right=numbers)
+    table = new_table("input", *numbers, "", right=numbers)
     for each in sorted(now.inputs, key=lambda each: (not each.lost, -each.unfinished, each))[:shown]:
         table.add_row(
             f"{each.topic}/{each.partition}",
@@ -473,7 +448,7 @@ def _show_dead_letters(letters: Iterable["DeadLetter"], total: int, *, values: b
     if not found:
         print("no dead letters")
         return
-    table = _table("time", "reason", "tenant", "origin", "bytes", "why", right=("bytes",))
+    table = new_table("time", "reason", "tenant", "origin", "bytes", "why", right=("bytes",))
     for letter in found:
         why = letter.detail.split("\n", 1)[0] + (f" (run {letter.run})" if letter.run else "")
         # As plain Text: what came from outside is no markup.
@@ -485,15 +460,15 @@ def _show_dead_letters(letters: Iterable["DeadLetter"], total: int, *, values: b
             f"{letter.size_bytes:,}",
             Text(why),
         )
-    _print(table)
+    show(table)
     for letter in found if values else ():
         # Escaped as Python does: bytes that are no text, and control characters, can do no harm in a terminal.
         shown = "no value" if letter.value is None else repr(letter.value)[2:-1]
-        _print("", Text(f"{letter.origin}:", "bold"), Text(shown))
+        show("", Text(f"{letter.origin}:", "bold"), Text(shown))
     if total > len(found):
-        _print("", f"the newest {len(found)} of {total:,}: --limit shows more")
+        show("", f"the newest {len(found)} of {total:,}: --limit shows more")
     if not values:
-        _print("", "--values shows what was sent")
+        show("", "--values shows what was sent")
 
 
 if __name__ == "__main__":

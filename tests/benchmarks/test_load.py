@@ -11,7 +11,8 @@ from benchmarks.pure_flow import three_steps
 from benchmarks.read_flow import one_step
 from flows.dedup import dedup
 from onceflow.agents.calls import Completed
-from onceflow.agents.lane import Arrived, utc_text
+from onceflow.agents.happenings import Arrived
+from onceflow.agents.lane import utc_text
 from onceflow.event import Event, Incoming, home_slot, idempotency_key, read_event
 from onceflow.stream.content import Grant, Input
 from onceflow.stream.letters import Letters

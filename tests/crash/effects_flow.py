@@ -1,11 +1,9 @@
-"""Flow under test: runs that change the world outside, which here is a directory that survives every process.
+"""Flow under test: runs that change the world outside, see `world`.
 
-CRASH_WORLD: that directory. `done` lists what was done, a line `<operation> <order> <key> <answer>` each; a keyed
-operation is done once per key. CRASH_GATE: a file; while it is missing, no ship answers.
+CRASH_GATE: a file; while it is missing, no ship answers.
 """
 
 import asyncio
-import fcntl
 import os
 import secrets
 from pathlib import Path
@@ -13,23 +11,10 @@ from pathlib import Path
 from onceflow import Call, Event, Failed, OutcomeUnknown, Run, agent, dataflow, tool
 from tests.crash import points
 from tests.crash.load import FAILING, TYPE
+from tests.crash.world import do
 
-WORLD = Path(os.environ["CRASH_WORLD"])
 UNKNOWN = "unknown"
 GATE = Path(os.environ.get("CRASH_GATE", "/"))
-
-
-def do(operation: str, order: str, key: str = "") -> str:
-    """Do it once per key; without one, each time. One `write` does it, so that it is done or not done at any kill."""
-    with (WORLD / "done").open("r+b") as done:
-        fcntl.flock(done, fcntl.LOCK_EX)  # until it is closed, by the end of the process too
-        for line in done:
-            _, _, known, answer = line.decode().split()
-            if known == key:
-                return answer
-        answer = secrets.token_hex(8)
-        os.write(done.fileno(), f"{operation} {order} {key or '-'} {answer}\n".encode())
-    return answer
 
 
 @tool(effect="read")

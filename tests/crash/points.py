@@ -101,7 +101,14 @@ EFFECTS = (  # of a run that changes something; the flow `effects_flow` comes by
     Point("ledger written", "state.ledger:Ledger.write", AFTER, 8, which=in_thread("onceflow-outbox")),
     Point("compensation begun", "agents.machine:Machine._undo", AFTER, 10),
 )
-POINTS = {point.name: point for point in (*ALL, *EFFECTS)}
+WAITS = (  # of a run that waits; the flow `waits_flow` comes by them
+    Point("wait recorded", "agents.sleep:Sleepers.sleeps", AFTER, 60),
+    Point("run asleep", "stream.open_runs:OpenRuns.plan", AFTER, 60),
+    Point("timer due", "agents.lane:Lane._due", AFTER, 30),
+    Point("signal matched", "agents.lane:Lane._deliver", AFTER, 30),
+    Point("signal kept", "agents.lane:Lane._signalled", AFTER, 60),
+)
+POINTS = {point.name: point for point in (*ALL, *EFFECTS, *WAITS)}
 
 
 def environment(point: Point, nth: int, note: Path) -> dict[str, str]:

@@ -47,7 +47,7 @@ class Scene:
         self._started_at = time.monotonic()
         self._settings = Settings(
             kafka=Kafka(bootstrap_servers=bootstrap_servers),
-            events=Events(shared=(self.shared,), tenant_prefix=self.own_prefix),
+            events=Events(shared=(self.shared,), tenant_prefix=self.own_prefix, signals=f"{flow}-signals"),
         )
 
     # --- what a test sets up ---
@@ -90,6 +90,7 @@ class Scene:
             "ONCEFLOW_KAFKA__BOOTSTRAP_SERVERS": self.bootstrap_servers,
             "ONCEFLOW_EVENTS__SHARED": self.shared,
             "ONCEFLOW_EVENTS__TENANT_PREFIX": self.own_prefix,
+            "ONCEFLOW_EVENTS__SIGNALS": f"{self.flow}-signals",
             "ONCEFLOW_TOPICS_REFRESH": "0.5",
             "CRASH_FLOW": self.flow,
         }

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from onceflow import cli
-from onceflow.agents import calls, lane
+from onceflow.agents import calls, happenings
 from onceflow.agents.agent import Agent
 from onceflow.config import load, rows
 from onceflow.event import Incoming, Reason, read_event
@@ -163,8 +163,10 @@ def test_the_states_of_a_run_are_drawn_with_the_names_of_the_code() -> None:
     """Every happening and every effect has its arrow, and no arrow has a name that the code doesn't know."""
     (diagram,) = blocks("mermaid", "ARCHITECTURE.md")
     drawn = set(re.findall(r": ([A-Z]\w+)$", diagram, re.MULTILINE))
-    happenings = set(get_args(lane.Happening)) - {lane.Answered}  # it brings an answer, which is drawn
-    known = happenings | set(get_args(calls.Answer)) | set(get_args(calls.Effect))
+    happening = set(get_args(happenings.Happening)) - {
+        happenings.Answered
+    }  # it brings an answer, which is drawn
+    known = happening | set(get_args(calls.Answer)) | set(get_args(calls.Effect))
     assert drawn == {each.__name__ for each in known}
 
 

@@ -9,7 +9,8 @@ import msgspec
 
 from onceflow.agents.agent import Agent
 from onceflow.agents.calls import Answer, Completed, Effect, Raised, Returned, RunFailed, StartCall
-from onceflow.agents.machine import Machine, failure
+from onceflow.agents.failures import failure
+from onceflow.agents.machine import Machine
 from onceflow.event import Event, Incoming, InvalidData, idempotency_key
 
 

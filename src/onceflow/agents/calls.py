@@ -5,14 +5,16 @@ that raises RetryLater, GiveUp or Failed says that *this* attempt changed nothin
 time-out leaves open whether it did, and so does an earlier attempt without an answer.
 """
 
+import random
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 
 from onceflow.agents.call import Call
-from onceflow.agents.journal import CALL_FAILED, UNUSABLE_RESULT, Entry
+from onceflow.agents.journal import CALL_FAILED, UNUSABLE_RESULT, Entry, Wait
 from onceflow.agents.tool import Tool
 from onceflow.errors import Failed, GiveUp, RetryLater
 
@@ -59,6 +61,21 @@ class Parked(NamedTuple):
     message: str
 
 
+class WaitBegun(NamedTuple):
+    """The run waits for a signal; one that came early may end it."""
+
+    run: "Machine"
+    place: str
+    wait: Wait
+
+
+class Asleep(NamedTuple):
+    """The run only waits: the machine is given up, and the run goes on from the ledger when a wait ends."""
+
+    run: "Machine"
+    due_ms: int  # when the first of its waits is over; 0: never
+
+
 class Completed(msgspec.Struct, frozen=True):
     """The run's end: what the agent returned."""
 
@@ -73,7 +90,7 @@ class RunFailed(NamedTuple):
     detail: str  # for the dead letter: the traceback
 
 
-Effect = StartCall | Record | Parked | Completed | RunFailed
+Effect = StartCall | Record | Parked | WaitBegun | Asleep | Completed | RunFailed
 
 
 def chunks(entries: Mapping[str, Entry]) -> Iterator[dict[str, Entry]]:
@@ -87,6 +104,11 @@ def chunks(entries: Mapping[str, Entry]) -> Iterator[dict[str, Entry]]:
             chunk, size = {}, len(entry.result or b"")
         chunk[place] = entry
     yield chunk
+
+
+def undo_key(key: str) -> str:
+    """The key of the compensation of a call."""
+    return blake2b(f"{key}/undo".encode(), digest_size=16).hexdigest()
 
 
 # --- happenings: answers ---
@@ -183,3 +205,15 @@ def _entry(waiting: Waiting, *, result: bytes | None = None, error: tuple[str, s
     intent = None if known is None else known.intent
     tool = started.tool
     return Entry(tool.name, tool.version, tool.fingerprint(started.call.arguments), result, error, intent)
+
+
+def retry_delay_s(waiting: Waiting, answer: Answer) -> float:
+    """Seconds until the next attempt: by the tool's policy, with full jitter that a replay would draw again."""
+    call, error = waiting.started.call, answer.error if isinstance(answer, Raised) else None
+    if isinstance(error, NotSent):
+        return 0.0
+    unit = random.Random(f"{call.key}/{call.attempt}").random()  # noqa: S311 (spreads load, no secret)
+    delay_s = waiting.started.tool.retry.delay_s(waiting.attempts, unit)
+    if isinstance(error, RetryLater) and error.after_s is not None:
+        delay_s = max(delay_s, error.after_s)
+    return delay_s

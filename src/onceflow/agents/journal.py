@@ -8,7 +8,7 @@ are deleted (tombstones) in the transaction that carries its completion.
     value         Segment, msgpack
 
 Places other than a call's own: FAILING says that the run has failed and undoes what stands; UNDO + place is
-the compensation of the call at that place; PARKED says that a person must resolve it.
+the compensation of the call at that place; PARKED says that a person must resolve it, and for which place.
 """
 
 from collections.abc import Iterable
@@ -34,10 +34,20 @@ class Intent(msgspec.Struct, array_like=True, frozen=True):
     executions: int  # how often it may have been sent, this time included
     made_ms: int  # when the call was first intended
     send_by_ms: int  # no execution so far is sent later than this
+    again: bool = False  # a person has said that the call is to be sent again
+
+
+class Wait(msgspec.Struct, array_like=True, frozen=True):
+    """What ends a wait: its time, or a signal."""
+
+    due_ms: int  # when its time is over; 0: never
+    type: str = ""  # of the signal; "": none, the run sleeps
+    id: str = ""
+    until: tuple[str, ...] = ()  # the statuses that end it; (): any
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True):
-    """A journal's record of a call: its result, or why it failed for good; neither: it is intended."""
+    """A journal's record of a call or a wait: its result, or why it failed for good; neither: it is open."""
 
     tool: str
     version: int
@@ -45,6 +55,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
     result: bytes | None = None  # as the tool encodes it
     error: tuple[str, str] | None = None  # a code of `CALL_CODES` or of `Failed`, and a message
     intent: Intent | None = None
+    wait: Wait | None = None
 
     @property
     def open(self) -> bool:
@@ -55,6 +66,8 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
 CALL_FAILED = "call-failed"
 OUTCOME_UNKNOWN = "outcome-unknown"
 UNUSABLE_RESULT = "result-unusable"  # the effect stands, but what the tool returned cannot be kept
+WAIT_EXPIRED = "wait-expired"
+NIL = b"\xc0"  # None, as msgpack
 
 
 class Begun(msgspec.Struct, array_like=True, frozen=True):
@@ -89,7 +102,38 @@ class OpenRun(msgspec.Struct):
     @property
     def parked(self) -> bool:
         """Whether it waits for a person."""
-        return PARKED in self.journal
+        parked = self.journal.get(PARKED)
+        return parked is not None and parked.error is not None
+
+
+def parked(agent: str, reason: str, message: str, place: str) -> Entry:
+    """The entry at PARKED: a person must say how the call at `place` ("": none) came out."""
+    return Entry(agent, 0, place.encode(), None, (reason, message))
+
+
+def same_wait(known: Entry, name: str, wait: Wait) -> bool:
+    """Whether a wait on record is the one that a replay asks for; its time is the recorded one."""
+    was = known.wait
+    return was is not None and (known.tool, was.type, was.id, was.until) == (
+        name,
+        wait.type,
+        wait.id,
+        wait.until,
+    )
+
+
+def expired(known: Entry) -> Entry:
+    """The outcome of a wait whose time is over: a sleep has ended, a signal did not come."""
+    wait = known.wait
+    if wait is None or not wait.type:
+        return msgspec.structs.replace(known, result=NIL)
+    message = f"no signal {wait.type!r} for {wait.id!r} came in time"
+    return msgspec.structs.replace(known, error=(WAIT_EXPIRED, message))
+
+
+def first_due_ms(waits: Iterable[Wait]) -> int:
+    """When the first of these waits is over; 0: none ever is."""
+    return min((wait.due_ms for wait in waits if wait.due_ms), default=0)
 
 
 def segment_key(tenant: str, run_key: bytes, number: int) -> bytes:
@@ -130,13 +174,18 @@ def open_runs(records: Iterable[tuple[bytes, bytes]]) -> list[OpenRun]:
     return runs
 
 
-def _decoded(value: bytes) -> Segment:
+def check_format(value: bytes) -> None:
+    """Raise ConfigError for a record of a newer format."""
     number = msgspec.msgpack.decode(value)[0]
     if number > FORMAT:
         raise ConfigError(
             f"F.ledger holds records of format {number}; this version knows {FORMAT}. Run the version of "
             "onceflow that wrote them, or a newer one."
         )
+
+
+def _decoded(value: bytes) -> Segment:
+    check_format(value)
     return _decode(value)
 
 

@@ -1,126 +1,66 @@
 """A lane: one tenant's share of a cell, with its runs in flight and the events that wait for a turn.
 
 Like a run it is a state machine: happenings in, decisions out; the calls that its runs ask for go to whoever
-was given. A lane's snapshot is the cache of its runs' journals: after a crash a run whose event comes again
+was given. Runs that only wait are not held in memory, see `sleep`.
+
+A lane's snapshot is the cache of its runs' journals: after a crash a run whose event comes again
 from the same record, with the same version of its agent, goes on with it and skips finished steps.
 """
 
+import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
-from onceflow.agents.agent import Agent
-from onceflow.agents.calls import Completed, Effect, Parked, Record, RunFailed, StartCall
+from onceflow.agents.calls import Asleep, Effect, Parked, Record, RunFailed, StartCall, WaitBegun
+from onceflow.agents.commands import CANCELLED, resolution
 from onceflow.agents.executor import Answered
-from onceflow.agents.journal import Begun, Entry, OpenRun
-from onceflow.agents.machine import Machine, failure
-from onceflow.event import Event, Headers, Incoming, InvalidData
+from onceflow.agents.failures import failure
+from onceflow.agents.happenings import (
+    Arrived,
+    Barrier,
+    Commanded,
+    Decision,
+    Due,
+    Ended,
+    Happening,
+    Looked,
+    Lost,
+    Memory,
+    Noted,
+    Resumed,
+    Settled,
+    Signalled,
+    Sleeping,
+    Slept,
+    Written,
+)
+from onceflow.agents.journal import Entry, encode_segment, segment_key
+from onceflow.agents.machine import Machine
+from onceflow.agents.signals import FORMAT as SIGNAL_FORMAT
+from onceflow.agents.signals import (
+    KEPT_MS,
+    Kept,
+    Signal,
+    encode_kept,
+    ends,
+    in_burst,
+    signal_key,
+    signal_prefix,
+)
+from onceflow.agents.sleep import Awaited, Sleepers
+from onceflow.event import Event, InvalidData
 
 SNAPSHOT_FORMAT = 1
+NO_OFFSET = -1
+BY_OPERATOR = "cancelled by an operator"
+NOTHING: Mapping[str, Entry] = MappingProxyType({})
 
-
-class Source(Protocol):
-    """The input an event was read from. `grant.live`: whether its slot is still owned under the same grant."""
-
-    topic: str
-    partition: int
-    grant: Any
-
-
-class Arrived(msgspec.Struct):
-    """Happening: an event that is the first with its key."""
-
-    source: Any  # a Source
-    offset: int
-    time_ms: int  # the record's time
-    value: bytes | None  # as it was sent, for a dead letter
-    headers: Headers
-    incoming: Incoming
-    agent: Agent[Any, Any]
-    forwarded_from: str | None = None
-    key: bytes = b""  # the run's key, 16 bytes; dedup fills it in
-    seen: Any = None  # what dedup knows the event by
-    saved: OpenRun | None = (
-        None  # what the ledger holds of its run; then `source` is the slot's inbox, `offset` -1
-    )
-
-    @classmethod
-    def again(cls, saved: OpenRun, inbox: Any, agent: Agent[Any, Any], seen: Any) -> "Arrived":
-        """The event of a run that the ledger holds."""
-        begun, incoming = saved.begun, saved.begun.incoming
-        value = begun.value if begun.value is not None else (incoming.document or incoming.data)
-        headers = incoming.headers if begun.headers is None else begun.headers
-        origin = begun.origin
-        return cls(inbox, -1, begun.time_ms, value, headers, incoming, agent, origin, saved.key, seen, saved)
-
-    def begun(self) -> Begun:
-        """What the ledger must hold of it."""
-        agent, incoming = self.agent, self.incoming
-        value = None if self.value in (incoming.document, incoming.data) else self.value
-        headers = None if incoming.headers is not None or self.headers is None else list(self.headers)
-        return Begun(agent.name, agent.version, incoming, self.time_ms, self.origin, value, headers)
-
-    @property
-    def origin(self) -> str:
-        """topic/partition/offset of the record in which the producer sent the event."""
-        return self.forwarded_from or self.record
-
-    @property
-    def record(self) -> str:
-        """topic/partition/offset of the record that was read here."""
-        return f"{self.source.topic}/{self.source.partition}/{self.offset}"
-
-
-class Turn(NamedTuple):
-    """Happening: the cell has room again for runs of this lane."""
-
-
-class Lost(NamedTuple):
-    """Happening: the grant of the tenant's slot is gone; everything of it is to be dropped."""
-
-    grant: Any
-
-
-class Settled(NamedTuple):
-    """Happening: the tenant's slot was granted; `finished` says which records need no journal any more."""
-
-    finished: Callable[[str], bool]
-
-
-class Resumed(NamedTuple):
-    """Happening: a run that the ledger holds goes on here."""
-
-    arrived: Arrived
-
-
-class Barrier(NamedTuple):
-    """Happening: a segment of a run's journal is committed."""
-
-    run: Machine
-    number: int
-
-
-class Ended(msgspec.Struct, frozen=True):
-    """Decision: a run ended."""
-
-    arrived: Arrived
-    outcome: Completed | RunFailed
-    segments: int = 0  # that the ledger has of it
-
-
-class Written(NamedTuple):
-    """Decision: a run's journal goes on in the ledger; with `parked`, the run waits for a person."""
-
-    arrived: Arrived
-    record: Record
-    parked: Parked | None
-
-
-Happening = Arrived | Answered | Turn | Lost | Settled | Resumed | Barrier
-Decision = Ended | Written
+log = logging.getLogger("onceflow.run")
 
 
 class Journal(msgspec.Struct, array_like=True):
@@ -166,6 +106,10 @@ class Capacity:
         self.in_flight += 1
         return True
 
+    def force(self) -> None:
+        """A run that slept goes on, whether or not there is room."""
+        self.in_flight += 1
+
     def give_back(self, runs: int = 1) -> None:
         """Runs have ended."""
         self.in_flight -= runs
@@ -196,9 +140,12 @@ class Lane:
         capacity: Capacity,
         start: Callable[[Iterable[StartCall]], None],
         abandon: Callable[[Iterable[Machine]], None],
+        memory: Memory,
         snapshot: bytes | None = None,
     ) -> None:
         self.tenant = tenant
+        self._memory = memory
+        self._sleepers = Sleepers()
         self._capacity = capacity
         self._start = start
         self._abandon = abandon
@@ -219,7 +166,7 @@ class Lane:
     @property
     def idle(self) -> bool:
         """Whether nothing is lost when this lane is discarded."""
-        return not (self._runs or self._queue or self._journals)
+        return not (self._runs or self._queue or self._journals or self._sleepers)
 
     def take(self, happenings: Iterable[Happening], now_ms: int) -> list[Decision]:
         """Work on what happened; return what was decided: runs that ended, and what is to be written of others."""
@@ -235,16 +182,28 @@ class Lane:
                     self._begin(happening, now_ms, calls, decided)
             elif type(happening) is Answered:
                 run, answer = happening
-                if run in self._runs:
+                if run in self._runs and run.token.source.grant.live:
                     self._note(run, run.answer(answer, now_ms), calls, decided)
             elif type(happening) is Barrier:
-                if happening.run in self._runs:
-                    self._note(
-                        happening.run, happening.run.committed(happening.number, now_ms), calls, decided
-                    )
+                run = happening.run
+                if run in self._runs and run.token.source.grant.live:
+                    self._note(run, run.committed(happening.number, now_ms), calls, decided)
             elif type(happening) is Resumed:
                 if happening.arrived.source.grant.live:
                     self._queue.append(happening.arrived)
+            elif type(happening) is Sleeping:
+                if happening.inbox.grant.live:
+                    self._sleepers.sleeps(*happening)
+            elif type(happening) is Due:
+                self._due(happening, now_ms, calls, decided)
+            elif type(happening) is Looked:
+                self._look(happening, now_ms, calls, decided)
+            elif type(happening) is Signalled:
+                if happening.source.grant.live:
+                    self._signalled(happening, now_ms, calls, decided)
+            elif type(happening) is Commanded:
+                if happening.source.grant.live:
+                    self._commanded(happening, now_ms, calls, decided)
             elif type(happening) is Lost:
                 self._drop(happening.grant)
             elif type(happening) is Settled:
@@ -277,18 +236,28 @@ class Lane:
                 )
         return msgspec.msgpack.encode(Snapshot(SNAPSHOT_FORMAT, self.tenant, journals))
 
-    def _begin(self, arrived: Arrived, now_ms: int, calls: list[StartCall], decided: list[Decision]) -> None:
+    def _begin(
+        self,
+        arrived: Arrived,
+        now_ms: int,
+        calls: list[StartCall],
+        decided: list[Decision],
+        news: Mapping[str, Entry] = NOTHING,
+    ) -> None:
+        """Let a run begin, or go on; `news`: what its journal has got meanwhile."""
         agent, saved = arrived.agent, arrived.saved
         try:
             data = agent.decode(arrived.incoming.data)
         except InvalidData as error:
             self._capacity.give_back()
-            decided.append(Ended(arrived, failure(error), 0 if saved is None else saved.segments))
+            decided.append(self._ended(arrived, failure(error), 0 if saved is None else saved.segments))
             return
         run = Machine(agent, arrived)
         if saved is not None:
             run.journal, run.segments = saved.journal, saved.segments
             arrived.saved = None
+            for place, entry in news.items():
+                run.record(place, entry)
         elif self._journals:
             run.journal = self._journal_of(arrived)
         effects = run.begin(Event(arrived.incoming, arrived.key.hex(), data), now_ms)
@@ -309,19 +278,171 @@ class Lane:
     def _note(
         self, run: Machine, effects: Iterable[Effect], calls: list[StartCall], decided: list[Decision]
     ) -> None:
+        arrived: Arrived = run.token
         for effect in effects:
             if type(effect) is StartCall:
                 calls.append(effect)
-                continue
-            if type(effect) is Record:
-                decided.append(Written(run.token, effect, None))
-                continue
-            self._runs.discard(run)
-            self._capacity.give_back()
-            if type(effect) is Parked:
-                decided.append(Written(run.token, effect.record, effect))
+            elif type(effect) is Record:
+                decided.append(self._written(arrived, effect, None))
+            elif type(effect) is WaitBegun:
+                awaited = Awaited(arrived.key, effect.place, effect.wait)
+                self._sleepers.waits(awaited)
+                decided.append(Looked(awaited, arrived.source))
             else:
-                decided.append(Ended(run.token, effect, run.segments))  # type: ignore[arg-type]
+                self._runs.discard(run)
+                self._capacity.give_back()
+                if type(effect) is Asleep:
+                    self._sleepers.sleeps(arrived.key, self._memory.inbox(arrived.source))
+                    decided.append(Slept(arrived.key, effect.due_ms))
+                    continue
+                self._sleepers.forget(arrived.key)
+                if type(effect) is Parked:
+                    decided.append(self._written(arrived, effect.record, effect))
+                    self._sleepers.sleeps(arrived.key, self._memory.inbox(arrived.source))
+                else:
+                    decided.append(self._ended(arrived, effect, run.segments))
+
+    def _written(self, arrived: Arrived, record: Record, parked: Parked | None) -> Written:
+        key = segment_key(self.tenant, arrived.key, record.number)
+        value = encode_segment(arrived.begun() if record.number == 0 else None, dict(record.entries))
+        self._memory.put(key, value)
+        return Written(arrived, record, key, value, parked)
+
+    def _ended(self, arrived: Arrived, outcome: Any, segments: int) -> Ended:
+        for number in range(segments):
+            self._memory.put(segment_key(self.tenant, arrived.key, number), None)
+        return Ended(arrived, outcome, segments)
+
+    # --- runs that sleep, and what wakes them ---
+
+    def _wake(
+        self,
+        key: bytes,
+        now_ms: int,
+        calls: list[StartCall],
+        decided: list[Decision],
+        news: Mapping[str, Entry] = NOTHING,
+    ) -> None:
+        """Let a sleeping run go on."""
+        inbox = self._sleepers.wakes(key)
+        arrived = self._memory.run(key, inbox)
+        if isinstance(arrived, str):
+            log.warning("a run cannot go on: %s", arrived, extra={"run": key.hex(), "tenant": self.tenant})
+            self._sleepers.sleeps(key, inbox)
+            return
+        self._capacity.force()
+        self._begin(arrived, now_ms, calls, decided, news)
+
+    def _awake(self, key: bytes) -> Machine | None:
+        return next((run for run in self._runs if run.token.key == key), None)
+
+    def _due(self, due: Due, now_ms: int, calls: list[StartCall], decided: list[Decision]) -> None:
+        if due.record:
+            for key, kept in self._memory.signals(due.record):
+                self._memory.put(key, None)
+                unclaimed = None if kept.taken else kept
+                decided.append(Noted(self.tenant, None, NO_OFFSET, 0, ((key, None),), 0, unclaimed))
+        elif self._sleepers.asleep(due.key):
+            self._wake(due.key, now_ms, calls, decided)
+        elif (run := self._awake(due.key)) is not None and run.token.source.grant.live:
+            self._note(run, run.due(now_ms), calls, decided)
+
+    def _look(self, looked: Looked, now_ms: int, calls: list[StartCall], decided: list[Decision]) -> None:
+        """A wait has begun: a signal that came early may end it."""
+        awaited = looked.awaited
+        wait = awaited.wait
+        if not looked.source.grant.live or not self._sleepers.awaited(awaited):
+            return
+        known = self._memory.signals(signal_prefix(self.tenant, wait.type, wait.id))
+        early = [
+            (kept.time_ms, key, kept) for key, kept in known if not kept.taken and ends(wait, kept.signal)
+        ]
+        if early:
+            _, key, kept = min(early, key=lambda found: found[:2])
+            decided.append(self._taken(None, NO_OFFSET, 0, key, kept))
+            self._deliver(awaited, kept.signal, now_ms, calls, decided)
+
+    def _signalled(
+        self, given: Signalled, now_ms: int, calls: list[StartCall], decided: list[Decision]
+    ) -> None:
+        signal, at = given.signal, (given.source, given.offset, given.size)
+        key = signal_key(self.tenant, signal)
+        known = self._memory.signals(signal_prefix(self.tenant, signal.type, signal.id))
+        kept = Kept(
+            SIGNAL_FORMAT,
+            signal,
+            given.time_ms,
+            False,
+            given.origin,
+            given.value,
+            None if given.headers is None else list(given.headers),
+        )
+        if any(known_key == key for known_key, _ in known):
+            decided.append(Noted(self.tenant, *at))  # a copy
+        elif (awaited := self._sleepers.taking(signal)) is not None:
+            decided.append(self._taken(*at, key, kept))
+            self._deliver(awaited, signal, now_ms, calls, decided)
+        elif in_burst((each for _, each in known), signal, given.time_ms):
+            decided.append(Noted(self.tenant, *at))
+        else:
+            value = encode_kept(kept)
+            self._memory.put(key, value)
+            decided.append(Noted(self.tenant, *at, ((key, value),), given.time_ms + KEPT_MS))
+
+    def _taken(self, source: Any, offset: int, size: int, key: bytes, kept: Kept) -> Noted:
+        """A signal ends a wait: it is remembered without its contents."""
+        value = encode_kept(msgspec.structs.replace(kept, taken=True, value=None, headers=None))
+        self._memory.put(key, value)
+        return Noted(self.tenant, source, offset, size, ((key, value),), kept.time_ms + KEPT_MS)
+
+    def _deliver(
+        self,
+        awaited: Awaited,
+        signal: Signal,
+        now_ms: int,
+        calls: list[StartCall],
+        decided: list[Decision],
+    ) -> None:
+        result = msgspec.msgpack.encode(signal)
+        if self._sleepers.asleep(awaited.key):
+            entry = Entry("wait_for", 1, b"", result, wait=awaited.wait)
+            self._wake(awaited.key, now_ms, calls, decided, {awaited.place: entry})
+        elif (run := self._awake(awaited.key)) is not None:
+            self._sleepers.over(awaited)
+            self._note(run, run.signalled(awaited.place, result, now_ms), calls, decided)
+
+    def _commanded(
+        self, given: Commanded, now_ms: int, calls: list[StartCall], decided: list[Decision]
+    ) -> None:
+        source, offset, size, command = given
+        decided.append(Noted(self.tenant, source, offset, size))
+        key = bytes.fromhex(command.run)
+        refusal = ""
+        if self._sleepers.asleep(key):
+            found = self._memory.run(key, source)
+            news = (
+                found if isinstance(found, str) or found.saved is None else resolution(command, found.saved)
+            )
+            if isinstance(news, str):
+                refusal = news
+            elif not isinstance(news, Arrived):
+                self._wake(key, now_ms, calls, decided, news)
+        elif (run := self._awake(key)) is not None and command.action == "cancel":
+            self._note(run, run.cancel(CANCELLED, BY_OPERATOR, now_ms), calls, decided)
+        elif command.action == "cancel" and (waiting := [a for a in self._queue if a.key == key]):
+            self._queue.remove(waiting[0])
+            saved = waiting[0].saved
+            if saved is None:
+                decided.append(Ended(waiting[0], RunFailed(CANCELLED, BY_OPERATOR, "")))
+            else:
+                self._capacity.force()
+                news = resolution(command, saved)
+                assert not isinstance(news, str)
+                self._begin(waiting[0], now_ms, calls, decided, news)
+        else:
+            refusal = "there is no such run, or it is under way"
+        said = {"run": command.run, "tenant": self.tenant, "action": command.action, "refused": refusal}
+        log.info("an operator has decided about a run", extra=said)
 
     def _drop(self, grant: Any) -> None:
         gone = [run for run in self._runs if run.token.source.grant is grant]
@@ -329,7 +450,9 @@ class Lane:
         self._capacity.give_back(len(gone))
         self._abandon(gone)
         for run in gone:
+            self._sleepers.forget(run.token.key)
             run.close()
+        self._sleepers.lost(grant)
         self._queue = deque(arrived for arrived in self._queue if arrived.source.grant is not grant)
 
 

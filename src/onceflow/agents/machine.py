@@ -2,13 +2,14 @@
 
     (state, happening) -> (state, effects)
 
-A happening is the run's begin, the answer to one of its calls, or the commit that a call waits for; an effect is a
-call to start, a segment of the journal to write, or the run's end. There is no I/O and no clock in it: who drives the
-machine says what time it is, starts the calls, writes the journal and brings the answers.
+A happening is the run's begin, an answer to a call, the commit that a call waits for, the end of a wait, or a cancel;
+an effect is a call to start, a segment of the journal to write, a wait, or the run's end. There is no I/O and no clock
+in it: who drives the machine says what time it is, starts the calls, writes the journal and brings the answers.
 
 A run that only reads keeps its journal here; after a crash its event is read again. The first call of a keyed or blind
 tool puts the run into the ledger, event and journal so far, together with that call's intent: a *barrier*. The call is
-sent once this is committed. From then on the ledger alone says what the run has done:
+sent once this is committed. A wait puts the run there too; a run that only waits falls *asleep*: it is given up here,
+and replayed when its wait ends. Once a run is in the ledger, that alone says what it has done:
 
     a result on record            is returned, the call is never made again
     an intent without an outcome  the call may have happened: keyed, the same key is sent again; blind, or when
@@ -18,12 +19,8 @@ sent once this is committed. From then on the ledger alone says what the run has
     PARKED                        a person must resolve it
 """
 
-import logging
-import random
-import traceback
 from collections.abc import Coroutine, Mapping
 from datetime import datetime, timedelta
-from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any
 
@@ -34,6 +31,7 @@ from onceflow.agents.call import Call
 from onceflow.agents.calls import (
     SEND_WITHIN_MS,
     Answer,
+    Asleep,
     Completed,
     Effect,
     FoundNotDone,
@@ -44,10 +42,14 @@ from onceflow.agents.calls import (
     Record,
     RunFailed,
     StartCall,
+    WaitBegun,
     Waiting,
     chunks,
     judged,
+    retry_delay_s,
+    undo_key,
 )
+from onceflow.agents.failures import close, failure, foreign_await
 from onceflow.agents.journal import (
     CALL_FAILED,
     FAILING,
@@ -57,16 +59,16 @@ from onceflow.agents.journal import (
     UNUSABLE_RESULT,
     Entry,
     Intent,
+    Wait,
+    expired,
+    first_due_ms,
+    parked,
 )
 from onceflow.agents.run import SUSPENDED, ForeignAwait, Run, utc
 from onceflow.agents.tool import Tool
-from onceflow.errors import Failed, RetryLater
-from onceflow.event import Event, InvalidData, Reason
+from onceflow.event import Event, Reason
 
 _MAY_STAND = (OUTCOME_UNKNOWN, UNUSABLE_RESULT)
-DETAIL_MAX = 8_000  # characters of a traceback that go into a dead letter
-
-log = logging.getLogger("onceflow.run")
 
 
 class Machine(msgspec.Struct, eq=False):
@@ -89,11 +91,10 @@ class Machine(msgspec.Struct, eq=False):
     _news: dict[str, Entry] | None = None  # entries that a ledger which knows the run doesn't have yet
     _held: list[StartCall] | None = None  # calls whose intent is among them
     _barriers: dict[int, list[StartCall]] | None = None  # by the segment that must be committed first
-    _asked: dict[str, tuple[Tool[Any, Any], Call]] | None = (
-        None  # effects, in the order the agent asked for them
-    )
+    _asked: dict[str, tuple[Tool[Any, Any], Call]] | None = None  # effects, in the order of asking
     _end: Completed | RunFailed | None = None  # once no call is under way, and what stands is undone
-    _parking: tuple[str, str] | None = None  # reason and message, once no call is under way
+    _parking: tuple[str, str, str] | None = None  # reason, message and place, once no call is under way
+    _waits: dict[str, Wait] | None = None  # that the agent waits for
 
     def begin(self, event: Event[Any], now_ms: int) -> list[Effect]:
         """Start the agent; return what is to be done."""
@@ -117,27 +118,76 @@ class Machine(msgspec.Struct, eq=False):
         if outcome is Next.AGAIN:
             self._again(waiting, answer)
         elif outcome is Next.UNKNOWN:
-            self._unknown(waiting, answer)
+            error = answer.error if isinstance(answer, Raised) else None
+            self._unresolved(waiting, f"{type(error).__name__}: {error}", waiting.started.tool.timeout_s)
         else:
             self._decided(waiting.started, outcome)
         if self._coroutine is None or answer.place in self._waiting or self._end or self._parking:
-            return self._settled() if self._asked or self.segments else self._effects
+            return self._settled() if self._lasting else self._effects
         return self._step(self._coroutine)
 
     def committed(self, number: int, now_ms: int) -> list[Effect]:
         """A segment with a barrier is committed: its calls may be sent."""
-        self.now_ms = now_ms
         started = [] if self.ended or self._barriers is None else self._barriers.pop(number, [])
-        return [self._timed(call) for call in started]
+        self.now_ms = now_ms
+        if self._end is None or not any(call.kind == "call" for call in started):
+            return [self._timed(call) for call in started]
+        self._effects = []
+        for call in started:  # the run was cancelled meanwhile
+            self._not_sent(call)
+        return self._settled()
+
+    def signalled(self, place: str, result: bytes, now_ms: int) -> list[Effect]:
+        """A wait has got its signal; a place that does not wait (any more) changes nothing."""
+        if self.ended or not self._waits or place not in self._waits:
+            return []
+        self.now_ms = now_ms
+        self._effects = []
+        del self._waits[place]
+        self.record(place, msgspec.structs.replace(self.journal[place], result=result))
+        return self._go_on()
+
+    def due(self, now_ms: int) -> list[Effect]:
+        """The time of waits may be over."""
+        over = [place for place, wait in (self._waits or {}).items() if 0 < wait.due_ms <= now_ms]
+        if self.ended or not over:
+            return []
+        self.now_ms = now_ms
+        self._effects = []
+        for place in over:
+            self._expire(place)
+        return self._go_on()
+
+    def cancel(self, code: str, message: str, now_ms: int) -> list[Effect]:
+        """End as failed: nothing more is started, calls under way are waited for, what stands is undone."""
+        if self.ended or self._end is not None:
+            return []
+        self.now_ms = now_ms
+        self._effects = []
+        self._end = RunFailed(code, message, "")
+        self._parking, self._waits = None, None
+        if not self._lasting:
+            self.close()
+            return [self._end]
+        self.record(FAILING, Entry(self.agent.name, 0, b"", None, (code, message)))
+        return self._settled()
 
     def close(self) -> None:
         """Abandon the run; its agent sees GeneratorExit."""
         self.ended = True
         coroutine, self._coroutine = self._coroutine, None
         if coroutine is not None:
-            _close(coroutine)
+            close(coroutine)
 
     # -- the agent's progress --
+
+    @property
+    def _lasting(self) -> bool:
+        """Whether the run is in the ledger, or about to be."""
+        return bool(self._asked or self.segments or self._waits)
+
+    def _go_on(self) -> list[Effect]:
+        return self._settled() if self._coroutine is None else self._step(self._coroutine)
 
     def _step(self, coroutine: Coroutine[Any, Any, Any]) -> list[Effect]:
         """Let the agent go on to its next call, or to its end."""
@@ -154,10 +204,10 @@ class Machine(msgspec.Struct, eq=False):
         else:
             if token is SUSPENDED:
                 self._coroutine = coroutine
-                return self._settled() if self._asked or self.segments else self._effects
-            _close(coroutine)
-            end = _foreign_await(ForeignAwait(token))
-        if not (self._asked or self.segments):  # it has changed nothing outside
+                return self._settled() if self._lasting else self._effects
+            close(coroutine)
+            end = foreign_await(ForeignAwait(token))
+        if not self._lasting:  # it has changed nothing outside
             self.ended = True
             return [end]
         if self._end is None:
@@ -172,10 +222,8 @@ class Machine(msgspec.Struct, eq=False):
             self.close()
             self.ended = False  # not yet
             if self._parking is None and (missing := self._unasked()):
-                self._parking = (
-                    Reason.NONDETERMINISTIC,
-                    f"replay did not come to {missing}, which is on record",
-                )
+                message = f"replay did not come to {missing}, which is on record"
+                self._parking = (Reason.NONDETERMINISTIC, message, "")
             if self._parking is not None:
                 self._park(*self._parking)
             elif type(self._end) is RunFailed and (standing := self._stands()):
@@ -185,12 +233,15 @@ class Machine(msgspec.Struct, eq=False):
                 self._effects.append(self._end)  # type: ignore[arg-type]
         if not self.ended:
             self._write()
+            if self._waits and not self._waiting:
+                self.close()
+                self._effects.append(Asleep(self, first_due_ms(self._waits.values())))
         effects, self._effects = self._effects, []
         return effects
 
     def _write(self) -> None:
         """Put the news into the ledger, if it knows the run or has to; calls that are held wait for it."""
-        if not (self._news or self._held):
+        if not (self._news or self._held or (self._waits and not self.segments)):
             return
         entries = (self._news or {}) if self.segments else dict(self.journal)
         portions = list(chunks(entries))
@@ -202,10 +253,10 @@ class Machine(msgspec.Struct, eq=False):
         self.segments = last + 1
         self._news, self._held = None, None
 
-    def _park(self, reason: str, message: str) -> None:
+    def _park(self, reason: str, message: str, place: str) -> None:
         self._write()
         self.ended = True
-        entry = Entry(self.agent.name, 0, b"", None, (reason, message))
+        entry = parked(self.agent.name, reason, message, place)
         self._effects.append(Parked(Record(self, self.segments, {PARKED: entry}, False), reason, message))
         self.segments += 1
 
@@ -213,7 +264,7 @@ class Machine(msgspec.Struct, eq=False):
         """An effect on record that the agent has not asked for; "" if there is none."""
         asked = self._asked or {}
         for place, entry in self.journal.items():
-            if entry.intent is not None and not place.startswith(UNDO) and place not in asked:
+            if entry.intent is not None and place[0] not in (UNDO, FAILING, PARKED) and place not in asked:
                 return f"call {place} of {entry.tool}"
         return ""
 
@@ -237,14 +288,47 @@ class Machine(msgspec.Struct, eq=False):
         same = (entry.tool, entry.arguments) == (tool.name, fingerprint)
         if same and (entry.version == tool.version or (self.segments and not entry.open)):
             return None if entry.open else entry
-        if self.segments and self._parking is None:
+        if self.segments:
             was = f"{entry.tool} version {entry.version}"
             asked = f"{tool.name} version {tool.version}" + (" with other arguments" if not same else "")
-            self._parking = (
-                Reason.NONDETERMINISTIC,
-                f"call {place} on record is {was}, replay asks for {asked}",
-            )
+            self._differs(f"call {place} on record is {was}, replay asks for {asked}")
         return None
+
+    def _differs(self, message: str) -> None:
+        if self._parking is None:
+            self._parking = (Reason.NONDETERMINISTIC, message, "")
+
+    def wait(self, place: str, name: str, wait: Wait) -> Entry | None:
+        """Wait at this place; the outcome, if there is one by now."""
+        known = self.journal.get(place)
+        if known is not None:
+            was = known.wait or Wait(0)
+            if (known.tool, was.type, was.id, was.until) != (name, wait.type, wait.id, wait.until):
+                self._differs(
+                    f"{place} on record is {known.tool} {was.type} {was.id}, replay asks for {name}"
+                )
+                return None
+            if not known.open:
+                return known
+            wait = was
+        if self._end is not None or self._parking is not None:
+            return None
+        if place not in (self._waits or {}):
+            self._waits = {**(self._waits or {}), place: wait}
+            if known is None:
+                self.record(place, Entry(name, 1, b"", wait=wait))
+            if 0 < wait.due_ms <= self.now_ms:
+                return self._expire(place)
+            if wait.type:
+                self._effects.append(WaitBegun(self, place, wait))
+        return None
+
+    def _expire(self, place: str) -> Entry:
+        """The time of a wait is over."""
+        assert self._waits is not None
+        del self._waits[place]
+        self.record(place, expired(self.journal[place]))
+        return self.journal[place]
 
     def ask(self, handle: "Run", tool: Tool[Any, Any], place: str, arguments: dict[str, Any]) -> None:
         """Note that the agent asks for a call of a keyed or blind tool, whether or not it is on record."""
@@ -287,9 +371,7 @@ class Machine(msgspec.Struct, eq=False):
         intent = Intent(call.key, call.attempt, made_ms, send_by_ms)
         entry = Entry(tool.name, tool.version, tool.fingerprint(call.arguments), intent=intent)
         self.record(started.place, entry)
-        if self._held is None:
-            self._held = []
-        self._held.append(started._replace(send_by_ms=send_by_ms))
+        self._held = [*(self._held or ()), started._replace(send_by_ms=send_by_ms)]
 
     def _resume(self, waiting: Waiting, intent: Intent) -> bool:
         """Go on with a call that an earlier process may have sent; whether that decided it."""
@@ -299,7 +381,7 @@ class Machine(msgspec.Struct, eq=False):
         waiting.started = started._replace(
             call=msgspec.structs.replace(started.call, key=intent.key, attempt=intent.executions + 1)
         )
-        if tool.effect == "keyed" and self.now_ms < intent.made_ms + tool.ttl_s * 1000:
+        if intent.again or (tool.effect == "keyed" and self.now_ms < intent.made_ms + tool.ttl_s * 1000):
             self._intend(waiting)
             return False
         # It may be on its way until then, and at work for as long as it may take.
@@ -318,14 +400,8 @@ class Machine(msgspec.Struct, eq=False):
         """The next attempt of a call, after a delay with full jitter that a replay would draw again."""
         started = waiting.started
         call, tool = started.call, started.tool
-        unit = random.Random(f"{call.key}/{call.attempt}").random()  # noqa: S311 (spreads load, no secret)
-        delay_s = tool.retry.delay_s(waiting.attempts, unit)
-        error = answer.error if isinstance(answer, Raised) else None
-        if isinstance(error, RetryLater) and error.after_s is not None:
-            delay_s = max(delay_s, error.after_s)
-        if isinstance(error, NotSent):
-            delay_s = 0.0
-        else:
+        delay_s = retry_delay_s(waiting, answer)
+        if not (isinstance(answer, Raised) and isinstance(answer.error, NotSent)):
             waiting.attempts += 1
         if isinstance(answer, FoundNotDone):
             started = started._replace(kind="call")
@@ -344,9 +420,15 @@ class Machine(msgspec.Struct, eq=False):
         else:
             self._effects.append(started._replace(send_by_ms=intent.send_by_ms))
 
-    def _unknown(self, waiting: Waiting, answer: Answer) -> None:
-        error = answer.error if isinstance(answer, Raised) else None
-        self._unresolved(waiting, f"{type(error).__name__}: {error}", waiting.started.tool.timeout_s)
+    def _not_sent(self, started: StartCall) -> None:
+        """A call on record is not sent any more: the run has failed meanwhile."""
+        waiting = (self._waiting or {})[started.place]
+        if waiting.unknown:
+            self._unresolved(waiting, "the run was cancelled before it was sent again", 0.0)
+        else:
+            message = f"{started.tool.name}: not sent, the run was cancelled before"
+            known = self.journal[started.place]
+            self._decided(started, msgspec.structs.replace(known, error=(CALL_FAILED, message)))
 
     def _unresolved(self, waiting: Waiting, why: str, over_s: float) -> bool:
         """Nobody knows whether a call happened; it is over in `over_s`. As its tool says; whether that decided it."""
@@ -362,7 +444,7 @@ class Machine(msgspec.Struct, eq=False):
             return False
         if policy == "park":
             del self._waiting[started.place]  # type: ignore[union-attr]
-            self._parking = (Reason.UNKNOWN_OUTCOME, message)
+            self._parking = (Reason.UNKNOWN_OUTCOME, message, started.place)
             return False
         if policy == "compensate":
             self._undo(started.place, over_s)
@@ -375,7 +457,8 @@ class Machine(msgspec.Struct, eq=False):
         """A call has its outcome."""
         del self._waiting[started.place]  # type: ignore[union-attr]
         if started.kind == "undo" and outcome.error is not None:
-            self._parking = (Reason.UNKNOWN_OUTCOME, f"its compensation failed: {outcome.error[1]}")
+            message = f"its compensation failed: {outcome.error[1]}"
+            self._parking = (Reason.UNKNOWN_OUTCOME, message, started.place)
             return
         self.record(started.place, outcome)
         place = started.place.removeprefix(UNDO)
@@ -406,50 +489,12 @@ class Machine(msgspec.Struct, eq=False):
         tool, call = (self._asked or {})[place]
         entry, known = self.journal[place], self.journal.get(UNDO + place)
         attempt = 1 if known is None or known.intent is None else known.intent.executions + 1
-        call = msgspec.structs.replace(call, key=_undo_key(call.key), attempt=attempt)
+        call = msgspec.structs.replace(call, key=undo_key(call.key), attempt=attempt)
         result = None if entry.result is None else tool.decode_result(entry.result)
         started = StartCall(self, UNDO + place, tool, call, delay_s, "undo", result)
         waiting = self._waiting[UNDO + place] = Waiting(started, unknown=attempt > 1)
-        if attempt > 1 and tool.effect == "blind":
+        again = known is not None and known.intent is not None and known.intent.again
+        if attempt > 1 and tool.effect == "blind" and not again:
             self._unresolved(waiting, "the cell ended in its compensation", 0.0)
         else:
             self._intend(waiting)
-
-
-def failure(error: BaseException) -> RunFailed:
-    """How a run ends whose agent raised `error`."""
-    detail = "".join(traceback.format_exception(error))[-DETAIL_MAX:]
-    if isinstance(error, Failed):
-        return RunFailed(error.code, error.message, detail)
-    if isinstance(error, InvalidData):
-        return RunFailed("invalid-data", str(error), "")
-    if isinstance(error, ForeignAwait):
-        return _foreign_await(error)
-    if (
-        isinstance(error, RuntimeError) and str(error) == "no running event loop"
-    ):  # asyncio.sleep and its like
-        return _foreign_await(error)
-    return RunFailed("agent-failed", f"{type(error).__name__}: {error}"[:1_000], detail)
-
-
-def _close(coroutine: Coroutine[Any, Any, Any]) -> None:
-    """Give an agent up; its clean-up must not take others with it, whatever it raises."""
-    try:
-        coroutine.close()
-    except BaseException:
-        log.warning("an agent raised while its run was given up", exc_info=True)
-
-
-def _undo_key(key: str) -> str:
-    """The key of the compensation of a call."""
-    return blake2b(f"{key}/undo".encode(), digest_size=16).hexdigest()
-
-
-def _foreign_await(error: BaseException) -> RunFailed:
-    awaited = type(error.args[0]).__name__ if isinstance(error, ForeignAwait) else "part of asyncio"
-    return RunFailed(
-        "agent-failed",
-        f"the agent awaited something ({awaited}) that isn't its run's: await only run.call, "
-        "run.gather and the run's waits, and put other I/O into a tool (a replay must be able to repeat every await)",
-        "",
-    )

@@ -8,13 +8,13 @@ inside a `gather`), the same in every replay. What a run decides is in `machine`
 import logging
 import random
 import uuid
-from collections.abc import Awaitable, Generator, Mapping
+from collections.abc import Awaitable, Collection, Generator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, overload
 
 import msgspec
 
-from onceflow.agents.call import Call
+from onceflow.agents.call import Call, seconds_of
 from onceflow.agents.journal import (
     CALL_FAILED,
     FAILING,
@@ -23,9 +23,11 @@ from onceflow.agents.journal import (
     UNDO,
     UNUSABLE_RESULT,
     Entry,
+    Wait,
 )
+from onceflow.agents.signals import Signal
 from onceflow.agents.tool import Tool
-from onceflow.errors import CallFailed, Failed, NotYet, OutcomeUnknown
+from onceflow.errors import CallFailed, Failed, NotYet, OutcomeUnknown, WaitExpired
 from onceflow.event import Event
 
 if TYPE_CHECKING:
@@ -147,16 +149,65 @@ class Run:
             log, {"run": self.id, "tenant": self.tenant, "agent": self._machine.agent.name}
         )
 
-    def sleep(self, duration: timedelta | float) -> NoReturn:
-        """Not yet: waits come with the ledger."""
-        raise NotYet(f"run.sleep({duration})")
+    async def sleep(self, duration: timedelta | float) -> None:
+        """Go on after this time (a timedelta or seconds), however often the process is restarted meanwhile."""
+        seconds = seconds_of("run.sleep", "duration", duration, zero=True)
+        await self._wait("sleep", Wait(self._due_ms(seconds)))
 
-    def wait_for(self, type: str, id: str, **options: Any) -> NoReturn:
-        """Not yet: waits come with the ledger."""
-        raise NotYet(f"run.wait_for({type!r}, {id!r}{', …' if options else ''})")
+    async def wait_for(
+        self,
+        type: str,
+        id: str,
+        *,
+        until: Collection[str] = (),
+        timeout: timedelta | float | None = None,
+        poll: Tool[Any, Any] | None = None,
+        every: timedelta | float = timedelta(minutes=30),
+        on_timeout: Tool[Any, Any] | None = None,
+    ) -> Any:
+        """Wait for the signal `type` whose subject is `id`, and return it (a `Signal`).
+
+        until: the statuses that end the wait, any if empty; others don't. timeout: how long, for ever if None;
+        then `on_timeout` is called with `id` and what it returns is returned, or WaitExpired is raised.
+        poll: a tool that is called with `id` each time that `every` has passed without a signal; it returns None, or a
+        status, or a mapping with `status`, and ends the wait as a signal would.
+        """
+        statuses = (until,) if isinstance(until, str) else tuple(until)
+        every_s = seconds_of("run.wait_for", "every", every)
+        end_ms = 0
+        if timeout is not None:
+            end_ms = self._due_ms(seconds_of("run.wait_for", "timeout", timeout, zero=True))
+        while True:
+            due_ms = end_ms
+            if poll is not None:
+                due_ms = min(self._due_ms(every_s), end_ms or 1 << 62)
+            entry = await self._wait("wait_for", Wait(due_ms, type, id, statuses))
+            if entry.result is not None:
+                return _decode_signal(entry.result)
+            if poll is not None:
+                found = await self.call(poll, id)
+                status = found.get("status") if isinstance(found, Mapping) else found
+                if status is not None and (not statuses or status in statuses):
+                    return Signal(type, id, str(status), found, f"poll/{poll.name}", "")
+            if end_ms and entry.wait is not None and entry.wait.due_ms >= end_ms:
+                if on_timeout is not None:
+                    return await self.call(on_timeout, id)
+                raise WaitExpired(entry.error[1] if entry.error else f"{type} {id}")
+
+    async def _wait(self, name: str, wait: Wait) -> Entry:
+        strand = self._strand
+        place = strand.next()
+        while (entry := self._machine.wait(place, name, wait)) is None:
+            await _Suspension()
+            self._strand = strand
+        return entry
+
+    def _due_ms(self, seconds: float) -> int:
+        """So many seconds from now, as a replay will see it again."""
+        return int(self.now().timestamp() * 1000) + round(seconds * 1000)
 
     def flag(self, name: str, market: str | None = None) -> NoReturn:
-        """Not yet: flags come with the ledger."""
+        """Not yet."""
         raise NotYet(f"run.flag({name!r}, {market!r})")
 
     def _recorded(self, name: str, make: Any) -> bytes:
@@ -245,6 +296,9 @@ def _call_inline(tool: Tool[Any, R], function: Any, args: Any, kwargs: Mapping[s
     except BaseException as error:
         raise CallFailed(f"{tool.name}: {type(error).__name__}: {error}") from error
     return result
+
+
+_decode_signal = msgspec.msgpack.Decoder(Signal).decode
 
 
 def utc(time_ms: int) -> datetime:

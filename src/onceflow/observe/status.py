@@ -240,7 +240,7 @@ def read_progress(
 ) -> Mapping[Partition, Progress]:
     """What F.progress says of each input that was ever read."""
     found: dict[Partition, Progress] = {}
-    for message in _committed(flow, Names.of(flow).progress, cluster, settings, slots):
+    for message in committed(flow, Names.of(flow).progress, cluster, settings, range(slots)):
         key, value = message.key(), message.value()
         if key is not None:
             topic, _, partition = key.decode().rpartition("/")
@@ -253,7 +253,7 @@ def read_progress(
 
 def read_dead_letters(flow: str, cluster: Cluster, settings: Settings, slots: int) -> Iterator[DeadLetter]:
     """All dead letters that Kafka still has, in the order of each partition."""
-    for message in _committed(flow, Names.of(flow).dead_letters, cluster, settings, slots):
+    for message in committed(flow, Names.of(flow).dead_letters, cluster, settings, range(slots)):
         yield dead_letter(message)
 
 
@@ -275,9 +275,11 @@ def newest_dead_letters(
     return newest[::-1], total
 
 
-def _committed(flow: str, topic: str, cluster: Cluster, settings: Settings, slots: int) -> Iterator[Message]:
-    """The committed records of one of the flow's topics up to now."""
-    partitions = [(topic, slot) for slot in range(slots)]
+def committed(
+    flow: str, topic: str, cluster: Cluster, settings: Settings, slots: Iterable[int]
+) -> Iterator[Message]:
+    """The committed records of one of the flow's topics up to now, of these slots."""
+    partitions = [(topic, slot) for slot in slots]
     consumer = Consumer(
         {
             "fetch.wait.max.ms": 10,

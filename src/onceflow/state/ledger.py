@@ -73,5 +73,53 @@ class Ledger:
         self._store.close()
 
 
+class Records:
+    """The ledger as the worker sees it: the view, and above it what was decided since and isn't in the view yet.
+
+    One thread. `put` what goes to the outbox; `committed` takes it off again once the view has it.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._newer: dict[
+            bytes, dict[bytes, bytes | None]
+        ] = {}  # slot and tenant -> key -> value; None: deleted
+
+    def put(self, slot: int, key: bytes, value: bytes | None) -> None:
+        """Take note of a record that was decided."""
+        self._newer.setdefault(_group(slot, key), {})[key] = value
+
+    def scan(self, slot: int, prefix: bytes) -> list[tuple[bytes, bytes]]:
+        """The slot's records whose Kafka keys begin with `prefix` (tenant, 00, …), as (Kafka key, value), by key."""
+        found: dict[bytes, bytes | None] = dict(self._ledger.records(slot, prefix))
+        newer = self._newer.get(_group(slot, prefix), {})
+        newer = {key: value for key, value in newer.items() if key.startswith(prefix)}
+        if newer:
+            found = dict(sorted((found | newer).items()))
+        return [(key, value) for key, value in found.items() if value is not None]
+
+    def committed(self, records: Iterable[LedgerRecord]) -> None:
+        """The view has these records."""
+        for record in records:
+            group = _group(record.slot, record.key)
+            newer = self._newer.get(group, {})
+            if newer.get(record.key, b"") is record.value:
+                del newer[record.key]
+                if not newer:
+                    del self._newer[group]
+
+    def forget(self, slots: Iterable[int]) -> None:
+        """Forget lost slots."""
+        lost = {slot.to_bytes(2, "big") for slot in slots}
+        self._newer = {group: newer for group, newer in self._newer.items() if group[:2] not in lost}
+
+    def __len__(self) -> int:
+        return sum(len(newer) for newer in self._newer.values())
+
+
+def _group(slot: int, key: bytes) -> bytes:
+    return slot.to_bytes(2, "big") + key.partition(b"\0")[0]
+
+
 def _position_key(slot: int) -> bytes:
     return b"position/" + slot.to_bytes(2, "big")

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from onceflow.state.ledger import LedgerRecord
 from onceflow.state.seen import Key
 from onceflow.stream.progress import Skip
 
@@ -92,6 +93,7 @@ NO_RECORD = -1
 RUN_BEGUN = "run begun"
 RUN_GOES_ON = "run goes on"
 RUN_ENDED = "run ended"
+NO_EVENT = "no event"  # a signal, or what an operator asks for
 
 
 class Finished(msgspec.Struct, gc=False):
@@ -128,6 +130,7 @@ class Committed(NamedTuple):
     seen: list[Key]
     finished: dict[Input, tuple[int, int]]  # events, and bytes of their values
     barriers: list[Any]
+    ledger: list[LedgerRecord]  # which the view has now
 
 
 def finished_by(inputs: Iterable[Input]) -> Callable[[str], bool]:

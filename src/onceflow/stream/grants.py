@@ -6,7 +6,7 @@ In this order, in the background, the slot's inputs paused meanwhile, other slot
    by `init_transactions` with its transactional id, unless the group still lists that cell (a live one is
    never fenced so);
 2. commit a progress record that names this cell;
-3. bring the view up to date from where it stands;
+3. bring the views up to date from where they stand;
 4. start each input at its lowest unfinished record.
 
 The same thread looks for topics that are new, gone, or deleted and made anew.
@@ -22,6 +22,7 @@ from typing import NamedTuple
 from confluent_kafka import Consumer, KafkaException, Producer
 
 from onceflow.agents.journal import OpenRun, open_runs
+from onceflow.agents.signals import kept_signals
 from onceflow.config import Settings
 from onceflow.stream.catchup import read_to_end
 from onceflow.stream.cluster import RECONNECT, Cluster, KafkaAway, Partition, Topic, client_log
@@ -46,6 +47,7 @@ class Ready(NamedTuple):
     grant: Grant
     inputs: list[Input]
     runs: list[OpenRun]
+    signals: list[tuple[str, bytes, int]]  # kept ones: tenant, Kafka key, until when (ms)
 
 
 class Added(NamedTuple):
@@ -295,7 +297,8 @@ class Grants:
                 self._inputs_of(grant)[at] = topic.id
             self._outbox.track(tracked)
             self._written[grant] = dict(written[grant.slot])
-            self._news.put(Ready(grant, inputs, open_runs(self._views.ledger.records(grant.slot))))
+            held = list(self._views.ledger.records(grant.slot))
+            self._news.put(Ready(grant, inputs, open_runs(held), kept_signals(held)))
         self._wake()
 
     def _input(

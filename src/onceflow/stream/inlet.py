@@ -17,12 +17,13 @@ from typing import NamedTuple
 from confluent_kafka import Message
 
 from onceflow.agents.agent import Routes
-from onceflow.agents.lane import Arrived, Happening
+from onceflow.agents.happenings import Arrived, Commanded, Happening, Signalled
+from onceflow.agents.signals import read_signal
 from onceflow.config import Settings
 from onceflow.event import Headers, Incoming, PlainMapping, Reason, Unusable, home_slot, read_event
 from onceflow.stream.cell import Cell, record_error
 from onceflow.stream.content import Committed, Finished, Input, Reads
-from onceflow.stream.letters import Forwarding, Letters, forwarding
+from onceflow.stream.letters import Forwarding, Letters, command_of, forwarding
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ class Reading:
         self._cell = cell
         self._limits = settings.limits
         self._slots = slots
+        self._signals = settings.events.signals
+        self._signals_origin = f"{self._signals}/"
         self._find_agent = routes.find
         self._letters = letters
         self._lane_waiting = lane_waiting
@@ -228,6 +231,13 @@ class Reading:
             if value:
                 size += len(value)
             sent = forwarding(headers) if input.is_inbox else None
+            if input.is_inbox and (command := command_of(headers, value, slot, self._slots)) is not None:
+                if isinstance(command, Unusable):
+                    ends.append(self._unusable(input, offset, message, command, None))
+                else:
+                    happening = Commanded(input, offset, len(value or b""), command)
+                    arrived.setdefault(command.tenant, []).append(happening)
+                continue
             incoming = read_event(
                 value, headers, key, topic_tenant=input.tenant, plain=self._plain, size_max=size_max
             )
@@ -243,6 +253,19 @@ class Reading:
                     ends.append(self._forwarded_home(input, offset, message, home))
                     continue
                 batch = batches[tenant] = arrived.setdefault(tenant, [])
+            time_ms = sent.time_ms if sent else message.timestamp()[1]
+            origin = sent.origin if sent else None
+            if input.topic == self._signals or (
+                origin is not None and origin.startswith(self._signals_origin)
+            ):
+                signal = read_signal(incoming)
+                if isinstance(signal, str):
+                    unusable = Unusable(Reason.INVALID, signal, tenant)
+                    ends.append(self._unusable(input, offset, message, unusable, sent))
+                    continue
+                at = origin or f"{input.topic}/{input.partition}/{offset}"
+                batch.append(Signalled(input, offset, len(value or b""), time_ms, signal, at, value, headers))
+                continue
             agent = self._find_agent(incoming.type)
             if agent is None:
                 detail = f"no agent of this flow takes events of type {incoming.type!r}"
@@ -252,8 +275,6 @@ class Reading:
                     )
                 )
                 continue
-            time_ms = sent.time_ms if sent else message.timestamp()[1]
-            origin = sent.origin if sent else None
             batch.append(Arrived(input, offset, time_ms, value, headers, incoming, agent, origin))
         input.next_offset = next_offset
         input.unfinished_bytes += size

@@ -12,11 +12,22 @@ import pydantic
 import xxhash
 
 from onceflow.agents.calls import Completed, RunFailed
-from onceflow.agents.journal import encode_segment, segment_key
-from onceflow.agents.lane import Arrived, Written, utc_text
-from onceflow.event import Headers, Incoming, Reason
+from onceflow.agents.commands import HEADER, Command, decode_command
+from onceflow.agents.happenings import Arrived, Noted, Written
+from onceflow.agents.journal import segment_key
+from onceflow.agents.lane import utc_text
+from onceflow.event import Headers, Incoming, Reason, Unusable, home_slot
 from onceflow.state.seen import Key, identity_key, seen_key, tenant_prefix
-from onceflow.stream.content import NO_RECORD, RUN_BEGUN, RUN_ENDED, RUN_GOES_ON, Finished, Input, Outgoing
+from onceflow.stream.content import (
+    NO_EVENT,
+    NO_RECORD,
+    RUN_BEGUN,
+    RUN_ENDED,
+    RUN_GOES_ON,
+    Finished,
+    Input,
+    Outgoing,
+)
 from onceflow.stream.topics import Names
 
 KEPT_BYTES = 64 << 10  # of a value that is too large
@@ -104,7 +115,7 @@ class Letters:
             arrived.offset,
             arrived.value,
             arrived.headers,
-            reason=Reason.AGENT_FAILED,
+            reason=Reason.EXPIRED if outcome.code == Reason.EXPIRED else Reason.AGENT_FAILED,
             detail=f"{outcome.code}: {outcome.message}\n{outcome.detail}".rstrip(),
             tenant=incoming.tenant,
             slot=arrived.source.grant.slot,
@@ -143,6 +154,22 @@ class Letters:
             value = None if value is None else value[: self._kept_max]
             kept = _first_headers(kept, self._kept_max)
         return Outgoing(self._names.dead_letters, slot, tenant.encode(), value, [*kept, *ours])
+
+    def conflict(self, event: Arrived) -> Finished:
+        """The end of an event whose source and id are those of another one."""
+        incoming = event.incoming
+        letter = self.dead_letter(
+            event.source,
+            event.offset,
+            event.value,
+            event.headers,
+            reason=Reason.CONFLICT,
+            detail=f"source {incoming.source!r}, id {incoming.id!r}: an event with other content came before",
+            tenant=incoming.tenant,
+            slot=event.source.grant.slot,
+            origin=event.origin,
+        )
+        return Finished(event.source, event.offset, "conflict", len(event.value or b""), (letter,))
 
     def forwarded(
         self,
@@ -203,13 +230,32 @@ class Letters:
             )
         )
 
+    def noted(self, noted: Noted, inbox: Input) -> Finished:
+        """A signal's or a command's record is finished; `inbox` is its slot's."""
+        slot = inbox.grant.slot
+        outgoing = [Outgoing(self._names.ledger, slot, key, value, None) for key, value in noted.records]
+        if (kept := noted.unclaimed) is not None:
+            outgoing.append(
+                self.dead_letter(
+                    inbox,
+                    NO_RECORD,
+                    kept.value,
+                    kept.headers,
+                    reason=Reason.UNCLAIMED_SIGNAL,
+                    detail=f"no run waited for signal {kept.signal.type!r} of {kept.signal.id!r} within 72 hours",
+                    tenant=noted.tenant,
+                    slot=slot,
+                    origin=kept.origin,
+                )
+            )
+        if noted.offset == NO_RECORD:
+            return Finished(inbox, NO_RECORD, RUN_GOES_ON, 0, tuple(outgoing))
+        return Finished(noted.source, noted.offset, NO_EVENT, noted.size, tuple(outgoing))
+
     def journal(self, written: Written, inbox: Input) -> Finished:
         """A segment of a run's journal. The first ends the event's record; `inbox` is its slot's."""
-        arrived, record, parked = written
+        arrived, record, key, value, parked = written
         slot, tenant = inbox.grant.slot, arrived.incoming.tenant
-        begun = arrived.begun() if record.number == 0 else None
-        value = encode_segment(begun, dict(record.entries))
-        key = segment_key(tenant, arrived.key, record.number)
         outgoing = [Outgoing(self._names.ledger, slot, key, value, None)]
         if parked is not None:
             outgoing.append(
@@ -299,6 +345,20 @@ def forwarding(headers: Headers) -> Forwarding | None:
     if origin is None or time_ms is None:
         return None
     return Forwarding(origin.decode(), int(time_ms))
+
+
+def command_of(headers: Headers, value: bytes | None, slot: int, slots: int) -> Command | Unusable | None:
+    """What an operator has sent through the inbox of this slot; None: the record is none of that kind."""
+    if not any(name == HEADER for name, _ in headers or ()):
+        return None
+    try:
+        command = decode_command(value or b"")
+        bytes.fromhex(command.run)
+    except ValueError as error:
+        return Unusable(Reason.INVALID, f"no command that this version knows: {error}", "")
+    if home_slot(command.tenant, slots) != slot:
+        return Unusable(Reason.INVALID, "a command for another slot's tenant", "")
+    return command
 
 
 def _first_headers(headers: list[tuple[str, bytes | None]], size_max: int) -> list[tuple[str, bytes | None]]:

@@ -26,6 +26,7 @@ from onceflow.errors import Fault
 from onceflow.state.ledger import Ledger, LedgerPosition, LedgerRecord
 from onceflow.state.seen import BrokerClock, Completed, Key, Position, Seen
 from onceflow.stream.content import (
+    NO_EVENT,
     NO_RECORD,
     RUN_BEGUN,
     RUN_ENDED,
@@ -49,7 +50,7 @@ BATCH_FULL = 10_000  # so many ends make waiting for more worth the whole commit
 _EXPIRE_EVERY_S = 60.0
 _NEW_PAIR_WITHIN_S = 1.0
 _PASSED_WAIT_S = 1.0
-_TALLIED = {RUN_BEGUN: "first", RUN_GOES_ON: None, RUN_ENDED: None}
+_TALLIED = {RUN_BEGUN: "first", RUN_GOES_ON: None, RUN_ENDED: None, NO_EVENT: None}
 _NO_PAIR = Pair(None, frozenset())
 
 Observe = Callable[[Contents, float], None]  # what was committed, and how many seconds it took
@@ -352,7 +353,7 @@ class Outbox:
                 [Completed(key, last[grant.slot][1]) for grant in held for key in completed[grant]],
                 {grant.slot: Position(self._ids.completions, last[grant.slot][0] + 1) for grant in held},
             )
-            self._remember_ledger(finished, delivered)
+            ledger = self._remember_ledger(finished, delivered)
         if time.monotonic() - self._expired_at > _EXPIRE_EVERY_S:
             self._expired_at = time.monotonic()
             self._seen.expire(self._clock.now_ms() or 0)
@@ -364,14 +365,15 @@ class Outbox:
                 books[input] = (sum([end.offset != NO_RECORD for end in ends]), books[input][1])
         self._last_size = sum(count for count, _ in books.values())
         self._observe(finished, took_s)
-        self._committed(Committed([key for keys in completed.values() for key in keys], books, barriers))
+        keys = [key for keys in completed.values() for key in keys]
+        self._committed(Committed(keys, books, barriers, ledger))
 
-    def _remember_ledger(self, finished: Contents, delivered: Delivered) -> None:
+    def _remember_ledger(self, finished: Contents, delivered: Delivered) -> list[LedgerRecord]:
         """Write the ledger's view; the grants whose views may be written are those of `_remember`."""
         name = self._names.ledger
         last = delivered.last(name)
         if not last:
-            return
+            return []
         held = [input for input in finished if input.grant not in self._retired]
         records = [
             LedgerRecord(outgoing.partition, outgoing.key, outgoing.value)
@@ -386,3 +388,4 @@ class Outbox:
             if slot in last
         }
         self._ledger.write(records, positions)
+        return records

@@ -15,24 +15,25 @@ from typing import NamedTuple
 
 from onceflow.agents.agent import Routes
 from onceflow.agents.executor import Executor
-from onceflow.agents.lane import (
+from onceflow.agents.happenings import (
     Arrived,
     Barrier,
-    Capacity,
+    Due,
     Ended,
     Happening,
-    Lane,
+    Looked,
     Lost,
-    Resumed,
+    Noted,
     Settled,
+    Slept,
     Turn,
     Written,
-    snapshot_tenant,
 )
+from onceflow.agents.lane import Capacity, Lane, snapshot_tenant
 from onceflow.config import Settings
 from onceflow.errors import Fault
-from onceflow.event import Reason, home_slot, idempotency_key
-from onceflow.state.ledger import Ledger
+from onceflow.event import home_slot, idempotency_key
+from onceflow.state.ledger import Ledger, Records
 from onceflow.state.seen import BrokerClock, Judge, Seen, Verdict, tenant_prefix
 from onceflow.state.store import Store
 from onceflow.stream.cell import Cell
@@ -43,6 +44,7 @@ from onceflow.stream.identity import Identity, take_identity
 from onceflow.stream.inlet import Doorbell, Ends, Reading
 from onceflow.stream.letters import Letters, key_of
 from onceflow.stream.metrics import Metrics, count_commit
+from onceflow.stream.open_runs import OpenRuns
 from onceflow.stream.outbox import Outbox
 from onceflow.stream.topics import Names, existing_slots, limits_of
 from onceflow.stream.transaction import FatalError, Transactions, begin_producer
@@ -115,6 +117,10 @@ class Runtime:
         clock = BrokerClock()
         self._rejects = settings.dedup.conflict == "reject"
         self._judge = Judge(self._seen, clock, reject_conflicts=self._rejects)
+        self._records = Records(self._ledger)
+        self._open_runs = OpenRuns(
+            self._records, self._routes, self._judge, slots, self._inbox_of, with_identity=self._rejects
+        )
         self._letters = Letters(self.flow, names, limits.sizes, settings.limits.value_bytes)
         fatal = FatalError()
         producer = begin_producer(
@@ -217,6 +223,7 @@ class Runtime:
             happenings.setdefault(tenant, []).append(answered)
         for commit in self._reading.settle():
             self._judge.committed(commit.seen)
+            self._records.committed(commit.ledger)
             for tenant, run, number in commit.barriers:
                 happenings.setdefault(tenant, []).append(Barrier(run, number))
         self._take_news(happenings)
@@ -227,6 +234,10 @@ class Runtime:
             for tenant in self.capacity.turns():
                 happenings.setdefault(tenant, []).append(Turn())
             ends = self._poll(happenings)
+            for tenant, due in self._open_runs.due(
+                int(time.time() * 1000), self._serves
+            ):  # after a poll: slots go in it
+                happenings.setdefault(tenant, []).append(due)
         self._set_gauges()
         batch: list[tuple[str, Work | Ends]] = [(t, Work(t, list_)) for t, list_ in happenings.items()]
         if ends:
@@ -262,7 +273,7 @@ class Runtime:
                 ends.append(Finished(event.source, event.offset, "duplicate", len(event.value or b"")))
             else:
                 conflicts += 1
-                ends.append(self._conflict(event))
+                ends.append(self._letters.conflict(event))
         self._metrics.events[Verdict.FIRST].inc(firsts)
         self._metrics.events[Verdict.CONFLICT].inc(conflicts)
         self._metrics.events[Verdict.DUPLICATE].inc(len(arrived) - firsts - conflicts)
@@ -275,7 +286,8 @@ class Runtime:
         """The tenant's lane, made when it is asked for."""
         lane = self.lanes.get(tenant)
         if lane is None:
-            lane = Lane(tenant, self.capacity, self.executor.start, self.executor.abandon, snapshot)
+            memory = self._open_runs.memory(tenant)
+            lane = Lane(tenant, self.capacity, self.executor.start, self.executor.abandon, memory, snapshot)
             self.lanes[tenant] = lane
         return lane
 
@@ -291,17 +303,27 @@ class Runtime:
         happenings = [happening for batch in batches for happening in batch.happenings]
         letters, ends = self._letters, Ends()
         for decision in lane.take(happenings, now_ms):
-            arrived = decision.arrived
-            if type(decision) is Ended and not decision.segments:
-                ends.append(letters.completion(arrived, decision.outcome, now_ms))
-                continue
-            inbox = self._inbox_of(arrived.source.grant)
-            if inbox is None:
+            if isinstance(decision, Ended) and not decision.segments:
+                ends.append(letters.completion(decision.arrived, decision.outcome, now_ms))
+            elif isinstance(decision, Slept):
+                if decision.due_ms:
+                    self._open_runs.plan(lane.tenant, Due(decision.key), decision.due_ms)
+            elif isinstance(decision, Looked):  # by then the ledger's records of this batch are known
+                self._direct.setdefault(lane.tenant, []).append(decision)
+            elif (inbox := self._inbox(lane.tenant)) is None:
                 continue  # the slot is lost: its next owner goes on with what is committed
-            if isinstance(decision, Written):
-                ends.append(letters.journal(decision, inbox))
+            elif isinstance(decision, Noted):
+                ends.append(letters.noted(decision, inbox))
+                if decision.keep_until_ms:
+                    due = Due(b"", decision.records[0][0])
+                    self._open_runs.plan(lane.tenant, due, decision.keep_until_ms)
+            elif decision.arrived.source.grant is not inbox.grant:
                 continue
-            ends.append(letters.completion(arrived, decision.outcome, now_ms, decision.segments, inbox))
+            elif isinstance(decision, Written):
+                ends.append(letters.journal(decision, inbox))
+            else:
+                end = letters.completion(decision.arrived, decision.outcome, now_ms, decision.segments, inbox)
+                ends.append(end)
         return ends
 
     def discard(self, lane: Lane) -> None:
@@ -343,6 +365,12 @@ class Runtime:
         inbox = self._cell.inputs.get((self._names.inbox, grant.slot))
         return inbox if inbox is not None and inbox.grant is grant else None
 
+    def _inbox(self, tenant: str) -> Input | None:
+        return self._cell.inputs.get((self._names.inbox, home_slot(tenant, self._slots)))
+
+    def _serves(self, tenant: str) -> bool:
+        return self._inbox(tenant) is not None
+
     def _name(self, tenant: str, happenings: Iterable[Happening], arrived: list[Arrived]) -> list[Happening]:
         """Give each event its keys, and add it to `arrived`; return what is no event."""
         content = self._settings.dedup.content
@@ -360,21 +388,6 @@ class Runtime:
                 arrived.append(event)
         return rest
 
-    def _conflict(self, event: Arrived) -> Finished:
-        incoming = event.incoming
-        letter = self._letters.dead_letter(
-            event.source,
-            event.offset,
-            event.value,
-            event.headers,
-            reason=Reason.CONFLICT,
-            detail=f"source {incoming.source!r}, id {incoming.id!r}: an event with other content came before",
-            tenant=incoming.tenant,
-            slot=event.source.grant.slot,
-            origin=event.origin,
-        )
-        return Finished(event.source, event.offset, "conflict", len(event.value or b""), (letter,))
-
     def _take_news(self, happenings: dict[str, list[Happening]]) -> None:
         postponed, self._postponed = self._postponed, []
         for news in [*postponed, *self._grants.news()]:
@@ -386,7 +399,8 @@ class Runtime:
                 for input in news.inputs:
                     if input.blocked:
                         self._cell.block(input, input.blocked)
-                self._resume(news, happenings)
+                for tenant, resumed in self._open_runs.resume(news):
+                    happenings.setdefault(tenant, []).append(resumed)
                 for tenant, lane in self.lanes.items():
                     if lane.has_journals and home_slot(tenant, self._slots) == news.grant.slot:
                         happenings.setdefault(tenant, []).append(Settled(finished))
@@ -397,27 +411,6 @@ class Runtime:
                 if input_ is not None and input_.topic_id == news.topic_id:
                     self._reading.forget([input_])
                     self._cell.drop(input_)
-
-    def _resume(self, ready: Ready, happenings: dict[str, list[Happening]]) -> None:
-        """Go on with the runs that the ledger holds of a slot; their keys are known from before its first event on."""
-        inbox = next(input for input in ready.inputs if input.is_inbox)
-        without_agent = 0
-        for saved in ready.runs:
-            begun = saved.begun
-            prefix = tenant_prefix(ready.grant.slot, saved.tenant)
-            key = key_of(prefix, saved.key, begun.incoming, with_identity=self._rejects)
-            self._judge.hold(key)
-            agent = self._routes.by_version.get((begun.agent, begun.version))
-            if agent is None:
-                without_agent += 1
-            elif not saved.parked:
-                arrived = Arrived.again(saved, inbox, agent, key)
-                happenings.setdefault(saved.tenant, []).append(Resumed(arrived))
-        if without_agent:
-            log.warning(
-                "runs wait for the version of their agent that they began with: list it in the flow again",
-                extra={"slot": ready.grant.slot, "runs": without_agent},
-            )
 
     def _end_soon(self, busy: bool) -> None:
         """While stopping: raise StopIteration once no run is in flight, or the grace period is over."""
@@ -452,6 +445,7 @@ class Runtime:
 
     def _lost(self, grants: list[Grant], inputs: list[Input]) -> None:
         self._judge.forget(grant.slot for grant in grants)
+        self._records.forget(grant.slot for grant in grants)
         self._reading.forget(inputs)
         by_slot = {grant.slot: grant for grant in grants}
         for tenant in self.lanes:

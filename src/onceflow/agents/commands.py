@@ -1,0 +1,72 @@
+"""What a person decides about an open run: how a parked one goes on, or that a run is to end.
+
+A command reaches the run's cell through F.inbox, as a record with the header `onceflow-command`; so it is finished in
+the transaction that carries what it led to, once. It names how much of the journal its sender had seen: when two people
+resolve the same run, the second is refused.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+from onceflow.agents.journal import CALL_FAILED, FAILING, NIL, PARKED, UNDO, Entry, OpenRun
+
+HEADER = "onceflow-command"
+CANCELLED = "cancelled"
+
+Action = Literal["result", "again", "fail", "cancel"]
+
+
+class Command(msgspec.Struct, frozen=True):
+    """`run`: in hex. `segments`: of its journal, as the sender saw it; a cancel doesn't need it."""
+
+    action: Action
+    tenant: str
+    run: str
+    segments: int = 0
+    result: msgspec.Raw = msgspec.Raw(b"null")  # JSON; action `result`
+    format: int = 1
+
+
+def encode_command(command: Command) -> bytes:
+    return msgspec.json.encode(command)
+
+
+def decode_command(value: bytes) -> Command:
+    """Raises msgspec.DecodeError for what is none."""
+    return msgspec.json.decode(value, type=Command)
+
+
+def resolution(command: Command, run: OpenRun) -> Mapping[str, Entry] | str:
+    """What a command on a run that is not under way writes into its journal, or why it is refused."""
+    parked = run.journal.get(PARKED)
+    if command.action == "cancel":
+        news = {FAILING: Entry(run.begun.agent, 0, b"", None, (CANCELLED, "cancelled by an operator"))}
+        return news if not run.parked else {**news, PARKED: _settled(run)}
+    if not run.parked or parked is None:
+        return "the run is not parked"
+    if command.segments != run.segments:
+        return "somebody was faster: the run has changed since it was looked at"
+    place = parked.arguments.decode()
+    if not place:  # a replay differs from the record
+        if command.action == "again":
+            return {PARKED: _settled(run)}
+        return "no call's outcome is in question: write --again, once its agent is mended, or cancel the run"
+    known = run.journal[place]
+    if command.action == "result":
+        stored = (
+            NIL if place.startswith(UNDO) else msgspec.msgpack.encode(msgspec.json.decode(command.result))
+        )
+        outcome = msgspec.structs.replace(known, result=stored, error=None)
+    elif command.action == "fail":
+        error = (CALL_FAILED, f"{known.tool}: an operator said that it did not happen")
+        outcome = msgspec.structs.replace(known, error=error)
+    else:
+        assert known.intent is not None
+        outcome = msgspec.structs.replace(known, intent=msgspec.structs.replace(known.intent, again=True))
+    return {place: outcome, PARKED: _settled(run)}
+
+
+def _settled(run: OpenRun) -> Entry:
+    return Entry(run.begun.agent, 0, b"", NIL)

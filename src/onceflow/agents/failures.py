@@ -1,0 +1,52 @@
+"""How a run ends whose agent raised something, or awaited what isn't its run's."""
+
+import logging
+import traceback
+from collections.abc import Coroutine
+from typing import Any
+
+from onceflow.agents.calls import RunFailed
+from onceflow.agents.run import ForeignAwait
+from onceflow.errors import Failed, WaitExpired
+from onceflow.event import InvalidData, Reason
+
+DETAIL_MAX = 8_000  # characters of a traceback that go into a dead letter
+
+log = logging.getLogger("onceflow.run")
+
+
+def failure(error: BaseException) -> RunFailed:
+    """How a run ends whose agent raised `error`."""
+    detail = "".join(traceback.format_exception(error))[-DETAIL_MAX:]
+    if isinstance(error, Failed):
+        return RunFailed(error.code, error.message, detail)
+    if isinstance(error, InvalidData):
+        return RunFailed("invalid-data", str(error), "")
+    if isinstance(error, WaitExpired):
+        return RunFailed(Reason.EXPIRED, str(error), detail)
+    if isinstance(error, ForeignAwait):
+        return foreign_await(error)
+    if (
+        isinstance(error, RuntimeError) and str(error) == "no running event loop"
+    ):  # asyncio.sleep and its like
+        return foreign_await(error)
+    return RunFailed("agent-failed", f"{type(error).__name__}: {error}"[:1_000], detail)
+
+
+def foreign_await(error: BaseException) -> RunFailed:
+    """The end of a run whose agent awaited something else than its run."""
+    awaited = type(error.args[0]).__name__ if isinstance(error, ForeignAwait) else "part of asyncio"
+    return RunFailed(
+        "agent-failed",
+        f"the agent awaited something ({awaited}) that isn't its run's: await only run.call, "
+        "run.gather and the run's waits, and put other I/O into a tool (a replay must be able to repeat every await)",
+        "",
+    )
+
+
+def close(coroutine: Coroutine[Any, Any, Any]) -> None:
+    """Give an agent up; its clean-up must not take others with it, whatever it raises."""
+    try:
+        coroutine.close()
+    except BaseException:
+        log.warning("an agent raised while its run was given up", exc_info=True)

@@ -1,0 +1,210 @@
+"""What happens to a lane, and what it decides: the values that go in and out of it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from onceflow.agents.agent import Agent
+from onceflow.agents.calls import Completed, Parked, Record, RunFailed
+from onceflow.agents.commands import Command
+from onceflow.agents.executor import Answered
+from onceflow.agents.journal import Begun, OpenRun
+from onceflow.agents.machine import Machine
+from onceflow.agents.signals import Kept, Signal
+from onceflow.agents.sleep import Awaited
+from onceflow.event import Headers, Incoming
+
+
+class Source(Protocol):
+    """The input an event was read from. `grant.live`: whether its slot is still owned under the same grant."""
+
+    topic: str
+    partition: int
+    grant: Any
+
+
+class Arrived(msgspec.Struct):
+    """Happening: an event that is the first with its key."""
+
+    source: Any  # a Source
+    offset: int
+    time_ms: int  # the record's time
+    value: bytes | None  # as it was sent, for a dead letter
+    headers: Headers
+    incoming: Incoming
+    agent: Agent[Any, Any]
+    forwarded_from: str | None = None
+    key: bytes = b""  # the run's key, 16 bytes; dedup fills it in
+    seen: Any = None  # what dedup knows the event by
+    saved: OpenRun | None = (
+        None  # what the ledger holds of its run; then `source` is the slot's inbox, `offset` -1
+    )
+
+    @classmethod
+    def again(cls, saved: OpenRun, inbox: Any, agent: Agent[Any, Any], seen: Any) -> "Arrived":
+        """The event of a run that the ledger holds."""
+        begun, incoming = saved.begun, saved.begun.incoming
+        value = begun.value if begun.value is not None else (incoming.document or incoming.data)
+        headers = incoming.headers if begun.headers is None else begun.headers
+        origin = begun.origin
+        return cls(inbox, -1, begun.time_ms, value, headers, incoming, agent, origin, saved.key, seen, saved)
+
+    def begun(self) -> Begun:
+        """What the ledger must hold of it."""
+        agent, incoming = self.agent, self.incoming
+        value = None if self.value in (incoming.document, incoming.data) else self.value
+        headers = None if incoming.headers is not None or self.headers is None else list(self.headers)
+        return Begun(agent.name, agent.version, incoming, self.time_ms, self.origin, value, headers)
+
+    @property
+    def origin(self) -> str:
+        """topic/partition/offset of the record in which the producer sent the event."""
+        return self.forwarded_from or self.record
+
+    @property
+    def record(self) -> str:
+        """topic/partition/offset of the record that was read here."""
+        return f"{self.source.topic}/{self.source.partition}/{self.offset}"
+
+
+class Turn(NamedTuple):
+    """Happening: the cell has room again for runs of this lane."""
+
+
+class Lost(NamedTuple):
+    """Happening: the grant of the tenant's slot is gone; everything of it is to be dropped."""
+
+    grant: Any
+
+
+class Settled(NamedTuple):
+    """Happening: the tenant's slot was granted; `finished` says which records need no journal any more."""
+
+    finished: Callable[[str], bool]
+
+
+class Resumed(NamedTuple):
+    """Happening: a run that the ledger holds goes on here."""
+
+    arrived: Arrived
+
+
+class Sleeping(NamedTuple):
+    """Happening: the ledger holds a run that waits for a person, or for its agent."""
+
+    key: bytes
+    inbox: Any
+
+
+class Barrier(NamedTuple):
+    """Happening: a segment of a run's journal is committed."""
+
+    run: Machine
+    number: int
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """Decision: a run ended."""
+
+    arrived: Arrived
+    outcome: Completed | RunFailed
+    segments: int = 0  # that the ledger has of it
+
+
+class Written(NamedTuple):
+    """Decision: a segment of a run's journal goes to the ledger; with `parked`, the run waits for a person."""
+
+    arrived: Arrived
+    record: Record
+    key: bytes  # of the Kafka record
+    value: bytes
+    parked: Parked | None
+
+
+class Due(NamedTuple):
+    """Happening: the time of a wait is over; or a signal was kept long enough (`record`: its Kafka key)."""
+
+    key: bytes
+    record: bytes = b""
+
+
+class Signalled(msgspec.Struct):
+    """Happening: a signal was read."""
+
+    source: Any  # a Source
+    offset: int
+    size: int
+    time_ms: int
+    signal: Signal
+    origin: str
+    value: bytes | None  # as it was sent, for a dead letter
+    headers: Headers
+
+
+class Commanded(NamedTuple):
+    """Happening: a person has decided something about a run."""
+
+    source: Any
+    offset: int
+    size: int
+    command: Command
+
+
+class Noted(NamedTuple):
+    """Decision: a record that is no event is finished (offset -1: there is none), and the ledger changes with it."""
+
+    tenant: str
+    source: Any
+    offset: int
+    size: int
+    records: tuple[tuple[bytes, bytes | None], ...] = ()  # Kafka key, value
+    keep_until_ms: int = 0  # a signal is kept; then it is due
+    unclaimed: Kept | None = None  # for a dead letter
+
+
+class Slept(NamedTuple):
+    """Decision: a run falls asleep until then (ms; 0: no time)."""
+
+    key: bytes
+    due_ms: int
+
+
+class Looked(NamedTuple):
+    """Decision: a wait for a signal has begun. Handed back to the lane as a happening: one may have come early."""
+
+    awaited: Awaited
+    source: Any
+
+
+Happening = (
+    Arrived
+    | Answered
+    | Turn
+    | Lost
+    | Settled
+    | Resumed
+    | Sleeping
+    | Barrier
+    | Due
+    | Signalled
+    | Commanded
+    | Looked
+)
+Decision = Ended | Written | Noted | Slept | Looked
+
+
+class Memory(Protocol):
+    """What the ledger holds of the lane's tenant, with what was decided and is not committed yet."""
+
+    def run(self, key: bytes, inbox: Any) -> "Arrived | str":
+        """An open run, to go on with; or why it cannot."""
+
+    def inbox(self, source: Any) -> Any:
+        """The inbox of the slot that a source belongs to."""
+
+    def signals(self, prefix: bytes) -> list[tuple[bytes, Kept]]:
+        """The signals whose Kafka keys begin with `prefix`."""
+
+    def put(self, key: bytes, value: bytes | None) -> None:
+        """Take note of a record that was decided."""

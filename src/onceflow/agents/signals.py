@@ -1,0 +1,117 @@
+"""Signals: what ends a wait from outside. How one is read, kept, and matched; all of it functions of values.
+
+A signal is a CloudEvent on the `signals` topic: `type` is its name, `subject` the wait's id, `data.status` what
+became of it. One that finds its wait open ends it. One that finds none is kept for a wait to come. A signal
+(source, id) ends at most one wait; while it is kept, another with the same type, id and status that comes within
+15 minutes is a copy of it (vendors send in bursts).
+
+    Kafka key     tenant · 00 · "s" · digest of type and id (16 bytes) · digest of source and event id (16 bytes)
+    value         Kept, msgpack
+"""
+
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from onceflow.agents.journal import Wait, check_format
+from onceflow.event import Incoming, InvalidData
+
+FORMAT = 1
+KEPT_MS = 72 * 3_600_000  # for a wait to come; taken ones as long, so that a copy is known
+BURST_MS = 15 * 60_000
+
+_KIND = b"\0s"
+
+
+class Signal(msgspec.Struct, frozen=True):
+    """What ended a wait."""
+
+    type: str
+    id: str  # of the wait: the CloudEvent's subject
+    status: str
+    data: Any  # as JSON
+    source: str
+    event_id: str
+
+
+class Kept(msgspec.Struct, array_like=True, frozen=True):
+    """A signal as the ledger holds it. Begins with a format number, as every stored form."""
+
+    format: int
+    signal: Signal
+    time_ms: int  # of its record
+    taken: bool  # it has ended a wait
+    origin: str
+    value: bytes | None = None  # as it was sent, for a dead letter
+    headers: list[tuple[str, bytes | None]] | None = None
+
+
+def read_signal(incoming: Incoming) -> Signal | str:
+    """The signal in an event, or why it is none."""
+    try:
+        subject = incoming.attributes().get("subject")
+    except InvalidData as error:
+        return str(error)
+    if not isinstance(subject, str) or not subject:
+        return "a signal needs the attribute `subject`: the id of the wait that it ends"
+    try:
+        data = msgspec.json.decode(incoming.data or b"null")
+    except msgspec.DecodeError as error:
+        return f"its data cannot be decoded: {error}"
+    status = data.get("status", "") if isinstance(data, dict) else ""
+    if not isinstance(status, str):
+        return "data.status must be a text"
+    return Signal(incoming.type, subject, status, data, incoming.source, incoming.id)
+
+
+def signal_prefix(tenant: str, type: str, id: str) -> bytes:
+    """What the Kafka keys of the signals for a wait begin with."""
+    return tenant.encode() + _KIND + _digest(type, id)
+
+
+def signal_key(tenant: str, signal: Signal) -> bytes:
+    """The Kafka key of a signal."""
+    return signal_prefix(tenant, signal.type, signal.id) + _digest(signal.source, signal.event_id)
+
+
+def kept_signals(records: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, bytes, int]]:
+    """The signals among these records of one slot, as (tenant, Kafka key, until when they are kept)."""
+    found = []
+    for key, value in records:
+        tenant, _, rest = key.partition(b"\0")
+        if rest[:1] == _KIND[1:]:
+            found.append((tenant.decode(), key, decode_kept(value).time_ms + KEPT_MS))
+    return found
+
+
+def encode_kept(kept: Kept) -> bytes:
+    return msgspec.msgpack.encode(kept)
+
+
+def decode_kept(value: bytes) -> Kept:
+    """Raises ConfigError for a record of a newer format."""
+    check_format(value)
+    return _decode(value)
+
+
+def ends(wait: Wait, signal: Signal) -> bool:
+    """Whether a signal ends a wait; a status that isn't final does not."""
+    return (wait.type, wait.id) == (signal.type, signal.id) and (
+        not wait.until or signal.status in wait.until
+    )
+
+
+def in_burst(kept: Iterable[Kept], signal: Signal, time_ms: int) -> bool:
+    """Whether it is a copy of one that was kept a short while ago."""
+    return any(
+        each.signal.status == signal.status and abs(time_ms - each.time_ms) < BURST_MS for each in kept
+    )
+
+
+def _digest(*parts: str) -> bytes:
+    return blake2b(msgspec.msgpack.encode(parts), digest_size=16).digest()
+
+
+_decode = msgspec.msgpack.Decoder(Kept).decode

@@ -1,0 +1,158 @@
+"""The runs that a flow's ledger holds, read from Kafka; and what a person decides about them, sent through F.inbox."""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from confluent_kafka import Producer
+
+from onceflow.agents.commands import HEADER, Command, encode_command
+from onceflow.agents.journal import FAILING, PARKED, UNDO, Entry, OpenRun, open_runs
+from onceflow.config import Settings
+from onceflow.errors import ConfigError, OnceflowError
+from onceflow.event import home_slot
+from onceflow.observe.status import committed, time_text
+from onceflow.stream.cluster import Cluster
+from onceflow.stream.topics import Names, existing_slots
+
+ANSWER_S = 30.0
+_LOOK_EVERY_S = 0.3
+
+
+class Unanswered(OnceflowError):  # noqa: N818 (reads as what it says)
+    """No cell has acted on a command yet."""
+
+    exit_status = 3
+
+
+class Step(NamedTuple):
+    """One call or wait of a run's journal."""
+
+    place: str
+    what: str  # the tool, or the wait
+    state: str  # done, failed, open, …
+    detail: str
+    key: str
+    executions: int
+
+
+def state_of(run: OpenRun) -> str:
+    """What an open run is about."""
+    if run.parked:
+        return "parked"
+    if FAILING in run.journal:
+        return "undoing"
+    entries = run.journal.values()
+    if any(entry.open and entry.intent is not None for entry in entries):
+        return "calling"
+    return "waiting" if any(entry.open and entry.wait is not None for entry in entries) else "running"
+
+
+def steps_of(run: OpenRun) -> list[Step]:
+    """A run's journal, in the order in which it was written."""
+    return [_step(place, entry) for place, entry in run.journal.items()]
+
+
+def run_as_json(run: OpenRun) -> dict[str, Any]:
+    """An open run as JSON values; no results, which may be confidential."""
+    begun = run.begun
+    return {
+        "run": run.key.hex(),
+        "tenant": run.tenant,
+        "state": state_of(run),
+        "agent": begun.agent,
+        "version": begun.version,
+        "since": time_text(begun.time_ms),
+        "event": {"source": begun.incoming.source, "id": begun.incoming.id, "type": begun.incoming.type},
+        "origin": begun.origin,
+        "steps": [step._asdict() for step in steps_of(run)],
+    }
+
+
+def read_open_runs(flow: str, settings: Settings, tenant: str = "") -> list[OpenRun]:
+    """The open runs of a flow, or of one of its tenants, by slot and key."""
+    cluster = Cluster(settings.kafka.properties())
+    slots = existing_slots(flow, cluster, settings)
+    wanted = range(slots) if not tenant else [home_slot(tenant, slots)]
+    held: dict[int, dict[bytes, bytes]] = {slot: {} for slot in wanted}
+    for message in committed(flow, Names.of(flow).ledger, cluster, settings, wanted):
+        records, key, value = held[message.partition() or 0], message.key() or b"", message.value()
+        if value is None:
+            records.pop(key, None)
+        else:
+            records[key] = value
+    runs = [run for records in held.values() for run in open_runs(sorted(records.items()))]
+    return [run for run in runs if run.tenant == (tenant or run.tenant)]
+
+
+def find_run(flow: str, settings: Settings, run: str) -> OpenRun:
+    """The open run with this id, or with the only id that begins so; a ConfigError if there is none."""
+    found = [each for each in read_open_runs(flow, settings) if each.key.hex().startswith(run.lower())]
+    if len(found) != 1 or not run:
+        which = "several open runs begin so" if found else "no open run has this id"
+        raise ConfigError(
+            f"{run!r}: {which}; `onceflow runs list --flow {flow}` shows the open ones, and {flow}.completions "
+            "has those that ended"
+        )
+    return found[0]
+
+
+def send_command(flow: str, settings: Settings, command: Command) -> None:
+    """Send what a person has decided to the cell that serves the tenant."""
+    cluster = Cluster(settings.kafka.properties())
+    slot = home_slot(command.tenant, existing_slots(flow, cluster, settings))
+    producer = Producer({**settings.kafka.properties(), "enable.idempotence": True})
+    producer.produce(
+        Names.of(flow).inbox, encode_command(command), command.tenant, slot, headers=[(HEADER, b"1")]
+    )
+    if producer.flush(ANSWER_S) > 0:
+        raise Unanswered(f"Kafka did not take the command within {ANSWER_S:g} s: try again")
+
+
+def await_change(flow: str, settings: Settings, run: OpenRun) -> OpenRun | None:
+    """Wait until something about a run has changed; the run as it is then, None if it has ended."""
+    deadline = time.monotonic() + ANSWER_S
+    while time.monotonic() < deadline:
+        now = [each for each in read_open_runs(flow, settings, run.tenant) if each.key == run.key]
+        if not now or now[0].segments != run.segments:
+            return now[0] if now else None
+        time.sleep(_LOOK_EVERY_S)
+    raise Unanswered(
+        f"nothing has changed within {ANSWER_S:g} s. Does a cell run that serves this tenant (`onceflow status`)? The "
+        "command waits in the inbox; if a cell has refused it, its log says why"
+    )
+
+
+def signal_as_sent(type: str, id: str, tenant: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A signal as a producer sends it; `fields`: source, id and data of the CloudEvent."""
+    return {"specversion": "1.0", "type": type, "subject": id, "tenant": tenant, **fields}
+
+
+def _step(place: str, entry: Entry) -> Step:
+    state = "open" if entry.open else "done" if entry.error is None else "failed"
+    what, detail = entry.tool, "" if entry.error is None else entry.error[1]
+    if place == PARKED:
+        what, state = "parked", "decided" if entry.error is None else "open"
+        detail = f"{entry.error[0]}: {entry.error[1]}" if entry.error else "a person has decided"
+    elif place == FAILING:
+        what, state, detail = "failing", "open", f"{entry.error[0]}: {entry.error[1]}" if entry.error else ""
+    elif place.startswith(UNDO):
+        what = f"undo {entry.tool}"
+    elif entry.wait is not None:
+        wait = entry.wait
+        what = f"wait for {wait.type} {wait.id}" if wait.type else "sleep"
+        detail = detail or (f"until {time_text(wait.due_ms)}" if entry.open and wait.due_ms else "")
+    intent = entry.intent
+    return Step(
+        place,
+        what,
+        state,
+        detail,
+        "" if intent is None else intent.key,
+        0 if intent is None else intent.executions,
+    )
+
+
+def by_state(runs: Iterable[OpenRun], state: str) -> list[OpenRun]:
+    """Those in this state; all if it is ""."""
+    return [run for run in runs if state_of(run) == (state or state_of(run))]

@@ -1,0 +1,113 @@
+"""The runs that the ledger holds of a cell's slots: how they go on, what they may read there, and when they are due."""
+
+import heapq
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from onceflow.agents.agent import Routes
+from onceflow.agents.happenings import Arrived, Due, Happening, Resumed, Sleeping
+from onceflow.agents.journal import OpenRun, open_runs, run_prefix
+from onceflow.agents.signals import Kept, decode_kept
+from onceflow.event import home_slot
+from onceflow.state.ledger import Records
+from onceflow.state.seen import Judge, tenant_prefix
+from onceflow.stream.content import Grant, Input
+from onceflow.stream.grants import Ready
+from onceflow.stream.letters import key_of
+
+log = logging.getLogger(__name__)
+
+
+class OpenRuns:
+    """See above. Worker's thread. `inbox_of`: the inbox of a grant, None if the slot is not served (any more)."""
+
+    def __init__(
+        self,
+        records: Records,
+        routes: Routes,
+        judge: Judge,
+        slots: int,
+        inbox_of: Callable[[Grant], Input | None],
+        *,
+        with_identity: bool,
+    ) -> None:
+        self.records = records
+        self._routes = routes
+        self._judge = judge
+        self._slots = slots
+        self.inbox_of = inbox_of
+        self._with_identity = with_identity
+        self._due: list[tuple[int, str, Due]] = []
+
+    def memory(self, tenant: str) -> "TenantMemory":
+        """What a tenant's lane may read and write."""
+        return TenantMemory(self, tenant, home_slot(tenant, self._slots))
+
+    def resume(self, ready: Ready) -> Iterator[tuple[str, Happening]]:
+        """Go on with the runs of a slot; their keys are known from before its first event on."""
+        inbox = next(input for input in ready.inputs if input.is_inbox)
+        without_agent = 0
+        for saved in ready.runs:
+            arrived = self.arrived(saved, inbox)
+            without_agent += isinstance(arrived, str)
+            if saved.parked or isinstance(arrived, str):
+                yield saved.tenant, Sleeping(saved.key, inbox)
+            else:
+                yield saved.tenant, Resumed(arrived)
+        for tenant, record, due_ms in ready.signals:
+            self.plan(tenant, Due(b"", record), due_ms)
+        if without_agent:
+            log.warning(
+                "runs wait for the version of their agent that they began with: list it in the flow again",
+                extra={"slot": ready.grant.slot, "runs": without_agent},
+            )
+
+    def arrived(self, saved: OpenRun, inbox: Input) -> Arrived | str:
+        """The event of an open run; why it cannot go on here."""
+        begun = saved.begun
+        prefix = tenant_prefix(inbox.grant.slot, saved.tenant)
+        key = key_of(prefix, saved.key, begun.incoming, with_identity=self._with_identity)
+        self._judge.hold(key)
+        agent = self._routes.pinned(begun.agent, begun.version)
+        if agent is None:
+            return f"its agent {begun.agent} version {begun.version} is not listed in the flow"
+        return Arrived.again(saved, inbox, agent, key)
+
+    def plan(self, tenant: str, due: Due, due_ms: int) -> None:
+        """Tell the tenant's lane at this time."""
+        heapq.heappush(self._due, (due_ms, tenant, due))
+
+    def due(self, now_ms: int, served: Callable[[str], bool]) -> list[tuple[str, Due]]:
+        """What is due; of tenants that this cell does not serve any more, nothing."""
+        found = []
+        while self._due and self._due[0][0] <= now_ms:
+            _, tenant, due = heapq.heappop(self._due)
+            if served(tenant):
+                found.append((tenant, due))
+        return found
+
+
+class TenantMemory:
+    """What the ledger holds of one tenant: no other's can be reached through it."""
+
+    def __init__(self, runs: OpenRuns, tenant: str, slot: int) -> None:
+        self._runs, self._tenant, self._slot = runs, tenant, slot
+
+    def run(self, key: bytes, inbox: Any) -> Arrived | str:
+        """An open run, to go on with; or why it cannot."""
+        found = open_runs(self._runs.records.scan(self._slot, run_prefix(self._tenant, key)))
+        return self._runs.arrived(found[0], inbox) if found else "the ledger does not hold it"
+
+    def inbox(self, source: Any) -> Any:
+        """The inbox of the slot that a source belongs to."""
+        return self._runs.inbox_of(source.grant)
+
+    def signals(self, prefix: bytes) -> list[tuple[bytes, Kept]]:
+        """The signals whose Kafka keys begin with `prefix`."""
+        found = self._runs.records.scan(self._slot, prefix)
+        return [(key, decode_kept(value)) for key, value in found]
+
+    def put(self, key: bytes, value: bytes | None) -> None:
+        """Take note of a record that was decided."""
+        self._runs.records.put(self._slot, key, value)

@@ -1,0 +1,46 @@
+"""Flow under test: orders whose shipping is parked when nobody knows whether it happened. See `world`.
+
+CRASH_GATE: a file; while it is missing, no ship answers.
+"""
+
+import asyncio
+import os
+
+from onceflow import Call, CallFailed, Event, Run, agent, dataflow, tool
+from tests.crash import points
+from tests.crash.load import TYPE
+from tests.crash.world import do
+
+GATE = os.environ["CRASH_GATE"]
+
+
+@tool(effect="keyed")
+async def reserve(call: Call, order: str) -> str:
+    return do("reserve", order, call.key)
+
+
+@reserve.compensate
+async def release(call: Call, result: str | None) -> None:
+    do("release", call.arguments["order"], call.key)
+
+
+@tool(effect="blind")
+async def ship(call: Call, order: str) -> str:
+    answer = do("ship", order)
+    while not os.path.exists(GATE):  # noqa: ASYNC110, ASYNC240, PTH110 (another process makes it: no event tells)
+        await asyncio.sleep(0.02)
+    return answer
+
+
+@agent("parks", on=TYPE)
+async def parks(run: Run, event: Event) -> dict[str, str]:
+    """Reserve and ship."""
+    await run.call(reserve, order=event.id)
+    try:
+        return {"ship": await run.call(ship, order=event.id)}
+    except CallFailed:
+        return {"ship": "not"}
+
+
+points.install_from_environment()
+flow = dataflow(os.environ["CRASH_FLOW"], agents=[parks])

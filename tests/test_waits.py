@@ -1,0 +1,436 @@
+"""Waits: how a run falls asleep and goes on, which signal ends which wait, and what a person may decide."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from onceflow.agents.agent import agent
+from onceflow.agents.call import Call
+from onceflow.agents.calls import Asleep, Completed, Record, RunFailed, StartCall, WaitBegun
+from onceflow.agents.commands import Command, resolution
+from onceflow.agents.happenings import (
+    Arrived,
+    Commanded,
+    Due,
+    Ended,
+    Looked,
+    Noted,
+    Resumed,
+    Signalled,
+    Sleeping,
+    Slept,
+    Written,
+)
+from onceflow.agents.journal import NIL, OpenRun, Wait, open_runs, run_prefix
+from onceflow.agents.lane import Capacity, Lane
+from onceflow.agents.machine import Machine
+from onceflow.agents.run import Run
+from onceflow.agents.signals import (
+    BURST_MS,
+    KEPT_MS,
+    Kept,
+    Signal,
+    decode_kept,
+    ends,
+    kept_signals,
+    read_signal,
+)
+from onceflow.agents.tool import tool
+from onceflow.errors import WaitExpired
+from onceflow.event import Event, Incoming
+
+NOW = 1_800_000_000_000
+MINUTE = 60_000
+INCOMING = Incoming("acme", "erp", "evt-1", "t", None, b"7")
+KEY = bytes(range(16))
+
+
+def signal(status: str = "done", number: int = 1, id: str = "evt-1") -> Signal:
+    return Signal("signed", id, status, {"status": status}, "vendor", f"s-{number}")
+
+
+@agent("waits", on="t")
+async def waits(run: Run, event: Event) -> Any:
+    found = await run.wait_for("signed", event.id, until=("done", "refused"), timeout=10 * 60)
+    return found.status
+
+
+@agent("sleeps", on="t")
+async def sleeps(run: Run, event: Event) -> str:
+    await run.sleep(90)
+    return "awake"
+
+
+class Memory:
+    """A tenant's ledger, in a dictionary."""
+
+    def __init__(self, inbox: Any) -> None:
+        self.records: dict[bytes, bytes] = {}
+        self._inbox = inbox
+        self.agents = {"waits": waits, "sleeps": sleeps}
+
+    def put(self, key: bytes, value: bytes | None) -> None:
+        if value is None:
+            del self.records[key]
+        else:
+            self.records[key] = value
+
+    def saved(self, key: bytes) -> OpenRun:
+        held = sorted(self.records.items())
+        (found,) = open_runs((k, v) for k, v in held if k.startswith(run_prefix("acme", key)))
+        return found
+
+    def run(self, key: bytes, inbox: Any) -> Arrived:
+        saved = self.saved(key)
+        return Arrived.again(saved, inbox, self.agents[saved.begun.agent], None)
+
+    def inbox(self, source: Any) -> Any:
+        return self._inbox
+
+    def signals(self, prefix: bytes) -> list[tuple[bytes, Kept]]:
+        return [(k, decode_kept(v)) for k, v in sorted(self.records.items()) if k.startswith(prefix)]
+
+
+class Tenant:
+    """A lane, the ledger of its tenant, and what it decided."""
+
+    def __init__(self) -> None:
+        self.source = SimpleNamespace(topic="events", partition=3, grant=SimpleNamespace(live=True))
+        self.memory = Memory(self.source)
+        self.now = NOW
+        self.ended: list[Ended] = []
+        self.noted: list[Noted] = []
+        self.due_ms = 0
+        self.started: list[StartCall] = []
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Another process, with what the ledger holds."""
+        self.capacity = Capacity(runs_per_lane=10, runs_per_cell=10)
+        self.lane = Lane("acme", self.capacity, self.started.extend, lambda runs: None, self.memory)
+
+    def resume(self) -> None:
+        """The runs in the ledger go on."""
+        for saved in open_runs((k, v) for k, v in sorted(self.memory.records.items())):
+            again = Arrived.again(saved, self.source, self.memory.agents[saved.begun.agent], None)
+            self.take(Sleeping(saved.key, self.source) if saved.parked else Resumed(again))
+
+    def take(self, *happenings: Any) -> None:
+        again: list[Any] = list(happenings)
+        while again:
+            given, again = again, []
+            for decision in self.lane.take(given, self.now):
+                if isinstance(decision, Looked):
+                    again.append(decision)
+                elif isinstance(decision, Slept):
+                    self.due_ms = decision.due_ms
+                elif isinstance(decision, Ended):
+                    self.ended.append(decision)
+                elif isinstance(decision, Noted):
+                    self.noted.append(decision)
+                else:
+                    assert isinstance(decision, Written)
+
+    def event(self, by: Any = waits) -> None:
+        self.take(Arrived(self.source, 5, NOW, b"{}", None, INCOMING, by, key=KEY))
+
+    def signal(self, given: Signal, offset: int = 9) -> Noted:
+        self.take(Signalled(self.source, offset, 3, self.now, given, f"signals/3/{offset}", b"{..}", None))
+        return next(noted for noted in self.noted if noted.offset == offset)
+
+    @property
+    def outcome(self) -> Any:
+        (ended,) = self.ended
+        return ended.outcome
+
+    @property
+    def asleep(self) -> bool:
+        return self.capacity.in_flight == 0 and not self.lane.idle
+
+
+@pytest.fixture
+def tenant() -> Tenant:
+    return Tenant()
+
+
+# --- Falling asleep, and going on ---
+
+
+def test_a_run_that_only_waits_is_in_the_ledger_and_not_in_memory(tenant: Tenant) -> None:
+    tenant.event()
+    assert tenant.asleep
+    saved = tenant.memory.saved(KEY)
+    assert [entry.wait for entry in saved.journal.values() if entry.wait] == [
+        Wait(NOW + 10 * MINUTE, "signed", "evt-1", ("done", "refused"))
+    ]
+    assert tenant.due_ms == NOW + 10 * MINUTE
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_a_sleep_ends_when_its_time_is_over_and_not_before(tenant: Tenant, crash: bool) -> None:
+    tenant.event(by=sleeps)
+    if crash:
+        tenant.now += 60_000
+        tenant.begin_anew()
+        tenant.resume()
+    assert tenant.due_ms == NOW + 90_000, "counted from its begin, not from the restart"
+    tenant.now = NOW + 89_999
+    tenant.take(Due(KEY))
+    assert (tenant.ended, tenant.asleep) == ([], True)
+    tenant.now = NOW + 90_000
+    tenant.take(Due(KEY))
+    assert tenant.outcome == Completed("awake")
+    assert (tenant.memory.records, tenant.lane.idle) == ({}, True)
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_a_signal_ends_the_wait_in_the_decision_that_finishes_its_record(tenant: Tenant, crash: bool) -> None:
+    tenant.event()
+    if crash:
+        tenant.begin_anew()
+        tenant.resume()
+    noted = tenant.signal(signal())
+    ((key, value),) = noted.records
+    assert decode_kept(value or b"").taken
+    assert tenant.outcome == Completed("done")
+    assert list(tenant.memory.records) == [key], "that it was taken; the run's own records are gone"
+
+
+def test_a_wait_whose_time_is_over_raises_or_is_handled_by_its_agent(tenant: Tenant) -> None:
+    tenant.event()
+    tenant.now += 10 * MINUTE
+    tenant.take(Due(KEY))
+    assert isinstance(tenant.outcome, RunFailed)
+    assert tenant.outcome.code == "expired"
+    tenant.signal(signal())
+    assert len(tenant.ended) == 1
+
+
+def test_a_wait_beside_a_call_under_way_keeps_the_run_in_memory() -> None:
+    @tool(effect="read")
+    async def fetch(call: Call) -> int: ...  # type: ignore[empty-body]
+
+    @agent("both", on="t")
+    async def both(run: Run, event: Event) -> list[Any]:
+        return await run.gather(run.call(fetch), run.wait_for("signed", "x"))
+
+    machine = Machine(both, None)
+    effects = machine.begin(Event.of(INCOMING, KEY.hex(), 7), NOW)
+    assert {type(effect) for effect in effects} == {StartCall, WaitBegun, Record}
+    assert not any(isinstance(effect, Asleep) for effect in effects)
+    (begun,) = [effect for effect in effects if isinstance(effect, WaitBegun)]
+    found = machine.signalled(begun.place, msgspec.msgpack.encode(signal(id="x")), NOW)
+    assert {type(effect) for effect in found} == {Record}
+
+
+# --- Signals: early, late, repeated, not final, of another ---
+
+
+def test_a_signal_that_comes_early_is_kept_and_taken(tenant: Tenant) -> None:
+    tenant.signal(signal("begun", number=2), offset=8)
+    tenant.signal(signal(), offset=9)
+    tenant.event()
+    assert tenant.outcome == Completed("done")
+
+
+def test_of_two_that_came_early_the_older_is_taken(tenant: Tenant) -> None:
+    tenant.signal(signal("refused", number=2), offset=8)
+    tenant.now += 1
+    tenant.signal(signal("done", number=1), offset=9)
+    tenant.event()
+    assert tenant.outcome == Completed("refused")
+
+
+def test_a_status_that_is_not_final_ends_nothing(tenant: Tenant) -> None:
+    tenant.event()
+    tenant.signal(signal("begun"))
+    assert (tenant.ended, tenant.asleep) == ([], True)
+
+
+def test_a_signal_ends_one_wait_only_however_often_it_comes(tenant: Tenant) -> None:
+    @agent("waits", on="t")
+    async def twice(run: Run, event: Event) -> list[str]:
+        first = await run.wait_for("signed", event.id)
+        return [first.event_id, (await run.wait_for("signed", event.id)).event_id]
+
+    tenant.memory.agents["waits"] = twice
+    tenant.event(by=twice)
+    for offset in (7, 8):
+        tenant.signal(signal(number=1), offset)
+    assert tenant.ended == []
+    assert tenant.noted[-1].records == (), "a copy"
+    tenant.signal(signal(number=2), 9)
+    assert tenant.outcome == Completed(["s-1", "s-2"])
+
+
+def test_a_burst_of_what_nobody_waits_for_is_kept_once(tenant: Tenant) -> None:
+    assert tenant.signal(signal(number=1), 1).records
+    tenant.now += BURST_MS - 1
+    assert not tenant.signal(signal(number=2), 2).records
+    assert tenant.signal(signal("refused", number=3), 3).records, "another status"
+    tenant.now += 1
+    assert tenant.signal(signal(number=4), 4).records, "later than a burst"
+
+
+def test_a_signal_that_nobody_took_becomes_a_dead_letter_when_it_was_kept_long_enough(tenant: Tenant) -> None:
+    noted = tenant.signal(signal())
+    ((key, _),) = noted.records
+    assert noted.keep_until_ms == NOW + KEPT_MS
+    assert kept_signals(tenant.memory.records.items()) == [("acme", key, NOW + KEPT_MS)]
+    tenant.take(Due(b"", key))
+    (letter,) = [each.unclaimed for each in tenant.noted if each.unclaimed]
+    assert letter.value == b"{..}"
+    assert tenant.memory.records == {}
+
+
+def test_one_that_was_taken_becomes_none(tenant: Tenant) -> None:
+    tenant.event()
+    ((key, _),) = tenant.signal(signal()).records
+    tenant.take(Due(b"", key))
+    assert [each.unclaimed for each in tenant.noted if each.unclaimed] == []
+    assert tenant.memory.records == {}
+
+
+@pytest.mark.parametrize(
+    ("wait", "so"),
+    [
+        (Wait(0, "signed", "evt-1"), True),
+        (Wait(0, "signed", "evt-1", ("done",)), True),
+        (Wait(0, "signed", "evt-1", ("refused",)), False),
+        (Wait(0, "signed", "evt-2"), False),
+        (Wait(0, "seen", "evt-1"), False),
+    ],
+)
+def test_which_signal_ends_which_wait(wait: Wait, so: bool) -> None:
+    assert ends(wait, signal()) is so
+
+
+@pytest.mark.parametrize(
+    ("document", "says"),
+    [
+        (b'{"subject":"x"}', Signal("t", "x", "", None, "erp", "evt-1")),
+        (b"{}", "needs the attribute `subject`"),
+        (b'{"subject":7}', "needs the attribute `subject`"),
+    ],
+)
+def test_a_signal_is_read_or_says_what_is_missing(document: bytes, says: Any) -> None:
+    found = read_signal(Incoming("acme", "erp", "evt-1", "t", None, b"", document))
+    assert found == says if isinstance(says, Signal) else says in str(found)
+
+
+# --- Polling, and what follows a time-out ---
+
+
+@tool(effect="read")
+async def ask(call: Call, id: str) -> str | None: ...
+
+
+@tool(effect="keyed")
+async def escalate(call: Call, id: str) -> str: ...  # type: ignore[empty-body]
+
+
+async def _polled(run: Run, event: Event) -> Any:
+    options = {"poll": ask, "every": 60, "timeout": 90, "on_timeout": escalate}
+    found = await run.wait_for("signed", "x", until="done", **options)
+    return found if isinstance(found, str) else [found.source, found.status]
+
+
+class Polled:
+    """A run that polls; its waits end by time alone."""
+
+    def __init__(self) -> None:
+        self.journal: dict[str, Any] = {}
+        self.segments = 0
+        self.now = NOW
+        self.polled: list[StartCall] = []
+        self.end: Any = None
+        self.go_on()
+
+    def go_on(self) -> None:
+        machine = Machine(agent("polls", on="t")(_polled), None, dict(self.journal), self.segments)
+        self.machine = machine
+        self.note(machine.begin(Event.of(INCOMING, KEY.hex(), 7), self.now))
+
+    def note(self, effects: Any) -> None:
+        for effect in effects:
+            if isinstance(effect, Record):
+                self.journal |= effect.entries
+                self.segments = effect.number + 1
+                if effect.barrier:
+                    self.note(self.machine.committed(effect.number, self.now))
+            elif isinstance(effect, StartCall):
+                self.polled.append(effect)
+            elif isinstance(effect, Asleep):
+                self.due_ms = effect.due_ms
+            elif not isinstance(effect, WaitBegun):
+                self.end = effect
+
+    def answer(self, result: Any) -> StartCall:
+        from onceflow.agents.calls import Returned
+
+        call = self.polled.pop(0)
+        self.note(self.machine.answer(Returned(call.place, 1, msgspec.msgpack.encode(result)), self.now))
+        return call
+
+
+def test_a_poll_that_finds_it_ends_the_wait() -> None:
+    run = Polled()
+    assert run.due_ms == NOW + 60_000
+    run.now = run.due_ms
+    run.go_on()
+    assert run.answer("done").tool is ask
+    assert run.end == Completed(["poll/ask", "done"])
+
+
+def test_polls_go_on_until_the_time_is_over_and_then_the_escalation_is_called() -> None:
+    run = Polled()
+    run.now = run.due_ms
+    run.go_on()
+    run.answer("begun")
+    assert run.due_ms == NOW + 90_000
+    run.now = run.due_ms
+    run.go_on()
+    run.answer(None)
+    assert run.answer("ticket-7").tool is escalate
+    assert run.end == Completed("ticket-7")
+
+
+def test_an_agent_may_go_on_after_a_time_out() -> None:
+    @agent("goes-on", on="t")
+    async def goes_on(run: Run, event: Event) -> str:
+        try:
+            await run.wait_for("signed", "x", timeout=0)
+        except WaitExpired:
+            return "without"
+        return "with"
+
+    effects = Machine(goes_on, None).begin(Event.of(INCOMING, KEY.hex(), 7), NOW)
+    assert effects[-1] == Completed("without")
+
+
+# --- What a person decides ---
+
+
+def test_a_waiting_run_is_cancelled(tenant: Tenant) -> None:
+    tenant.event()
+    tenant.take(Commanded(tenant.source, 11, 3, Command("cancel", "acme", KEY.hex())))
+    assert (tenant.outcome.code, tenant.noted[-1].offset) == ("cancelled", 11)
+    assert (tenant.memory.records, tenant.lane.idle, tenant.capacity.in_flight) == ({}, True, 0)
+
+
+def test_a_command_for_a_run_that_is_not_there_is_finished_and_changes_nothing(tenant: Tenant) -> None:
+    tenant.take(Commanded(tenant.source, 11, 3, Command("cancel", "acme", "ab" * 16)))
+    assert [(noted.offset, noted.records) for noted in tenant.noted] == [(11, ())]
+    assert tenant.lane.idle
+
+
+def test_a_run_that_is_not_parked_is_not_resolved(tenant: Tenant) -> None:
+    tenant.event()
+    refused = resolution(Command("again", "acme", KEY.hex(), 1), tenant.memory.saved(KEY))
+    assert refused == "the run is not parked"
+
+
+def test_nil_is_what_a_sleep_returns() -> None:
+    assert msgspec.msgpack.decode(NIL) is None
