@@ -169,18 +169,6 @@ def test_the_decorator_without_its_brackets_is_refused() -> None:
         decorator(plain)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"effect": "keyed", "scope": "tenant", "key_fields": ("order_id",)},
-        {"effect": "read", "scope": "tenant"},
-    ],
-)
-def test_what_this_version_lacks_says_so(options: dict[str, Any]) -> None:
-    with pytest.raises(NotYet):
-        declare(keyed, **options)
-
-
 # --- Tools that change something outside ---
 
 

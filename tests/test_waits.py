@@ -1,6 +1,5 @@
 """Waits: how a run falls asleep and goes on, which signal ends which wait, and what a person may decide."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -11,26 +10,15 @@ from onceflow.agents.call import Call
 from onceflow.agents.calls import Asleep, Completed, Record, RunFailed, StartCall, WaitBegun
 from onceflow.agents.commands import Command, resolution
 from onceflow.agents.happenings import (
-    Arrived,
     Commanded,
     Due,
-    Ended,
-    Looked,
-    Noted,
-    Resumed,
-    Signalled,
-    Sleeping,
-    Slept,
-    Written,
 )
-from onceflow.agents.journal import NIL, OpenRun, Wait, open_runs, run_prefix
-from onceflow.agents.lane import Capacity, Lane
+from onceflow.agents.journal import NIL, Wait
 from onceflow.agents.machine import Machine
 from onceflow.agents.run import Run
 from onceflow.agents.signals import (
     BURST_MS,
     KEPT_MS,
-    Kept,
     Signal,
     decode_kept,
     ends,
@@ -40,11 +28,9 @@ from onceflow.agents.signals import (
 from onceflow.agents.tool import tool
 from onceflow.errors import WaitExpired
 from onceflow.event import Event, Incoming
+from tests.tenant import INCOMING, KEY, NOW, Tenant
 
-NOW = 1_800_000_000_000
 MINUTE = 60_000
-INCOMING = Incoming("acme", "erp", "evt-1", "t", None, b"7")
-KEY = bytes(range(16))
 
 
 def signal(status: str = "done", number: int = 1, id: str = "evt-1") -> Signal:
@@ -63,103 +49,16 @@ async def sleeps(run: Run, event: Event) -> str:
     return "awake"
 
 
-class Memory:
-    """A tenant's ledger, in a dictionary."""
-
-    def __init__(self, inbox: Any) -> None:
-        self.records: dict[bytes, bytes] = {}
-        self._inbox = inbox
-        self.agents = {"waits": waits, "sleeps": sleeps}
-
-    def put(self, key: bytes, value: bytes | None) -> None:
-        if value is None:
-            del self.records[key]
-        else:
-            self.records[key] = value
-
-    def saved(self, key: bytes) -> OpenRun:
-        held = sorted(self.records.items())
-        (found,) = open_runs((k, v) for k, v in held if k.startswith(run_prefix("acme", key)))
-        return found
-
-    def run(self, key: bytes, inbox: Any) -> Arrived:
-        saved = self.saved(key)
-        return Arrived.again(saved, inbox, self.agents[saved.begun.agent], None)
-
-    def inbox(self, source: Any) -> Any:
-        return self._inbox
-
-    def signals(self, prefix: bytes) -> list[tuple[bytes, Kept]]:
-        return [(k, decode_kept(v)) for k, v in sorted(self.records.items()) if k.startswith(prefix)]
-
-
-class Tenant:
-    """A lane, the ledger of its tenant, and what it decided."""
-
-    def __init__(self) -> None:
-        self.source = SimpleNamespace(topic="events", partition=3, grant=SimpleNamespace(live=True))
-        self.memory = Memory(self.source)
-        self.now = NOW
-        self.ended: list[Ended] = []
-        self.noted: list[Noted] = []
-        self.due_ms = 0
-        self.started: list[StartCall] = []
-        self.begin_anew()
-
-    def begin_anew(self) -> None:
-        """Another process, with what the ledger holds."""
-        self.capacity = Capacity(runs_per_lane=10, runs_per_cell=10)
-        self.lane = Lane("acme", self.capacity, self.started.extend, lambda runs: None, self.memory)
-
-    def resume(self) -> None:
-        """The runs in the ledger go on."""
-        for saved in open_runs((k, v) for k, v in sorted(self.memory.records.items())):
-            again = Arrived.again(saved, self.source, self.memory.agents[saved.begun.agent], None)
-            self.take(Sleeping(saved.key, self.source) if saved.parked else Resumed(again))
-
-    def take(self, *happenings: Any) -> None:
-        again: list[Any] = list(happenings)
-        while again:
-            given, again = again, []
-            for decision in self.lane.take(given, self.now):
-                if isinstance(decision, Looked):
-                    again.append(decision)
-                elif isinstance(decision, Slept):
-                    self.due_ms = decision.due_ms
-                elif isinstance(decision, Ended):
-                    self.ended.append(decision)
-                elif isinstance(decision, Noted):
-                    self.noted.append(decision)
-                else:
-                    assert isinstance(decision, Written)
-
-    def event(self, by: Any = waits) -> None:
-        self.take(Arrived(self.source, 5, NOW, b"{}", None, INCOMING, by, key=KEY))
-
-    def signal(self, given: Signal, offset: int = 9) -> Noted:
-        self.take(Signalled(self.source, offset, 3, self.now, given, f"signals/3/{offset}", b"{..}", None))
-        return next(noted for noted in self.noted if noted.offset == offset)
-
-    @property
-    def outcome(self) -> Any:
-        (ended,) = self.ended
-        return ended.outcome
-
-    @property
-    def asleep(self) -> bool:
-        return self.capacity.in_flight == 0 and not self.lane.idle
-
-
 @pytest.fixture
 def tenant() -> Tenant:
-    return Tenant()
+    return Tenant(waits, sleeps)
 
 
 # --- Falling asleep, and going on ---
 
 
 def test_a_run_that_only_waits_is_in_the_ledger_and_not_in_memory(tenant: Tenant) -> None:
-    tenant.event()
+    tenant.event(waits)
     assert tenant.asleep
     saved = tenant.memory.saved(KEY)
     assert [entry.wait for entry in saved.journal.values() if entry.wait] == [
@@ -170,7 +69,7 @@ def test_a_run_that_only_waits_is_in_the_ledger_and_not_in_memory(tenant: Tenant
 
 @pytest.mark.parametrize("crash", [False, True])
 def test_a_sleep_ends_when_its_time_is_over_and_not_before(tenant: Tenant, crash: bool) -> None:
-    tenant.event(by=sleeps)
+    tenant.event(sleeps)
     if crash:
         tenant.now += 60_000
         tenant.begin_anew()
@@ -187,11 +86,11 @@ def test_a_sleep_ends_when_its_time_is_over_and_not_before(tenant: Tenant, crash
 
 @pytest.mark.parametrize("crash", [False, True])
 def test_a_signal_ends_the_wait_in_the_decision_that_finishes_its_record(tenant: Tenant, crash: bool) -> None:
-    tenant.event()
+    tenant.event(waits)
     if crash:
         tenant.begin_anew()
         tenant.resume()
-    noted = tenant.signal(signal())
+    noted = tenant.signalled(signal())
     ((key, value),) = noted.records
     assert decode_kept(value or b"").taken
     assert tenant.outcome == Completed("done")
@@ -199,12 +98,12 @@ def test_a_signal_ends_the_wait_in_the_decision_that_finishes_its_record(tenant:
 
 
 def test_a_wait_whose_time_is_over_raises_or_is_handled_by_its_agent(tenant: Tenant) -> None:
-    tenant.event()
+    tenant.event(waits)
     tenant.now += 10 * MINUTE
     tenant.take(Due(KEY))
     assert isinstance(tenant.outcome, RunFailed)
     assert tenant.outcome.code == "expired"
-    tenant.signal(signal())
+    tenant.signalled(signal())
     assert len(tenant.ended) == 1
 
 
@@ -229,23 +128,23 @@ def test_a_wait_beside_a_call_under_way_keeps_the_run_in_memory() -> None:
 
 
 def test_a_signal_that_comes_early_is_kept_and_taken(tenant: Tenant) -> None:
-    tenant.signal(signal("begun", number=2), offset=8)
-    tenant.signal(signal(), offset=9)
-    tenant.event()
+    tenant.signalled(signal("begun", number=2), offset=8)
+    tenant.signalled(signal(), offset=9)
+    tenant.event(waits)
     assert tenant.outcome == Completed("done")
 
 
 def test_of_two_that_came_early_the_older_is_taken(tenant: Tenant) -> None:
-    tenant.signal(signal("refused", number=2), offset=8)
+    tenant.signalled(signal("refused", number=2), offset=8)
     tenant.now += 1
-    tenant.signal(signal("done", number=1), offset=9)
-    tenant.event()
+    tenant.signalled(signal("done", number=1), offset=9)
+    tenant.event(waits)
     assert tenant.outcome == Completed("refused")
 
 
 def test_a_status_that_is_not_final_ends_nothing(tenant: Tenant) -> None:
-    tenant.event()
-    tenant.signal(signal("begun"))
+    tenant.event(waits)
+    tenant.signalled(signal("begun"))
     assert (tenant.ended, tenant.asleep) == ([], True)
 
 
@@ -256,26 +155,26 @@ def test_a_signal_ends_one_wait_only_however_often_it_comes(tenant: Tenant) -> N
         return [first.event_id, (await run.wait_for("signed", event.id)).event_id]
 
     tenant.memory.agents["waits"] = twice
-    tenant.event(by=twice)
+    tenant.event(twice)
     for offset in (7, 8):
-        tenant.signal(signal(number=1), offset)
+        tenant.signalled(signal(number=1), offset)
     assert tenant.ended == []
     assert tenant.noted[-1].records == (), "a copy"
-    tenant.signal(signal(number=2), 9)
+    tenant.signalled(signal(number=2), 9)
     assert tenant.outcome == Completed(["s-1", "s-2"])
 
 
 def test_a_burst_of_what_nobody_waits_for_is_kept_once(tenant: Tenant) -> None:
-    assert tenant.signal(signal(number=1), 1).records
+    assert tenant.signalled(signal(number=1), 1).records
     tenant.now += BURST_MS - 1
-    assert not tenant.signal(signal(number=2), 2).records
-    assert tenant.signal(signal("refused", number=3), 3).records, "another status"
+    assert not tenant.signalled(signal(number=2), 2).records
+    assert tenant.signalled(signal("refused", number=3), 3).records, "another status"
     tenant.now += 1
-    assert tenant.signal(signal(number=4), 4).records, "later than a burst"
+    assert tenant.signalled(signal(number=4), 4).records, "later than a burst"
 
 
 def test_a_signal_that_nobody_took_becomes_a_dead_letter_when_it_was_kept_long_enough(tenant: Tenant) -> None:
-    noted = tenant.signal(signal())
+    noted = tenant.signalled(signal())
     ((key, _),) = noted.records
     assert noted.keep_until_ms == NOW + KEPT_MS
     assert kept_signals(tenant.memory.records.items()) == [("acme", key, NOW + KEPT_MS)]
@@ -286,8 +185,8 @@ def test_a_signal_that_nobody_took_becomes_a_dead_letter_when_it_was_kept_long_e
 
 
 def test_one_that_was_taken_becomes_none(tenant: Tenant) -> None:
-    tenant.event()
-    ((key, _),) = tenant.signal(signal()).records
+    tenant.event(waits)
+    ((key, _),) = tenant.signalled(signal()).records
     tenant.take(Due(b"", key))
     assert [each.unclaimed for each in tenant.noted if each.unclaimed] == []
     assert tenant.memory.records == {}
@@ -414,7 +313,7 @@ def test_an_agent_may_go_on_after_a_time_out() -> None:
 
 
 def test_a_waiting_run_is_cancelled(tenant: Tenant) -> None:
-    tenant.event()
+    tenant.event(waits)
     tenant.take(Commanded(tenant.source, 11, 3, Command("cancel", "acme", KEY.hex())))
     assert (tenant.outcome.code, tenant.noted[-1].offset) == ("cancelled", 11)
     assert (tenant.memory.records, tenant.lane.idle, tenant.capacity.in_flight) == ({}, True, 0)
@@ -427,7 +326,7 @@ def test_a_command_for_a_run_that_is_not_there_is_finished_and_changes_nothing(t
 
 
 def test_a_run_that_is_not_parked_is_not_resolved(tenant: Tenant) -> None:
-    tenant.event()
+    tenant.event(waits)
     refused = resolution(Command("again", "acme", KEY.hex(), 1), tenant.memory.saved(KEY))
     assert refused == "the run is not parked"
 

@@ -61,6 +61,41 @@ class Parked(NamedTuple):
     message: str
 
 
+class AskKey(NamedTuple):
+    """Ask who makes a call of scope `tenant`."""
+
+    run: "Machine"
+    place: str
+    tool: Tool[Any, Any]
+    digest: bytes
+    arguments: bytes  # fingerprint
+
+
+class KeyDecided(NamedTuple):
+    """Such a call, which this run has made, has an outcome; open: a person must say which."""
+
+    run: "Machine"
+    place: str
+    digest: bytes
+    outcome: Entry
+
+
+class LeaveKey(NamedTuple):
+    """The run fails: is the effect to be undone, or has another run its result too?"""
+
+    run: "Machine"
+    place: str
+    digest: bytes
+
+
+class KeyUndone(NamedTuple):
+    """The effect is undone."""
+
+    run: "Machine"
+    place: str
+    digest: bytes
+
+
 class WaitBegun(NamedTuple):
     """The run waits for a signal; one that came early may end it."""
 
@@ -90,7 +125,8 @@ class RunFailed(NamedTuple):
     detail: str  # for the dead letter: the traceback
 
 
-Effect = StartCall | Record | Parked | WaitBegun | Asleep | Completed | RunFailed
+KeyEffect = AskKey | KeyDecided | LeaveKey | KeyUndone
+Effect = StartCall | Record | Parked | WaitBegun | Asleep | KeyEffect | Completed | RunFailed
 
 
 def chunks(entries: Mapping[str, Entry]) -> Iterator[dict[str, Entry]]:

@@ -11,6 +11,7 @@ from onceflow.agents.commands import Command
 from onceflow.agents.executor import Answered
 from onceflow.agents.journal import Begun, OpenRun
 from onceflow.agents.machine import Machine
+from onceflow.agents.shared import Shared
 from onceflow.agents.signals import Kept, Signal
 from onceflow.agents.sleep import Awaited
 from onceflow.event import Headers, Incoming
@@ -205,6 +206,9 @@ class Memory(Protocol):
 
     def signals(self, prefix: bytes) -> list[tuple[bytes, Kept]]:
         """The signals whose Kafka keys begin with `prefix`."""
+
+    def shared(self, key: bytes) -> Shared | None:
+        """What is known of the call of scope `tenant` with this Kafka key."""
 
     def put(self, key: bytes, value: bytes | None) -> None:
         """Take note of a record that was decided."""

@@ -35,6 +35,7 @@ class Intent(msgspec.Struct, array_like=True, frozen=True):
     made_ms: int  # when the call was first intended
     send_by_ms: int  # no execution so far is sent later than this
     again: bool = False  # a person has said that the call is to be sent again
+    shared: bytes = b""  # of a call of scope `tenant`: the digest of its key
 
 
 class Wait(msgspec.Struct, array_like=True, frozen=True):
@@ -66,6 +67,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
 CALL_FAILED = "call-failed"
 OUTCOME_UNKNOWN = "outcome-unknown"
 UNUSABLE_RESULT = "result-unusable"  # the effect stands, but what the tool returned cannot be kept
+KEY_REUSED = "key-reused"
 WAIT_EXPIRED = "wait-expired"
 NIL = b"\xc0"  # None, as msgpack
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from onceflow.agents.calls import Asleep, Effect, Parked, Record, RunFailed, StartCall, WaitBegun
+from onceflow.agents.calls import Asleep, Effect, KeyEffect, Parked, Record, RunFailed, StartCall, WaitBegun
 from onceflow.agents.commands import CANCELLED, resolution
 from onceflow.agents.executor import Answered
 from onceflow.agents.failures import failure
@@ -40,6 +40,7 @@ from onceflow.agents.happenings import (
     Written,
 )
 from onceflow.agents.journal import Entry, encode_segment, segment_key
+from onceflow.agents.keys import Keys, Told
 from onceflow.agents.machine import Machine
 from onceflow.agents.signals import FORMAT as SIGNAL_FORMAT
 from onceflow.agents.signals import (
@@ -146,6 +147,7 @@ class Lane:
         self.tenant = tenant
         self._memory = memory
         self._sleepers = Sleepers()
+        self._keys = Keys(tenant, memory)
         self._capacity = capacity
         self._start = start
         self._abandon = abandon
@@ -279,11 +281,14 @@ class Lane:
         self, run: Machine, effects: Iterable[Effect], calls: list[StartCall], decided: list[Decision]
     ) -> None:
         arrived: Arrived = run.token
+        about_keys: list[KeyEffect] = []  # last: what they lead to may be this run's end
         for effect in effects:
             if type(effect) is StartCall:
                 calls.append(effect)
             elif type(effect) is Record:
                 decided.append(self._written(arrived, effect, None))
+            elif isinstance(effect, KeyEffect):
+                about_keys.append(effect)
             elif type(effect) is WaitBegun:
                 awaited = Awaited(arrived.key, effect.place, effect.wait)
                 self._sleepers.waits(awaited)
@@ -301,6 +306,16 @@ class Lane:
                     self._sleepers.sleeps(arrived.key, self._memory.inbox(arrived.source))
                 else:
                     decided.append(self._ended(arrived, effect, run.segments))
+
+        for each in about_keys:
+            self._told(self._keys.take(each, run.now_ms), calls, decided)
+
+    def _told(self, told: Iterable[Told], calls: list[StartCall], decided: list[Decision]) -> None:
+        for each in told:
+            if isinstance(each, Noted):
+                decided.append(each)
+            else:
+                self._note(*each, calls, decided)
 
     def _written(self, arrived: Arrived, record: Record, parked: Parked | None) -> Written:
         key = segment_key(self.tenant, arrived.key, record.number)
@@ -337,7 +352,9 @@ class Lane:
         return next((run for run in self._runs if run.token.key == key), None)
 
     def _due(self, due: Due, now_ms: int, calls: list[StartCall], decided: list[Decision]) -> None:
-        if due.record:
+        if due.record.partition(b"\0")[2][:1] == b"k":
+            decided.extend(self._keys.due(due.record, now_ms))
+        elif due.record:
             for key, kept in self._memory.signals(due.record):
                 self._memory.put(key, None)
                 unclaimed = None if kept.taken else kept
@@ -426,6 +443,10 @@ class Lane:
             if isinstance(news, str):
                 refusal = news
             elif not isinstance(news, Arrived):
+                for place, entry in news.items():
+                    if entry.intent is not None and entry.intent.shared:
+                        resolved = self._keys.resolved(entry.intent.shared, (key, place), entry, now_ms)
+                        self._told(resolved, calls, decided)
                 self._wake(key, now_ms, calls, decided, news)
         elif (run := self._awake(key)) is not None and command.action == "cancel":
             self._note(run, run.cancel(CANCELLED, BY_OPERATOR, now_ms), calls, decided)
@@ -453,6 +474,7 @@ class Lane:
             self._sleepers.forget(run.token.key)
             run.close()
         self._sleepers.lost(grant)
+        self._keys.lost()
         self._queue = deque(arrived for arrived in self._queue if arrived.source.grant is not grant)
 
 

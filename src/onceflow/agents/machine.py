@@ -31,10 +31,14 @@ from onceflow.agents.call import Call
 from onceflow.agents.calls import (
     SEND_WITHIN_MS,
     Answer,
+    AskKey,
     Asleep,
     Completed,
     Effect,
     FoundNotDone,
+    KeyDecided,
+    KeyUndone,
+    LeaveKey,
     Next,
     NotSent,
     Parked,
@@ -53,6 +57,7 @@ from onceflow.agents.failures import close, failure, foreign_await
 from onceflow.agents.journal import (
     CALL_FAILED,
     FAILING,
+    NIL,
     OUTCOME_UNKNOWN,
     PARKED,
     UNDO,
@@ -166,6 +171,9 @@ class Machine(msgspec.Struct, eq=False):
         self._effects = []
         self._end = RunFailed(code, message, "")
         self._parking, self._waits = None, None
+        for place, waiting in list((self._waiting or {}).items()):
+            if waiting.started.tool.scope == "tenant" and place not in self.journal:  # it asked for the key
+                del self._waiting[place]  # type: ignore[union-attr]
         if not self._lasting:
             self.close()
             return [self._end]
@@ -227,7 +235,11 @@ class Machine(msgspec.Struct, eq=False):
             if self._parking is not None:
                 self._park(*self._parking)
             elif type(self._end) is RunFailed and (standing := self._stands()):
-                self._undo(standing[-1])
+                last = standing[-1]
+                if (self._asked or {})[last][0].scope == "tenant" and UNDO + last not in self.journal:
+                    self._leave_key(last)
+                else:
+                    self._undo(last)
             else:
                 self.ended = True
                 self._effects.append(self._end)  # type: ignore[arg-type]
@@ -352,7 +364,12 @@ class Machine(msgspec.Struct, eq=False):
         waiting = self._waiting[place] = Waiting(StartCall(self, place, tool, self._asked[place][1], 0.0))
         known = self.journal.get(place)
         if known is None or known.intent is None:
-            self._intend(waiting)
+            if tool.scope == "tenant":
+                self._effects.append(
+                    AskKey(self, place, tool, self._digest(place), tool.fingerprint(arguments))
+                )
+            else:
+                self._intend(waiting)
             return False
         return self._resume(waiting, known.intent)
 
@@ -368,7 +385,8 @@ class Machine(msgspec.Struct, eq=False):
         known, tool, call = self.journal.get(started.place), started.tool, started.call
         made_ms = self.now_ms if known is None or known.intent is None else known.intent.made_ms
         send_by_ms = self.now_ms + int(started.delay_s * 1000) + SEND_WITHIN_MS
-        intent = Intent(call.key, call.attempt, made_ms, send_by_ms)
+        shared = self._digest(started.place) if tool.scope == "tenant" and started.kind == "call" else b""
+        intent = Intent(call.key, call.attempt, made_ms, send_by_ms, shared=shared)
         entry = Entry(tool.name, tool.version, tool.fingerprint(call.arguments), intent=intent)
         self.record(started.place, entry)
         self._held = [*(self._held or ()), started._replace(send_by_ms=send_by_ms)]
@@ -445,6 +463,9 @@ class Machine(msgspec.Struct, eq=False):
         if policy == "park":
             del self._waiting[started.place]  # type: ignore[union-attr]
             self._parking = (Reason.UNKNOWN_OUTCOME, message, started.place)
+            if tool.scope == "tenant" and started.kind != "undo":
+                unknown = Entry(tool.name, tool.version, b"", None, (OUTCOME_UNKNOWN, message))
+                self._effects.append(KeyDecided(self, started.place, self._digest(started.place), unknown))
             return False
         if policy == "compensate":
             self._undo(started.place, over_s)
@@ -462,12 +483,82 @@ class Machine(msgspec.Struct, eq=False):
             return
         self.record(started.place, outcome)
         place = started.place.removeprefix(UNDO)
+        if started.tool.scope == "tenant":
+            if started.kind == "undo":
+                self._effects.append(KeyUndone(self, place, self._digest(place)))
+            elif outcome.intent is not None:
+                self._effects.append(KeyDecided(self, place, self._digest(place), outcome))
         if started.kind == "undo" and self._waiting and place in self._waiting:  # by `on_unknown`
             message = f"{started.tool.name}: it may have happened, and was compensated"
             self._decided(
                 self._waiting[place].started,
                 msgspec.structs.replace(self.journal[place], error=(CALL_FAILED, message)),
             )
+
+    # -- calls of scope `tenant`: what the lane says of their keys --
+
+    def _digest(self, place: str) -> bytes:
+        tool, call = (self._asked or {})[place]
+        return tool.shared_digest(call.tenant, call.arguments)
+
+    def key_free(self, place: str, key: str, now_ms: int) -> list[Effect]:
+        """This run is to make the call."""
+        waiting = None if self.ended else (self._waiting or {}).get(place)
+        if waiting is None:
+            return []
+        self.now_ms = now_ms
+        started = waiting.started
+        waiting.started = started._replace(call=msgspec.structs.replace(started.call, key=key))
+        self._intend(waiting)
+        return self._settled()
+
+    def key_told(self, place: str, outcome: Entry, now_ms: int) -> list[Effect]:
+        """The call has this outcome, of another run's or an earlier one's making."""
+        waiting = None if self.ended else (self._waiting or {}).get(place)
+        if waiting is None:
+            return []
+        self.now_ms = now_ms
+        tool = waiting.started.tool
+        fingerprint = tool.fingerprint(waiting.started.call.arguments)
+        self._decided(
+            waiting.started, Entry(tool.name, tool.version, fingerprint, outcome.result, outcome.error)
+        )
+        return self._settled() if self._end or self._parking else self._go_on()
+
+    def key_unknown(self, place: str, key: str, message: str, now_ms: int) -> list[Effect]:
+        """Another run made the call, and nobody knows how it came out."""
+        waiting = None if self.ended else (self._waiting or {}).get(place)
+        if waiting is None:
+            return []
+        self.now_ms = now_ms
+        started = waiting.started
+        waiting.started = started._replace(call=msgspec.structs.replace(started.call, key=key))
+        self._intend(waiting)
+        self._held = None  # on record, for a person to decide about; not to be sent
+        self._unresolved(waiting, message, 0.0)
+        return (
+            self._settled() if self._end or self._parking or place in (self._waiting or {}) else self._go_on()
+        )
+
+    def key_left(self, place: str, key: str, now_ms: int) -> list[Effect]:
+        """The effect of a run that fails: undo it (`key`: the call's); or, as another run has it too (""), leave it."""
+        self.now_ms = now_ms
+        assert self._waiting is not None
+        assert self._asked is not None
+        del self._waiting[UNDO + place]
+        tool, call = self._asked[place]
+        if key:
+            self._asked[place] = (tool, msgspec.structs.replace(call, key=key))
+            self._undo(place)
+        else:
+            self.record(UNDO + place, Entry(tool.name, tool.version, b"", NIL))
+        return self._settled()
+
+    def _leave_key(self, place: str) -> None:
+        tool, call = (self._asked or {})[place]
+        started = StartCall(self, UNDO + place, tool, call, 0.0, "undo")
+        self._waiting = {**(self._waiting or {}), UNDO + place: Waiting(started)}
+        self._effects.append(LeaveKey(self, place, self._digest(place)))
 
     # -- compensation --
 

@@ -18,6 +18,7 @@ from onceflow.agents.call import Call, seconds_of
 from onceflow.agents.journal import (
     CALL_FAILED,
     FAILING,
+    KEY_REUSED,
     OUTCOME_UNKNOWN,
     PARKED,
     UNDO,
@@ -27,7 +28,7 @@ from onceflow.agents.journal import (
 )
 from onceflow.agents.signals import Signal
 from onceflow.agents.tool import Tool
-from onceflow.errors import CallFailed, Failed, NotYet, OutcomeUnknown, WaitExpired
+from onceflow.errors import CallFailed, Failed, KeyReused, NotYet, OutcomeUnknown, WaitExpired
 from onceflow.event import Event
 
 if TYPE_CHECKING:
@@ -283,6 +284,8 @@ def _outcome(tool: Tool[Any, R], entry: Entry) -> R:
     code, message = entry.error
     if code == OUTCOME_UNKNOWN:
         raise OutcomeUnknown(message)
+    if code == KEY_REUSED:
+        raise KeyReused(message)
     raise CallFailed(message) if code in (CALL_FAILED, UNUSABLE_RESULT) else Failed(code, message)
 
 

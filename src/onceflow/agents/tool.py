@@ -40,7 +40,7 @@ import xxhash
 from typing_extensions import TypedDict
 
 from onceflow.agents.call import FROM_RUN, Call, RetryPolicy, check_count, seconds_of
-from onceflow.errors import ConfigError, NotYet
+from onceflow.errors import ConfigError
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -95,6 +95,7 @@ class Tool(Generic[P, R_co]):
     takes_call: bool
     is_async: bool
     tenant_arg: str | None
+    key_fields: tuple[str, ...] = ()  # of scope `tenant`: the arguments that make the key
     free_fields: tuple[str, ...] = ()  # arguments that don't tell calls apart
     ttl_s: float = 86_400.0  # how long the target remembers a key
     on_unknown: OnUnknown = "park"
@@ -198,6 +199,12 @@ class Tool(Generic[P, R_co]):
         """The call key, 32 hex digits: BLAKE2b, for it leaves the system, and xxh3 does not resist attack."""
         parts = (tenant, run, self.name, self.version, self.fingerprint(arguments), place)
         return blake2b(msgspec.msgpack.encode(parts), digest_size=16).hexdigest()
+
+    def shared_digest(self, tenant: str, arguments: Mapping[str, Any]) -> bytes:
+        """16 bytes that name a call of scope `tenant`: no version, no run, no place."""
+        fields = [arguments[name] for name in self.key_fields]
+        parts = msgspec.msgpack.encode((tenant, self.name, fields), enc_hook=repr)
+        return blake2b(parts, digest_size=16, person=b"scope tenant").digest()
 
     def _declare(self, what: str, function: F, parameters: tuple[str, ...]) -> F:
         where = f"@{self.name}.{what}"
@@ -326,8 +333,13 @@ def _check_effect(
         raise ConfigError(
             f"{where}: a {effect} tool needs `call: Call` as its first parameter, to pass on call.key"
         )
-    if scope == "tenant" or key_fields is not None:
-        raise NotYet(f'{where}: scope="tenant" and key_fields')
+    if scope == "tenant" and effect not in ("keyed", "blind"):
+        raise ConfigError(f"{where}: leave out scope, it is for keyed and blind tools")
+    if (scope == "tenant") != bool(key_fields):
+        raise ConfigError(
+            f'{where}: scope="tenant" and key_fields=(…) go together: for all runs of a tenant a call is the same '
+            "if its key fields are"
+        )
 
 
 def _check_storable(where: str, result_type: Any) -> None:
@@ -414,9 +426,10 @@ def tool(
         changes something and honours the idempotency key it is given; `blind` does so and knows no key.
     name, version: part of the call key; the name is the function's unless given.
     free_fields: arguments that may differ in a replay, such as a text that a model writes (keyed tools).
-    scope, key_fields: not in this version.
+    scope, key_fields: a call belongs to its `run`; or to its `tenant`: then the same call by two runs, or twice by one,
+        is one effect, and `key_fields` are the arguments that make it the same.
     tenant_arg: the parameter that the run fills with its tenant; its default must be `FROM_RUN`.
-    ttl: how long the target remembers a key; 24 hours unless given (keyed tools).
+    ttl: how long the target remembers a key; 24 hours unless given (keyed tools); of scope `tenant`: a call is known.
     timeout: of one attempt. retry: of failed attempts, `RetryPolicy()` unless given (read and keyed tools).
     on_unknown: what to do when a call may or may not have happened (keyed and blind tools): `park` it for a person,
         `fail` it (the agent sees OutcomeUnknown), `reconcile` or `compensate` it by the function declared for that.
@@ -444,8 +457,8 @@ def tool(
         _check_parameters(where, signature, tenant_arg, key_fields, free_fields)
         _check_effect(where, effect, takes_call=takes_call, key_fields=key_fields, scope=scope)
         for option, given, effects in (
-            ("free_fields", bool(free_fields), ("keyed",)),
-            ("ttl", ttl is not None, ("keyed",)),
+            ("free_fields", bool(free_fields), ("keyed", "blind") if scope == "tenant" else ("keyed",)),
+            ("ttl", ttl is not None, ("keyed", "blind") if scope == "tenant" else ("keyed",)),
             ("on_unknown", on_unknown != "park", ("keyed", "blind")),
             ("retry", retry is not None, ("pure", "read", "keyed")),
         ):
@@ -467,6 +480,7 @@ def tool(
             takes_call=takes_call,
             is_async=inspect.iscoroutinefunction(function),
             tenant_arg=tenant_arg,
+            key_fields=tuple(key_fields or ()),
             free_fields=tuple(free_fields),
             ttl_s=ttl_s,
             on_unknown=on_unknown,

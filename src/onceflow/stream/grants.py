@@ -22,6 +22,7 @@ from typing import NamedTuple
 from confluent_kafka import Consumer, KafkaException, Producer
 
 from onceflow.agents.journal import OpenRun, open_runs
+from onceflow.agents.shared import remembered
 from onceflow.agents.signals import kept_signals
 from onceflow.config import Settings
 from onceflow.stream.catchup import read_to_end
@@ -47,7 +48,9 @@ class Ready(NamedTuple):
     grant: Grant
     inputs: list[Input]
     runs: list[OpenRun]
-    signals: list[tuple[str, bytes, int]]  # kept ones: tenant, Kafka key, until when (ms)
+    kept: list[
+        tuple[str, bytes, int]
+    ]  # signals, and calls of scope `tenant`: tenant, Kafka key, until when (ms)
 
 
 class Added(NamedTuple):
@@ -298,7 +301,7 @@ class Grants:
             self._outbox.track(tracked)
             self._written[grant] = dict(written[grant.slot])
             held = list(self._views.ledger.records(grant.slot))
-            self._news.put(Ready(grant, inputs, open_runs(held), kept_signals(held)))
+            self._news.put(Ready(grant, inputs, open_runs(held), [*kept_signals(held), *remembered(held)]))
         self._wake()
 
     def _input(

@@ -8,6 +8,7 @@ from typing import Any
 from onceflow.agents.agent import Routes
 from onceflow.agents.happenings import Arrived, Due, Happening, Resumed, Sleeping
 from onceflow.agents.journal import OpenRun, open_runs, run_prefix
+from onceflow.agents.shared import Shared, decode_shared
 from onceflow.agents.signals import Kept, decode_kept
 from onceflow.event import home_slot
 from onceflow.state.ledger import Records
@@ -55,7 +56,7 @@ class OpenRuns:
                 yield saved.tenant, Sleeping(saved.key, inbox)
             else:
                 yield saved.tenant, Resumed(arrived)
-        for tenant, record, due_ms in ready.signals:
+        for tenant, record, due_ms in ready.kept:
             self.plan(tenant, Due(b"", record), due_ms)
         if without_agent:
             log.warning(
@@ -107,6 +108,11 @@ class TenantMemory:
         """The signals whose Kafka keys begin with `prefix`."""
         found = self._runs.records.scan(self._slot, prefix)
         return [(key, decode_kept(value)) for key, value in found]
+
+    def shared(self, key: bytes) -> Shared | None:
+        """What is known of the call of scope `tenant` with this Kafka key."""
+        found = self._runs.records.scan(self._slot, key)
+        return decode_shared(found[0][1]) if found else None
 
     def put(self, key: bytes, value: bytes | None) -> None:
         """Take note of a record that was decided."""

@@ -1,0 +1,116 @@
+"""The keys of a lane's calls of scope `tenant`: who makes a call, who waits for it, and what each is told."""
+
+from collections.abc import Iterator
+
+from onceflow.agents.calls import AskKey, Effect, KeyDecided, KeyEffect, LeaveKey
+from onceflow.agents.happenings import Memory, Noted
+from onceflow.agents.journal import KEY_REUSED, Entry
+from onceflow.agents.machine import Machine
+from onceflow.agents.shared import (
+    FORMAT,
+    NOBODY,
+    Free,
+    Held,
+    Reused,
+    Shared,
+    Taken,
+    asked,
+    call_key,
+    decided,
+    encode_shared,
+    forgotten,
+    left,
+    shared_key,
+    taken,
+    undone,
+)
+
+NO_OFFSET = -1
+
+Told = Noted | tuple[Machine, list[Effect]]
+
+
+class Keys:
+    """See above. `take` yields what the ledger gets, and runs with the effects of what they were told."""
+
+    def __init__(self, tenant: str, memory: Memory) -> None:
+        self._tenant, self._memory = tenant, memory
+        self._waiting: dict[bytes, list[AskKey]] = {}
+
+    def take(self, effect: KeyEffect, now_ms: int) -> Iterator[Told]:
+        """Deal with what a run asks or says of a key."""
+        known = self._memory.shared(shared_key(self._tenant, effect.digest))
+        run = effect.run.token.key
+        if isinstance(effect, AskKey):
+            yield from self._asked(effect, known, now_ms)
+        elif isinstance(effect, LeaveKey):
+            yield from self._left(effect, known, run, now_ms)
+        elif known is not None:
+            if isinstance(effect, KeyDecided):
+                yield self._note(effect.digest, decided(known, (run, effect.place), effect.outcome))
+            else:
+                yield self._note(effect.digest, undone(known))
+            yield from self._tell(effect.digest, now_ms)
+
+    def resolved(self, digest: bytes, by: tuple[bytes, str], outcome: Entry, now_ms: int) -> Iterator[Told]:
+        """A person has said how a call came out; open: that it is to be made again."""
+        known = self._memory.shared(shared_key(self._tenant, digest))
+        if known is not None:
+            yield self._note(digest, decided(known, by, outcome))
+            yield from self._tell(digest, now_ms)
+
+    def due(self, key: bytes, now_ms: int) -> Iterator[Noted]:
+        """The time of a record may be over."""
+        known = self._memory.shared(key)
+        if known is not None and forgotten(known, now_ms):
+            self._memory.put(key, None)
+            yield Noted(self._tenant, None, NO_OFFSET, 0, ((key, None),))
+
+    def lost(self) -> None:
+        """The tenant's slot is gone."""
+        self._waiting = {}
+
+    def _asked(self, ask: AskKey, known: Shared | None, now_ms: int) -> Iterator[Told]:
+        run = ask.run.token.key
+        answer = asked(known, (run, ask.place), ask.arguments, now_ms)
+        if isinstance(answer, Free):
+            until_ms = now_ms + int(ask.tool.ttl_s * 1000)
+            by = (run, ask.place)
+            record = Shared(FORMAT, ask.tool.name, ask.arguments, until_ms, answer.undone, by)
+            yield self._note(ask.digest, record)
+            yield ask.run, ask.run.key_free(ask.place, call_key(ask.digest, answer.undone), now_ms)
+        elif isinstance(answer, Held):
+            self._waiting.setdefault(ask.digest, []).append(ask)
+        elif isinstance(answer, Taken):
+            assert known is not None
+            if run not in known.takers:
+                yield self._note(ask.digest, taken(known, run))
+            yield ask.run, ask.run.key_told(ask.place, Entry("", 0, b"", answer.result), now_ms)
+        elif isinstance(answer, Reused):
+            refused = Entry("", 0, b"", None, (KEY_REUSED, answer.message))
+            yield ask.run, ask.run.key_told(ask.place, refused, now_ms)
+        else:
+            key = call_key(ask.digest, answer.undone)
+            yield ask.run, ask.run.key_unknown(ask.place, key, answer.message, now_ms)
+
+    def _left(self, leave: LeaveKey, known: Shared | None, run: bytes, now_ms: int) -> Iterator[Told]:
+        undo, key = True, ""
+        if known is not None:
+            record, undo = left(known, (run, leave.place))
+            yield self._note(leave.digest, record)
+            key = call_key(leave.digest, record.undone)
+        else:  # forgotten meanwhile: nobody else can take it any more
+            key = call_key(leave.digest, 0)
+        yield leave.run, leave.run.key_left(leave.place, key if undo else "", now_ms)
+
+    def _tell(self, digest: bytes, now_ms: int) -> Iterator[Told]:
+        """Who waits asks again, in the order of first asking."""
+        for ask in self._waiting.pop(digest, ()):
+            yield from self._asked(ask, self._memory.shared(shared_key(self._tenant, digest)), now_ms)
+
+    def _note(self, digest: bytes, record: Shared | None) -> Noted:
+        key = shared_key(self._tenant, digest)
+        value = None if record is None else encode_shared(record)
+        self._memory.put(key, value)
+        until_ms = 0 if record is None or record.holder != NOBODY else record.until_ms
+        return Noted(self._tenant, None, NO_OFFSET, 0, ((key, value),), until_ms)

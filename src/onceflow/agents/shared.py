@@ -1,0 +1,164 @@
+"""Calls of scope `tenant`: the same call by two runs, or twice by one, is one effect.
+
+Such a call belongs to its key: tenant, tool and `key_fields`. The ledger has one record of it for `ttl`, which says
+who is making it, how it came out, and which runs have taken its result. Who asks while it is made waits; who asks
+later gets the result that is there. When its effect is undone, who asks next makes it anew, with another key.
+
+    Kafka key     tenant · 00 · "k" · digest of tool and key fields (16 bytes)
+    value         Shared, msgpack
+"""
+
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import NamedTuple
+
+import msgspec
+
+from onceflow.agents.journal import OUTCOME_UNKNOWN, Entry, check_format
+
+FORMAT = 1
+
+NOBODY = (b"", "")
+
+_KIND = b"\0k"
+
+
+class Shared(msgspec.Struct, array_like=True, frozen=True):
+    """What is known of a call. Begins with a format number, as every stored form."""
+
+    format: int
+    tool: str
+    arguments: bytes  # fingerprint
+    until_ms: int  # the target remembers the key so long; then all of it is forgotten
+    undone: int = 0  # how often its effect was undone: part of the call key
+    holder: tuple[bytes, str] = (
+        b"",
+        "",
+    )  # the run and place that make it, undo it, or do not know; b"": none
+    result: bytes | None = None
+    unknown: str = ""  # why nobody knows whether it happened
+    takers: tuple[bytes, ...] = ()  # runs that have its result, and did not fail
+
+
+class Free(NamedTuple):
+    """Nobody has made the call: make it, with the key of this number."""
+
+    undone: int
+
+
+class Held(NamedTuple):
+    """Another run is at it: wait."""
+
+
+class Reused(NamedTuple):
+    """Another call had this key."""
+
+    message: str
+
+
+class Unknown(NamedTuple):
+    """Nobody knows whether it happened, with the key of this number."""
+
+    message: str
+    undone: int
+
+
+class Taken(NamedTuple):
+    """It has this result."""
+
+    result: bytes
+
+
+Answer = Free | Held | Reused | Unknown | Taken
+
+
+def asked(known: Shared | None, by: tuple[bytes, str], fingerprint: bytes, now_ms: int) -> Answer:
+    """What a run is told that asks for a call; `by`: its key, and the call's place."""
+    if known is None or forgotten(known, now_ms):
+        return Free(0)
+    if known.arguments != fingerprint and (known.holder[0] or known.unknown or known.result is not None):
+        return Reused(
+            f"{known.tool}: a call with the same key fields and other arguments was made; nothing was called. Add what "
+            "tells them apart to key_fields, or what may differ to free_fields"
+        )
+    if known.result is not None:
+        return Taken(known.result)
+    if known.unknown:
+        return Unknown(known.unknown, known.undone)
+    return Held() if known.holder[0] and known.holder != by else Free(known.undone)
+
+
+def forgotten(known: Shared, now_ms: int) -> bool:
+    """Whether its time is over."""
+    return known.until_ms <= now_ms and not known.holder[0]
+
+
+def taken(known: Shared, run: bytes) -> Shared:
+    """The record once a run has taken its result."""
+    takers = known.takers if run in known.takers else (*known.takers, run)
+    return msgspec.structs.replace(known, takers=takers)
+
+
+def decided(known: Shared, by: tuple[bytes, str], outcome: Entry) -> Shared | None:
+    """The record once the call has an outcome; None: it did not happen, and all of it is forgotten.
+
+    An outcome that is open: it is made again.
+    """
+    if outcome.result is not None:
+        replaced = msgspec.structs.replace(known, holder=NOBODY, result=outcome.result, unknown="")
+        return taken(replaced, by[0])
+    if outcome.error is not None and outcome.error[0] == OUTCOME_UNKNOWN:
+        return msgspec.structs.replace(known, holder=NOBODY, unknown=outcome.error[1])
+    if outcome.open:
+        return msgspec.structs.replace(known, holder=by, unknown="")
+    return _free(known) if known.undone else None
+
+
+def left(known: Shared, by: tuple[bytes, str]) -> tuple[Shared, bool]:
+    """A run that has the result fails: the record then, and whether the effect is to be undone (nobody else has it)."""
+    others = tuple(taker for taker in known.takers if taker != by[0])
+    if others:
+        return msgspec.structs.replace(known, takers=others), False
+    return msgspec.structs.replace(known, takers=(), holder=by, result=None), True
+
+
+def undone(known: Shared) -> Shared:
+    """The record once its effect is undone."""
+    return msgspec.structs.replace(_free(known), undone=known.undone + 1)
+
+
+def _free(known: Shared) -> Shared:
+    return Shared(FORMAT, known.tool, known.arguments, known.until_ms, known.undone)
+
+
+def call_key(digest: bytes, undone: int) -> str:
+    """The call key, 32 hex digits."""
+    return blake2b(digest + undone.to_bytes(4, "big"), digest_size=16).hexdigest()
+
+
+def shared_key(tenant: str, digest: bytes) -> bytes:
+    """The Kafka key of a call's record."""
+    return tenant.encode() + _KIND + digest
+
+
+def encode_shared(shared: Shared) -> bytes:
+    return msgspec.msgpack.encode(shared)
+
+
+def decode_shared(value: bytes) -> Shared:
+    """Raises ConfigError for a record of a newer format."""
+    check_format(value)
+    return _decode(value)
+
+
+def remembered(records: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, bytes, int]]:
+    """The calls among these records of one slot, as (tenant, Kafka key, until when they are remembered)."""
+    found = []
+    for key, value in records:
+        tenant, _, rest = key.partition(b"\0")
+        if rest[:1] == _KIND[1:]:
+            found.append((tenant.decode(), key, decode_shared(value).until_ms))
+    return found
+
+
+_decode = msgspec.msgpack.Decoder(Shared).decode

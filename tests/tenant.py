@@ -1,0 +1,148 @@
+"""One tenant for tests: its lane, its ledger in a dictionary, what the lane decided. Nothing is committed by itself."""
+
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+
+from onceflow.agents.agent import Agent
+from onceflow.agents.calls import Raised, Returned, StartCall
+from onceflow.agents.executor import Answered
+from onceflow.agents.happenings import (
+    Arrived,
+    Barrier,
+    Ended,
+    Looked,
+    Noted,
+    Resumed,
+    Signalled,
+    Sleeping,
+    Slept,
+    Written,
+)
+from onceflow.agents.journal import OpenRun, open_runs, run_prefix
+from onceflow.agents.lane import Capacity, Lane
+from onceflow.agents.shared import Shared, decode_shared
+from onceflow.agents.signals import Kept, Signal, decode_kept
+from onceflow.event import Incoming
+
+NOW = 1_800_000_000_000
+INCOMING = Incoming("acme", "erp", "evt-1", "t", None, b"7")
+KEY = bytes(range(16))
+
+
+class Memory:
+    """A tenant's ledger, in a dictionary."""
+
+    def __init__(self, inbox: Any, agents: Iterable[Agent[Any, Any]]) -> None:
+        self.records: dict[bytes, bytes] = {}
+        self._inbox = inbox
+        self.agents = {agent.name: agent for agent in agents}
+
+    def shared(self, key: bytes) -> Shared | None:
+        value = self.records.get(key)
+        return None if value is None else decode_shared(value)
+
+    def put(self, key: bytes, value: bytes | None) -> None:
+        if value is None:
+            del self.records[key]
+        else:
+            self.records[key] = value
+
+    def saved(self, key: bytes) -> OpenRun:
+        held = sorted(self.records.items())
+        (found,) = open_runs((k, v) for k, v in held if k.startswith(run_prefix("acme", key)))
+        return found
+
+    def run(self, key: bytes, inbox: Any) -> Arrived:
+        saved = self.saved(key)
+        return Arrived.again(saved, inbox, self.agents[saved.begun.agent], None)
+
+    def inbox(self, source: Any) -> Any:
+        return self._inbox
+
+    def signals(self, prefix: bytes) -> list[tuple[bytes, Kept]]:
+        return [(k, decode_kept(v)) for k, v in sorted(self.records.items()) if k.startswith(prefix)]
+
+
+class Tenant:
+    """A lane, the ledger of its tenant, and what it decided."""
+
+    def __init__(self, *agents: Agent[Any, Any]) -> None:
+        self.source = SimpleNamespace(topic="events", partition=3, grant=SimpleNamespace(live=True))
+        self.memory = Memory(self.source, agents)
+        self.now = NOW
+        self.ended: list[Ended] = []
+        self.noted: list[Noted] = []
+        self.due_ms = 0
+        self.started: list[StartCall] = []
+        self.barriers: list[Barrier] = []
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Another process, with what the ledger holds."""
+        self.started.clear()
+        self.barriers = []
+        self.capacity = Capacity(runs_per_lane=10, runs_per_cell=10)
+        self.lane = Lane("acme", self.capacity, self.started.extend, lambda runs: None, self.memory)
+
+    def resume(self) -> None:
+        """The runs in the ledger go on."""
+        for saved in open_runs((k, v) for k, v in sorted(self.memory.records.items())):
+            again = Arrived.again(saved, self.source, self.memory.agents[saved.begun.agent], None)
+            self.take(Sleeping(saved.key, self.source) if saved.parked else Resumed(again))
+
+    def take(self, *happenings: Any) -> None:
+        again: list[Any] = list(happenings)
+        while again:
+            given, again = again, []
+            for decision in self.lane.take(given, self.now):
+                if isinstance(decision, Looked):
+                    again.append(decision)
+                elif isinstance(decision, Slept):
+                    self.due_ms = decision.due_ms
+                elif isinstance(decision, Ended):
+                    self.ended.append(decision)
+                elif isinstance(decision, Noted):
+                    self.noted.append(decision)
+                elif isinstance(decision, Written) and decision.record.barrier:
+                    self.barriers.append(Barrier(decision.record.run, decision.record.number))
+
+    def event(self, by: Agent[Any, Any], number: int = 1) -> bytes:
+        """An event is read; its run's key."""
+        key = KEY if number == 1 else number.to_bytes(16, "big")
+        incoming = INCOMING if number == 1 else Incoming("acme", "erp", f"evt-{number}", "t", None, b"7")
+        self.take(Arrived(self.source, number, NOW, b"{}", None, incoming, by, key=key))
+        return key
+
+    def signalled(self, given: Signal, offset: int = 9) -> Noted:
+        """A signal is read at this offset."""
+        self.take(Signalled(self.source, offset, 3, self.now, given, f"signals/3/{offset}", b"{..}", None))
+        return next(noted for noted in self.noted if noted.offset == offset)
+
+    def commit(self) -> None:
+        """All that was decided is committed."""
+        barriers, self.barriers = self.barriers, []
+        self.take(*barriers)
+
+    def answer(self, result: Any) -> StartCall:
+        """The oldest call that was sent is answered: with a result, or an exception."""
+        self.commit()
+        call = self.started.pop(0)
+        answer: Any
+        if isinstance(result, BaseException):
+            answer = Raised(call.place, call.call.attempt, result)
+        else:
+            answer = Returned(call.place, call.call.attempt, msgspec.msgpack.encode(result))
+        self.take(Answered(call.run, answer))
+        return call
+
+    @property
+    def outcome(self) -> Any:
+        (ended,) = self.ended
+        return ended.outcome
+
+    @property
+    def asleep(self) -> bool:
+        return self.capacity.in_flight == 0 and not self.lane.idle

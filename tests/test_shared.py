@@ -1,0 +1,212 @@
+"""Calls of scope `tenant`: the same call by two runs, or twice by one, is one effect."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from onceflow.agents.agent import agent
+from onceflow.agents.call import Call, RetryPolicy
+from onceflow.agents.calls import Completed
+from onceflow.agents.commands import Command
+from onceflow.agents.happenings import Commanded, Due
+from onceflow.agents.run import Run
+from onceflow.agents.tool import tool
+from onceflow.errors import CallFailed, ConfigError, Failed, GiveUp, KeyReused, OutcomeUnknown
+from onceflow.event import Event
+from tests.tenant import NOW, Tenant
+
+ONCE = RetryPolicy(attempts=1)
+
+
+@tool(
+    effect="keyed",
+    scope="tenant",
+    key_fields=("customer",),
+    free_fields=("text",),
+    retry=ONCE,
+    on_unknown="fail",
+)
+async def welcome(call: Call, customer: str, text: str = "", kind: str = "") -> str: ...  # type: ignore[empty-body]
+
+
+@welcome.compensate
+async def apologise(call: Call, result: str | None) -> None: ...
+
+
+@tool(effect="blind", scope="tenant", key_fields=("customer",))
+async def letter(call: Call, customer: str) -> str: ...  # type: ignore[empty-body]
+
+
+@agent("greets", on="t")
+async def greets(run: Run, event: Event) -> str:
+    return await run.call(welcome, customer="ann", text=f"Hi, for {event.id}")
+
+
+@agent("greets-and-fails", on="u")
+async def greets_and_fails(run: Run, event: Event) -> None:
+    await run.call(welcome, customer="ann")
+    raise Failed("sold-out")
+
+
+@agent("tells", on="v")
+async def tells(run: Run, event: Event) -> str:
+    try:
+        return await run.call(welcome, customer="ann")
+    except OutcomeUnknown:
+        return "unknown"
+    except CallFailed:
+        return "failed"
+
+
+@agent("writes", on="w")
+async def writes(run: Run, event: Event) -> str:
+    return await run.call(letter, customer="ann")
+
+
+@pytest.fixture
+def tenant() -> Tenant:
+    return Tenant(greets, greets_and_fails, tells, writes)
+
+
+def outcomes(tenant: Tenant) -> list[Any]:
+    return [ended.outcome for ended in tenant.ended]
+
+
+def test_of_many_runs_that_ask_one_makes_the_call_and_all_have_its_result(tenant: Tenant) -> None:
+    for number in range(1, 11):
+        tenant.event(greets, number)
+    sent = tenant.answer("mail-1")
+    assert tenant.started == []
+    assert outcomes(tenant) == [Completed("mail-1")] * 10
+    assert sent.call.arguments["customer"] == "ann"
+
+
+def test_a_run_that_asks_later_gets_the_result_that_is_there(tenant: Tenant) -> None:
+    tenant.event(greets)
+    tenant.answer("mail-1")
+    tenant.begin_anew()
+    tenant.event(greets, 2)
+    assert (tenant.started, outcomes(tenant)) == ([], [Completed("mail-1")] * 2)
+
+
+def test_the_same_call_twice_in_one_run_is_made_once(tenant: Tenant) -> None:
+    @agent("greets", on="t")
+    async def twice(run: Run, event: Event) -> list[str]:
+        return await run.gather(*(run.call(welcome, customer="ann") for _ in range(2)))
+
+    tenant.event(twice)
+    tenant.answer("mail-1")
+    assert outcomes(tenant) == [Completed(["mail-1", "mail-1"])]
+
+
+def test_other_arguments_under_the_same_key_are_refused_and_nothing_is_called(tenant: Tenant) -> None:
+    @agent("greets", on="t")
+    async def otherwise(run: Run, event: Event) -> str:
+        with pytest.raises(KeyReused, match="free_fields"):
+            await run.call(welcome, customer="ann", kind="formal")
+        return "refused"
+
+    tenant.event(greets)
+    tenant.event(otherwise, 2)
+    tenant.answer("mail-1")
+    assert outcomes(tenant) == [Completed("refused"), Completed("mail-1")]
+
+
+def test_a_call_that_did_not_happen_is_made_by_the_next_that_asked(tenant: Tenant) -> None:
+    tenant.event(tells)
+    tenant.event(tells, 2)
+    first = tenant.answer(GiveUp("no such address"))
+    second = tenant.answer("mail-2")
+    assert first.call.key == second.call.key
+    assert outcomes(tenant) == [Completed("failed"), Completed("mail-2")]
+
+
+def test_an_unknown_call_is_unknown_for_each_run_that_asks(tenant: Tenant) -> None:
+    tenant.event(tells)
+    tenant.event(tells, 2)
+    tenant.answer(TimeoutError())
+    tenant.event(tells, 3)
+    assert tenant.started == []
+    assert outcomes(tenant) == [Completed("unknown")] * 3
+
+
+def test_after_a_crash_the_run_that_made_the_call_makes_it_again_and_others_wait_for_it(
+    tenant: Tenant,
+) -> None:
+    tenant.event(greets)
+    tenant.commit()
+    (sent,) = tenant.started
+    tenant.begin_anew()
+    tenant.resume()
+    tenant.event(greets, 2)
+    again = tenant.answer("mail-1")
+    assert (again.call.key, again.call.attempt) == (sent.call.key, 2)
+    assert outcomes(tenant) == [Completed("mail-1")] * 2
+
+
+# --- When a run fails ---
+
+
+def test_what_another_run_has_taken_too_is_left_standing(tenant: Tenant) -> None:
+    tenant.event(greets)
+    tenant.answer("mail-1")
+    tenant.event(greets_and_fails, 2)
+    assert tenant.started == []
+    assert outcomes(tenant)[1].code == "sold-out"
+    tenant.event(greets, 3)
+    assert outcomes(tenant)[2] == Completed("mail-1")
+
+
+def test_what_nobody_else_has_is_undone_and_made_anew_with_the_next_key(tenant: Tenant) -> None:
+    tenant.event(greets_and_fails)
+    made = tenant.answer("mail-1")
+    tenant.commit()
+    tenant.event(greets, 2)
+    assert [call.kind for call in tenant.started] == ["undo"], "who asks waits until it is undone"
+    undone = tenant.answer(None)
+    anew = tenant.answer("mail-2")
+    assert [each.kind for each in (made, undone, anew)] == ["call", "undo", "call"]
+    assert len({each.call.key for each in (made, undone, anew)}) == 3
+    assert outcomes(tenant)[1] == Completed("mail-2")
+
+
+# --- How long it is known, and what a person decides ---
+
+
+def test_it_is_known_for_its_ttl(tenant: Tenant) -> None:
+    tenant.event(greets)
+    tenant.answer("mail-1")
+    ((key, until_ms),) = [
+        (noted.records[0][0], noted.keep_until_ms) for noted in tenant.noted if noted.keep_until_ms
+    ]
+    assert until_ms == NOW + timedelta(hours=24) / timedelta(milliseconds=1)
+    tenant.now = until_ms - 1
+    tenant.take(Due(b"", key))
+    assert key in tenant.memory.records
+    tenant.now = until_ms
+    tenant.take(Due(b"", key))
+    assert tenant.memory.records == {}
+
+
+@pytest.mark.parametrize(("action", "end"), [("result", "seen"), ("again", "letter-2")])
+def test_a_person_decides_for_all_that_ask_later(tenant: Tenant, action: Any, end: str) -> None:
+    key = tenant.event(writes)
+    tenant.answer(TimeoutError())
+    assert tenant.asleep, "parked"
+    segments = tenant.memory.saved(key).segments
+    command = Command(action, "acme", key.hex(), segments, result=b'"seen"')  # type: ignore[arg-type]
+    tenant.take(Commanded(tenant.source, 11, 3, command))
+    tenant.event(writes, 2)
+    if action == "again":
+        tenant.answer("letter-2")
+    assert (tenant.started, outcomes(tenant)) == ([], [Completed(end)] * 2)
+
+
+def test_scope_and_key_fields_go_together() -> None:
+    with pytest.raises(ConfigError, match="go together"):
+        tool(effect="keyed", scope="tenant")(welcome.function)
+    with pytest.raises(ConfigError, match="go together"):
+        tool(effect="keyed", key_fields=("customer",))(welcome.function)
+    with pytest.raises(ConfigError, match="leave out scope"):
+        tool(effect="read", scope="tenant")(welcome.function)
