@@ -37,6 +37,7 @@ RANKS = {
     "devkafka": 8,
     "testing": 8,
     "demo": 8,
+    "pytest_plugin": 9,
     "terminal": 8,
     "cli_runs": 8,
     "cli": 8,

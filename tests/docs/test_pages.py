@@ -20,7 +20,7 @@ from onceflow.stream.runtime import REVOKE_S
 from tests.flows.driver import drive
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/agents.md")
 TEXT = {page: (ROOT / page).read_text() for page in PAGES}
 OTHER_VARIABLES = {"ONCEFLOW_CONFIG", "ONCEFLOW_TEST_KAFKA"}  # no settings
 
@@ -99,6 +99,14 @@ def test_the_example_for_contributors_runs() -> None:
     assert len(lost.attempts) == 1
 
 
+def test_the_guide_for_agent_authors_runs_and_so_do_its_tests() -> None:
+    names = executed("\n".join(blocks("python", "docs/agents.md")))
+    tests = [value for name, value in names.items() if name.startswith("test_")]
+    assert len(tests) == 3
+    for test in tests:
+        test()
+
+
 # --- Commands ---
 
 
@@ -149,8 +157,9 @@ def anchors(page: Path) -> set[str]:
 def test_links_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\((?!https://)([^)]+)\)", TEXT[page]):
         path, _, anchor = target.partition("#")
-        assert (ROOT / path).exists(), target
-        assert not anchor or anchor in anchors(ROOT / path), target
+        found = (ROOT / page).parent / path
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), target
 
 
 def test_code_that_is_named_by_path_exists() -> None:

@@ -108,9 +108,9 @@ class Executor:
             if started.send_by_ms and time.time() * 1000 > started.send_by_ms:
                 raise NotSent
             async with asyncio.timeout(tool.timeout_s) as limit:
-                function = _function(started)
+                function = function_of(started)
                 result = await (function() if _is_async(function) else self._in_thread(function))
-            answer = _returned(started, result)
+            answer = answer_of(started, result)
         except TimeoutError as error:
             late = limit.expired()
             answer = Raised(
@@ -175,7 +175,7 @@ class Executor:
                 task.cancel()
 
 
-def _function(started: StartCall) -> "partial[Any]":
+def function_of(started: StartCall) -> "partial[Any]":
     """What is called, with its arguments."""
     tool, call = started.tool, started.call
     if started.kind == "undo":
@@ -191,7 +191,7 @@ def _is_async(function: "partial[Any]") -> bool:
     return inspect.iscoroutinefunction(function.func)
 
 
-def _returned(started: StartCall, result: Any) -> Answer:
+def answer_of(started: StartCall, result: Any) -> Answer:
     """The answer of a call that returned; a result that can't be stored is not asked for again."""
     place, attempt = started.place, started.call.attempt
     if started.kind == "reconcile" and is_not_done(result):

@@ -1,0 +1,342 @@
+"""A cell in memory: the real lane and the real runs, with a ledger in a dictionary and a clock that one sets.
+
+Deterministic, and nothing waits: a delay moves the clock. What was decided is committed as one step, so a simulated
+process can die between any two steps; what was not committed is then gone, as on a real Kafka.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import StrEnum
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import msgspec
+
+from onceflow.agents.agent import Agent
+from onceflow.agents.call import NotDone
+from onceflow.agents.calls import Answer, Completed, NotSent, Raised, RunFailed, StartCall
+from onceflow.agents.executor import Answered, answer_of, function_of
+from onceflow.agents.happenings import (
+    Arrived,
+    Barrier,
+    Decision,
+    Due,
+    Ended,
+    Happening,
+    Looked,
+    Noted,
+    Resumed,
+    Signalled,
+    Sleeping,
+    Slept,
+    Written,
+)
+from onceflow.agents.journal import open_runs, run_prefix
+from onceflow.agents.lane import Capacity, Lane
+from onceflow.agents.shared import Shared, decode_shared
+from onceflow.agents.signals import Kept, Signal, decode_kept
+from onceflow.agents.tool import Tool
+from onceflow.errors import RetryLater
+from onceflow.event import Incoming, idempotency_key
+from onceflow.testing.target import Target
+
+
+class ScriptError(AssertionError):
+    """A test's script does not fit."""
+
+
+class Reply(StrEnum):
+    """How the world answers a request."""
+
+    OK = "ok"
+    LOST = "time-out after the effect"
+    LATE = "time-out, the effect comes later"
+    REFUSED = "503, nothing done"
+    GARBAGE = "an answer that cannot be read, after the effect"
+
+
+class Called(NamedTuple):
+    """A request that a run has sent."""
+
+    tool: str
+    kind: str  # call, undo or reconcile
+    place: str
+    arguments: Mapping[str, Any]
+    key: str
+    attempt: int
+
+
+class _Ledger:
+    """A tenant's ledger: what is committed, and what was decided since."""
+
+    def __init__(self, agents: Sequence[Agent[Any, Any]], inbox: Any) -> None:
+        self.committed: dict[bytes, bytes] = {}
+        self.newer: dict[bytes, bytes | None] = {}
+        self._agents = {(agent.name, agent.version): agent for agent in agents}
+        self._inbox = inbox
+
+    def put(self, key: bytes, value: bytes | None) -> None:
+        self.newer[key] = value
+
+    def commit(self) -> None:
+        for key, value in self.newer.items():
+            if value is None:
+                self.committed.pop(key, None)
+            else:
+                self.committed[key] = value
+        self.newer = {}
+
+    def scan(self, prefix: bytes) -> list[tuple[bytes, bytes]]:
+        found: dict[bytes, bytes | None] = {**self.committed, **self.newer}
+        return [(k, v) for k, v in sorted(found.items()) if v is not None and k.startswith(prefix)]
+
+    def again(self, saved: Any, inbox: Any) -> Arrived:
+        agent = self._agents[saved.begun.agent, saved.begun.version]
+        return Arrived.again(saved, inbox, agent, None)
+
+    def run(self, key: bytes, inbox: Any) -> Arrived | str:
+        tenant = next(iter(self.scan(b"")))[0].partition(b"\0")[0].decode()
+        found = open_runs(self.scan(run_prefix(tenant, key)))
+        return self.again(found[0], inbox) if found else "the ledger does not hold it"
+
+    def inbox(self, source: Any) -> Any:
+        return self._inbox
+
+    def signals(self, prefix: bytes) -> list[tuple[bytes, Kept]]:
+        return [(key, decode_kept(value)) for key, value in self.scan(prefix)]
+
+    def shared(self, key: bytes) -> Shared | None:
+        found = self.scan(key)
+        return decode_shared(found[0][1]) if found else None
+
+
+class Simulation:
+    """One tenant's share of a cell. `step` does the next thing; False: there is nothing left to do."""
+
+    def __init__(
+        self,
+        agents: Sequence[Agent[Any, Any]],
+        events: Iterable[Incoming],
+        *,
+        results: Mapping[Any, Any],
+        signals: Iterable[Signal],
+        target: Target,
+        now_ms: int,
+    ) -> None:
+        self.now_ms = now_ms
+        self.target = target
+        self.timeline: list[str] = []
+        self.called: list[Called] = []
+        self.ends: list[tuple[str, Completed | RunFailed]] = []  # run, how
+        self.parked: list[str] = []
+        self.reply: Callable[[StartCall], Reply] = lambda started: Reply.OK
+        self.undoable = {tool.name for tool in results if tool.compensation is not None}
+        self._results = {tool: list(r) if isinstance(r, list) else r for tool, r in results.items()}
+        self._agents = {type_: agent for agent in agents for type_ in agent.on}
+        self._source = SimpleNamespace(topic="events", partition=0, grant=SimpleNamespace(live=True))
+        self._ledger = _Ledger(agents, self._source)
+        self._unfinished = dict(enumerate(events))
+        self._signals = list(signals)
+        self._signals_done = 0
+        self._late: list[StartCall] = []
+        self._started_ms = now_ms
+        self._tenant = next(iter(self._unfinished.values())).tenant
+        self._happenings: list[Happening] = []
+        self._decided: list[Decision] = []
+        self._calls: list[StartCall] = []
+        self._due: list[tuple[int, bytes]] = []
+        self._start()
+
+    def say(self, line: str) -> None:
+        """Add a line to the timeline."""
+        self.timeline.append(f"{(self.now_ms - self._started_ms) / 1000:8.2f} s  {line}")
+
+    def die(self) -> None:
+        """kill -9, and a new process: what was not committed is gone, and events that were not finished come again."""
+        self.say("✗ the process dies; another one goes on")
+        self._ledger.newer = {}
+        self._start()
+        self._arrive_late()
+
+    def step(self) -> str:
+        """Do the next thing: what was done, in words; "" if there is nothing left to do."""
+        if self._happenings:
+            given, self._happenings = self._happenings, []
+            self._decided += self._lane.take(given, self.now_ms)
+            return "decided"
+        if self._decided:
+            self._commit()
+            return "committed"
+        if self._calls:
+            self._call(self._calls.pop(0))
+            return "called"
+        if self._signals_done < len(self._signals):
+            self._signal(self._signals_done)
+            return "a signal came"
+        if self._due:
+            due_ms, key = min(self._due)
+            self._due.remove((due_ms, key))
+            self.now_ms = max(self.now_ms, due_ms)
+            self._happenings.append(Due(key))
+            return "time passed"
+        self._arrive_late()
+        return ""
+
+    # --- within ---
+
+    def _arrive_late(self) -> None:
+        """Requests that were on their way reach the world."""
+        late, self._late = self._late, []
+        for started in late:
+            self._perform(started)
+            self.say(f"  … {self._named(started)} happens after all")
+
+    def _start(self) -> None:
+        self._happenings, self._decided, self._calls, self._due = [], [], [], []
+        capacity = Capacity(runs_per_lane=1_000, runs_per_cell=1_000)
+        self._lane = Lane(self._tenant, capacity, self._calls.extend, lambda runs: None, self._ledger)
+        for saved in open_runs(self._ledger.scan(b"")):
+            if saved.parked:
+                self._happenings.append(Sleeping(saved.key, self._source))
+            else:
+                self._happenings.append(Resumed(self._ledger.again(saved, self._source)))
+        for offset, incoming in self._unfinished.items():
+            key = idempotency_key(incoming.tenant, incoming.source, incoming.id, incoming.data)
+            agent = self._agents[incoming.type]
+            arrived = Arrived(self._source, offset, self.now_ms, b"", None, incoming, agent, key=key)
+            self._happenings.append(arrived)
+
+    def _commit(self) -> None:
+        decided, self._decided = self._decided, []
+        self._ledger.commit()
+        for decision in decided:
+            if isinstance(decision, Looked):
+                self._happenings.append(decision)
+            elif isinstance(decision, Slept):
+                if decision.due_ms:
+                    self._due.append((decision.due_ms, decision.key))
+            elif isinstance(decision, Noted):
+                if decision.offset >= 0:
+                    self._signals_done = max(self._signals_done, decision.offset + 1)
+            else:
+                self._unfinished.pop(decision.arrived.offset, None)
+                self._say_committed(decision)
+                if isinstance(decision, Written) and decision.record.barrier:
+                    self._happenings.append(Barrier(decision.record.run, decision.record.number))
+
+    def _say_committed(self, decision: Written | Ended) -> None:
+        if isinstance(decision, Ended):
+            self.ends.append((decision.arrived.key.hex(), decision.outcome))
+            self.say(f"■ the run ends: {_worded(decision.outcome)}")
+            return
+        for place, entry in decision.record.entries.items():
+            if entry.open and entry.intent is not None:
+                self.say(f"● committed: {entry.tool} (place {place}) is about to be called")
+            elif not entry.open and entry.intent is not None:
+                self.say(f"● committed: how {entry.tool} (place {place}) came out")
+        if decision.parked is not None:
+            self.parked.append(decision.parked.message)
+            self.say(f"■ the run is parked: {decision.parked.message}")
+
+    def _signal(self, number: int) -> None:
+        signal = self._signals[number]
+        self.say(f"→ signal {signal.type} of {signal.id}: {signal.status}")
+        self._happenings.append(
+            Signalled(self._source, number, 0, self.now_ms, signal, f"signals/0/{number}", b"", None)
+        )
+
+    def _call(self, started: StartCall) -> None:
+        self._arrive_late()
+        self.now_ms += round(started.delay_s * 1000)
+        reply = self.reply(started)
+        attempt = started.call.attempt
+        self.called.append(
+            Called(
+                started.tool.name,
+                started.kind,
+                started.place,
+                started.call.arguments,
+                started.call.key,
+                attempt,
+            )
+        )
+        before = len(self.target.effects)
+        try:
+            answer = self._answer(started, reply)
+            said = "answered" if not isinstance(answer, Raised) else f"raised {type(answer.error).__name__}"
+        except ScriptError:
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever a tool raises is its answer)
+            answer = Raised(started.place, attempt, error)
+            said = f"raised {type(error).__name__}: {error}"
+        effects = "".join(f"  ★ effect {n + 1}" for n in range(before, len(self.target.effects)))
+        self.say(f"→ {self._named(started)}, attempt {attempt}: {said}{effects}")
+        self._happenings.append(Answered(started.run, answer))
+
+    def _answer(self, started: StartCall, reply: Reply) -> Answer:
+        if started.send_by_ms and self.now_ms > started.send_by_ms:
+            raise NotSent
+        if reply is Reply.REFUSED:
+            raise RetryLater("503: try again")
+        if reply is Reply.LATE:
+            self._late.append(started)
+            raise TimeoutError("no answer in time")
+        result = self._perform(started)
+        if reply is Reply.LOST:
+            raise TimeoutError("no answer in time")
+        if reply is Reply.GARBAGE:
+            raise ValueError("the answer cannot be read")
+        return answer_of(started, result)
+
+    def _perform(self, started: StartCall) -> Any:
+        """Do what a request asks for, in the world: by script, or by the tool's own function."""
+        tool = started.tool
+        if tool not in self._results:
+            function = function_of(started)
+            result = function()
+            return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
+        operation = f"{started.kind} {tool.name}" if started.kind == "undo" else tool.name
+        subject = f"{started.call.run_id[:8]}/{started.place.lstrip('~')}"
+        if tool.scope == "tenant":
+            subject = "/".join(str(started.call.arguments[name]) for name in tool.key_fields)
+        if started.kind == "reconcile":
+            known = self.target.find(operation, subject)
+            return NotDone if known is None else known.answer
+        if tool.effect == "read":
+            return self._scripted(tool, started)
+        key = started.call.key if tool.effect == "keyed" else ""
+        return self.target.do(operation, subject, key, lambda: self._scripted(tool, started))
+
+    def _scripted(self, tool: Tool[Any, Any], started: StartCall) -> Any:
+        script = self._results[tool]
+        if started.kind == "undo":
+            return None
+        value = script
+        if isinstance(script, list):
+            if not script:
+                raise ScriptError(
+                    f"the script of {tool.name} has no more results: give it a value, or a longer list"
+                )
+            value = script.pop(0)
+        if callable(value):
+            value = value(**started.call.arguments)
+        if isinstance(value, BaseException):
+            raise value
+        return value
+
+    def _named(self, started: StartCall) -> str:
+        what = started.tool.name if started.kind == "call" else f"{started.kind} {started.tool.name}"
+        arguments = ", ".join(f"{name}={value!r}" for name, value in started.call.arguments.items())
+        key = f" key {started.call.key[:6]}" if started.tool.effect == "keyed" else ""
+        return f"{what}({arguments}) place {started.place}{key}"
+
+
+def _worded(outcome: Completed | RunFailed) -> str:
+    if isinstance(outcome, Completed):
+        return f"completed with {msgspec.json.encode(outcome.value, enc_hook=repr).decode()}"
+    return f"failed, {outcome.code}: {outcome.message}"
+
+
+async def _awaited(result: Any) -> Any:
+    return await result

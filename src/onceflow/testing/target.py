@@ -1,0 +1,47 @@
+"""A service that tools change, in tests: it keeps what was done, once per idempotency key, and cannot forget."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Effect(NamedTuple):
+    """One thing that was done to the world."""
+
+    operation: str
+    subject: str
+    key: str  # "": it was asked for without one
+    answer: Any
+
+
+class Target:
+    """See above. A tool under test calls `do` where it would call the real service."""
+
+    def __init__(self) -> None:
+        self.effects: list[Effect] = []
+        self.asked: list[tuple[str, str]] = []  # operation and key of each request, done or known
+        self._lost = 0
+
+    def lose_next_answer(self) -> None:
+        """The next request is done, and its answer is lost: it raises TimeoutError."""
+        self._lost += 1
+
+    def do(self, operation: str, subject: str, key: str = "", make: Callable[[], Any] | None = None) -> Any:
+        """Do it, unless a request with this key has been done; return its answer (`make`s, or a number)."""
+        self.asked.append((operation, key))
+        known = next((effect for effect in self.effects if key and effect.key == key), None)
+        if known is None:
+            answer = f"{operation}-{len(self.effects) + 1}" if make is None else make()
+            known = Effect(operation, subject, key, answer)
+            self.effects.append(known)
+        if self._lost:
+            self._lost -= 1
+            raise TimeoutError("the answer was lost")
+        return known.answer
+
+    def find(self, operation: str, subject: str) -> Effect | None:
+        """What was done to a subject."""
+        return next((e for e in self.effects if (e.operation, e.subject) == (operation, subject)), None)
+
+    def forget(self) -> None:
+        """Begin with nothing done."""
+        self.__init__()  # type: ignore[misc]

@@ -1,0 +1,229 @@
+"""The public testing kit: it passes what is right, and catches what is not, with a message that shows it."""
+
+import asyncio
+import itertools
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from onceflow import (
+    Call,
+    Event,
+    Failed,
+    GiveUp,
+    NotDone,
+    OutcomeUnknown,
+    RetryPolicy,
+    Run,
+    Signal,
+    agent,
+    tool,
+)
+from onceflow.testing import Reply, Target, check_tool, crash_everywhere, event, run_agent, signal
+
+FEW = RetryPolicy(attempts=3, first=0.1)
+ORDER = event("order.placed", {"order": "A-1"})
+
+
+@tool(effect="read", retry=FEW)
+async def ask_model(order: str) -> str: ...  # type: ignore[empty-body]
+
+
+@tool(effect="keyed", retry=FEW)
+async def charge(call: Call, order: str, plan: str) -> str: ...  # type: ignore[empty-body]
+
+
+@charge.compensate
+async def refund(call: Call, result: str | None) -> None: ...
+
+
+@tool(effect="keyed", retry=FEW)
+async def ship(call: Call, order: str) -> str: ...  # type: ignore[empty-body]
+
+
+@ship.compensate
+async def recall(call: Call, result: str | None) -> None: ...
+
+
+@tool(effect="blind", on_unknown="fail")
+async def mail(call: Call, order: str) -> str: ...  # type: ignore[empty-body]
+
+
+@agent("buy", on="order.placed")
+async def buy(run: Run, event: Event) -> dict[str, str]:
+    """Right: each effect by a tool that says so."""
+    order = event.data["order"]
+    plan = await run.call(ask_model, order=order)
+    charged = await run.call(charge, order=order, plan=plan)
+    shipped = await run.call(ship, order=order)
+    try:
+        mailed = await run.call(mail, order=order)
+    except OutcomeUnknown:
+        mailed = "perhaps"
+    return {"charge": charged, "ship": shipped, "mail": mailed}
+
+
+@agent("buy-and-fail", on="order.placed")
+async def buy_and_fail(run: Run, event: Event) -> None:
+    await run.call(charge, order="A-1", plan="p")
+    await run.call(ship, order="A-1")
+    raise Failed("sold-out")
+
+
+def scripts() -> dict[Any, Any]:
+    """A model that answers otherwise each time."""
+    plans = itertools.count(1)
+    return {ask_model: lambda order: f"plan {next(plans)}", charge: "ch_1", ship: "sh_1", mail: "m_1"}
+
+
+# --- One run ---
+
+
+def test_a_run_is_told_from_its_event_to_its_value() -> None:
+    outcome = run_agent(buy, ORDER, results=scripts())
+    assert outcome.value == {"charge": "ch_1", "ship": "sh_1", "mail": "m_1"}
+    assert [(call.tool, call.attempt) for call in outcome.calls] == [
+        ("ask_model", 1),
+        ("charge", 1),
+        ("ship", 1),
+        ("mail", 1),
+    ]
+    assert [effect.operation for effect in outcome.effects] == ["charge", "ship", "mail"]
+    assert "charge(order='A-1', plan='plan 1')" in outcome.timeline
+
+
+def test_scripts_may_be_lists_with_exceptions_and_delays_move_the_clock() -> None:
+    outcome = run_agent(
+        buy, ORDER, results={**scripts(), ask_model: [TimeoutError(), "second"], charge: GiveUp("no card")}
+    )
+    assert (outcome.code, len(outcome.calls)) == ("agent-failed", 3)
+    assert "CallFailed" in outcome.message
+
+
+def test_a_run_that_fails_has_undone_what_stood() -> None:
+    outcome = run_agent(buy_and_fail, ORDER, results=scripts())
+    assert outcome.code == "sold-out"
+    assert [effect.operation for effect in outcome.effects] == ["charge", "ship", "undo ship", "undo charge"]
+
+
+def test_waits_end_by_signals_or_by_time_and_nothing_sleeps() -> None:
+    @agent("waits", on="order.placed")
+    async def waits(run: Run, event: Event) -> str:
+        await run.sleep(timedelta(days=7))
+        found = await run.wait_for("paid", "A-1", until="yes", timeout=60)
+        return found.status if isinstance(found, Signal) else "never"
+
+    given = [signal("paid", "A-1", "no", number=1), signal("paid", "A-1", "yes", number=2)]
+    assert run_agent(waits, ORDER, signals=given).value == "yes"
+    assert run_agent(waits, ORDER, signals=given[:1]).code == "expired"
+
+
+def test_a_run_that_nobody_can_decide_is_parked() -> None:
+    @tool(effect="blind")
+    async def post(call: Call) -> str: ...  # type: ignore[empty-body]
+
+    @agent("posts", on="order.placed")
+    async def posts(run: Run, event: Event) -> str:
+        return await run.call(post)
+
+    assert "may or may not have happened" in run_agent(posts, ORDER, results={post: TimeoutError()}).parked
+
+
+def test_tools_that_are_not_scripted_are_called_for_real() -> None:
+    @tool(effect="read")
+    async def double(n: int) -> int:
+        await asyncio.sleep(0)
+        return 2 * n
+
+    @agent("doubles", on="order.placed")
+    async def doubles(run: Run, event: Event) -> int:
+        return await run.call(double, n=21)
+
+    assert run_agent(doubles, ORDER).value == 42
+
+
+# --- A crash at every step ---
+
+
+def test_an_agent_that_is_right_passes_everywhere() -> None:
+    report = crash_everywhere(buy, ORDER, results=scripts())
+    assert report.scenarios > 100
+    assert set(report.outcomes) <= {"completed", "agent-failed"}, report.outcomes
+
+
+def test_so_does_one_that_fails_and_undoes() -> None:
+    report = crash_everywhere(buy_and_fail, ORDER, results=scripts())
+    assert set(report.outcomes) == {"sold-out"}
+
+
+def test_and_one_that_finds_out_what_happened() -> None:
+    @tool(effect="blind", on_unknown="reconcile")
+    async def post(call: Call, order: str) -> str: ...  # type: ignore[empty-body]
+
+    @post.reconcile
+    async def look(call: Call) -> Any:
+        return NotDone
+
+    @agent("posts", on="order.placed")
+    async def posts(run: Run, event: Event) -> str:
+        return await run.call(post, order="A-1")
+
+    report = crash_everywhere(posts, ORDER, results={post: "p_1"})
+    assert report.outcomes["completed"] > 0
+
+
+def test_an_effect_inside_a_read_tool_is_caught_and_shown() -> None:
+    target = Target()
+
+    @tool(effect="read")
+    async def naive_charge(order: str) -> str:
+        return str(target.do("charge", order))
+
+    @agent("naive", on="order.placed")
+    async def naive(run: Run, event: Event) -> str:
+        return await run.call(naive_charge, order="A-1")
+
+    with pytest.raises(AssertionError) as caught:
+        crash_everywhere(naive, ORDER, target=target)
+    text = str(caught.value)
+    assert "charge was done 2 times for A-1" in text
+    assert 'effect="keyed"' in text
+    assert "the process dies" in text
+    assert text.count("→ 1. charge A-1") == 1
+    assert text.count("→ 2. charge A-1") == 1
+
+
+def test_a_key_of_ones_own_making_is_caught() -> None:
+    target, keys = Target(), itertools.count(1)
+
+    @tool(effect="keyed", retry=FEW)
+    async def own_key(call: Call, order: str) -> str:
+        return str(target.do("charge", order, f"mine-{next(keys)}"))
+
+    @agent("naive", on="order.placed")
+    async def naive(run: Run, event: Event) -> str:
+        return await run.call(own_key, order="A-1")
+
+    with pytest.raises(AssertionError, match="charge was done 2 times"):
+        crash_everywhere(naive, ORDER, target=target, replies=[Reply.LOST])
+
+
+# --- One tool ---
+
+
+def test_a_tool_that_passes_its_key_on_is_right(onceflow_target: Target) -> None:
+    @tool(effect="keyed")
+    async def good(call: Call, order: str) -> Any:
+        return onceflow_target.do("charge", order, call.key)
+
+    check_tool(good, onceflow_target, order="A-1")
+
+
+def test_a_tool_that_keeps_its_key_to_itself_is_caught_with_the_remedy(onceflow_target: Target) -> None:
+    @tool(effect="keyed")
+    async def bad(call: Call, order: str) -> Any:
+        return onceflow_target.do("charge", order)
+
+    with pytest.raises(AssertionError, match=r"does not pass its key on.*call\.headers"):
+        check_tool(bad, onceflow_target, order="A-1")
