@@ -24,6 +24,9 @@ FLOWS = {
     "dedup": Flow("dedup", "flows.dedup"),
     "pure": Flow("bench-pure", "benchmarks.pure_flow"),
     "read": Flow("bench-read", "benchmarks.read_flow"),
+    "effects": Flow("bench-effects", "benchmarks.effect_flow"),
+    "step": Flow("bench-step", "benchmarks.step_flow"),
+    "waits": Flow("bench-waits", "benchmarks.wait_flow"),
 }
 DEDUP = FLOWS["dedup"]
 
@@ -50,6 +53,7 @@ class Cell:
             "ONCEFLOW_KAFKA__BOOTSTRAP_SERVERS": bench.kafka.servers,
             "ONCEFLOW_EVENTS__SHARED": json.dumps(events.shared),
             "ONCEFLOW_EVENTS__TENANT_PREFIX": events.tenant_prefix,
+            "ONCEFLOW_EVENTS__SIGNALS": events.signals,
             "ONCEFLOW_STATE_DIR": str(self._directory / "state"),
             "ONCEFLOW_LOG": "json",
         }

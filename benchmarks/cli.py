@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from benchmarks import core, growth, latency, memory, plots, recovery, report, throughput, topics
+from benchmarks import waits as module_waits
 from benchmarks.cell import FLOWS
 from benchmarks.process import ROOT
 from benchmarks.report import Report
@@ -37,6 +38,9 @@ TENANTS = [10, 340, 10_000]
 ALL = {
     "core": ["core"],
     "core-pure": ["core", "--agent", "pure"],
+    "core-effects": ["core", "--agent", "effects", "--events", "400000"],
+    "latency-step": ["latency", "--agent", "step"],
+    "waits": ["waits"],
     "topics": ["topics"],
     "latency": ["latency"],
     "recovery": ["recovery"],
@@ -46,6 +50,9 @@ ALL = {
 QUICK = {
     "core": ["--events", "200000"],
     "core-pure": ["--events", "200000"],
+    "core-effects": ["--events", "100000"],
+    "latency-step": ["--seconds", "10", "--warm-up", "5"],
+    "waits": ["--waits", "10000"],
     "topics": ["--events", "200000"],
     "latency": ["--seconds", "10", "--warm-up", "5"],
     "recovery": ["--keys", "200000"],
@@ -61,7 +68,10 @@ def measure_core(
     partitions: Partitions = 16,
     rounds: Rounds = 2,
     agent: Annotated[
-        str, typer.Option(help="dedup: passes the data on. pure: three pure calls. read: one read call.")
+        str,
+        typer.Option(
+            help="dedup: passes the data on. pure: three pure calls. read: one read call. effects: three keyed calls."
+        ),
     ] = "dedup",
     kafka: Servers = None,
     json: Output = None,
@@ -99,6 +109,7 @@ def measure_latency(
     warm_up: WarmUp = 15,
     tenants: Tenants = 340,
     partitions: Partitions = 16,
+    agent: Annotated[str, typer.Option(help="dedup: passes the data on. step: one keyed call.")] = "dedup",
     kafka: Servers = None,
     json: Output = None,
 ) -> None:
@@ -113,8 +124,24 @@ def measure_latency(
         warm_up=warm_up,
         tenants=tenants,
         partitions=partitions,
+        agent=agent,
     )
     finish(found, json)
+
+
+@app.command("waits")
+def measure_waits(
+    waits: Annotated[int, typer.Option(help="Events whose runs wait, copies too.", min=1000)] = 111_000,
+    tenants: Tenants = 340,
+    partitions: Partitions = 16,
+    kafka: Servers = None,
+    json: Output = None,
+) -> None:
+    """Many open waits: memory, a restart with all of them open, and signals that end them (some 2 min).
+
+    The floors: 200 MiB more, 10 s, and 5,000 signals a second.
+    """
+    finish(module_waits.run(kafka, waits=waits, tenants=tenants, partitions=partitions), json)
 
 
 @app.command("recovery")

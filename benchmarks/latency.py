@@ -7,7 +7,7 @@ clock. The time from the call of `produce` is reported too: it includes the way 
 import time
 
 from benchmarks.bench import Bench, bench
-from benchmarks.cell import DEDUP, Cell, make_topics
+from benchmarks.cell import FLOWS, Cell, make_topics
 from benchmarks.load import Load, Steady
 from benchmarks.process import Process
 from benchmarks.report import Figure, Report, at_most, brief
@@ -21,15 +21,22 @@ SETTLED_S = 30
 
 
 def run(
-    servers: str | None, *, events_per_s: int, seconds: int, warm_up: int, tenants: int, partitions: int
+    servers: str | None,
+    *,
+    events_per_s: int,
+    seconds: int,
+    warm_up: int,
+    tenants: int,
+    partitions: int,
+    agent: str = "dedup",
 ) -> Report:
     """Measure."""
-    load = Load(tenants)
-    with bench(servers, [DEDUP.name]) as here:
+    load, flow = Load(tenants), FLOWS[agent]
+    with bench(servers, [flow.name]) as here:
         topic = here.topic("events", partitions)
         read = Events(shared=(topic,), tenant_prefix="")
-        completions = make_topics(here, DEDUP, read)
-        process = Cell(here, "cell", DEDUP, read).start()
+        completions = make_topics(here, flow, read)
+        process = Cell(here, "cell", flow, read).start()
         steady = Steady(here.kafka.servers, load, topic, 0, events_per_s)
         arrivals = Arrivals(here.kafka, completions)
         try:
@@ -54,9 +61,10 @@ def run(
     sent = sorted((arrived_at[n] - steady.sent_at[n]) * 1000 for n in numbers)
     figures = []
     for share in SHARES:
-        what = "latency, largest" if share == 1 else f"latency, p{share * 100:g}"
+        name = "latency" if agent == "dedup" else f"latency, agent {agent}"
+        what = f"{name}, largest" if share == 1 else f"{name}, p{share * 100:g}"
         value = quantile(acknowledged, share)
-        if share in FLOORS_MS:
+        if share in FLOORS_MS and agent == "dedup":
             figures.append(at_most(what, value, FLOORS_MS[share], "ms"))
         else:
             figures.append(Figure(what, value, brief(value, "ms")))
@@ -74,8 +82,9 @@ def run(
         "warm_up": warm_up,
         "tenants": tenants,
         "partitions": partitions,
+        "agent": agent,
     }
-    return Report("latency", asked, figures, details)
+    return Report("latency" if agent == "dedup" else f"latency-{agent}", asked, figures, details)
 
 
 def quantile(ordered: list[float], share: float) -> float:
