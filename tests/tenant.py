@@ -78,6 +78,7 @@ class Tenant:
         self.due_ms = 0
         self.started: list[StartCall] = []
         self.barriers: list[Barrier] = []
+        self.abandoned = 0
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -85,7 +86,11 @@ class Tenant:
         self.started.clear()
         self.barriers = []
         self.capacity = Capacity(runs_per_lane=10, runs_per_cell=10)
-        self.lane = Lane("acme", self.capacity, self.started.extend, lambda runs: None, self.memory)
+        self.lane = Lane("acme", self.capacity, self.started.extend, self.abandon, self.memory)
+
+    def abandon(self, runs: Iterable[Any]) -> None:
+        """Their calls are given up."""
+        self.abandoned += len(list(runs))
 
     def resume(self) -> None:
         """The runs in the ledger go on."""

@@ -114,7 +114,7 @@ def test_what_is_wrong_is_refused_at_import_with_a_remedy(
     assert not isinstance(refused.value, NotYet)
 
 
-@pytest.mark.parametrize("option", ["order_by", "deadline", "retry"])
+@pytest.mark.parametrize("option", ["order_by", "retry"])
 def test_what_this_version_lacks_says_so(option: str) -> None:
     with pytest.raises(NotYet, match=option):
         declare(**{option: "data.account"})

@@ -1,5 +1,6 @@
 """Waits: how a run falls asleep and goes on, which signal ends which wait, and what a person may decide."""
 
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -333,3 +334,62 @@ def test_a_run_that_is_not_parked_is_not_resolved(tenant: Tenant) -> None:
 
 def test_nil_is_what_a_sleep_returns() -> None:
     assert msgspec.msgpack.decode(NIL) is None
+
+
+# --- Deadlines ---
+
+
+@agent("hurries", on="t", deadline=timedelta(minutes=5))
+async def hurries(run: Run, event: Event) -> str:
+    await run.call(reserve)
+    return str(await run.wait_for("signed", event.id))
+
+
+@agent("reads", on="t", deadline=60)
+async def reads(run: Run, event: Event) -> str | None:
+    return await run.call(ask, id="x")
+
+
+@tool(effect="keyed")
+async def reserve(call: Call) -> str: ...  # type: ignore[empty-body]
+
+
+@reserve.compensate
+async def release(call: Call, result: str | None) -> None: ...
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_a_run_whose_deadline_is_over_fails_and_undoes_what_stands(crash: bool) -> None:
+    tenant = Tenant(hurries)
+    tenant.event(hurries)
+    tenant.answer("r-1")
+    assert tenant.asleep
+    tenant.now = NOW + 5 * MINUTE
+    if crash:
+        tenant.begin_anew()
+        tenant.resume()
+    else:
+        tenant.take(Due(KEY))
+    assert tenant.answer(None).kind == "undo"
+    assert (tenant.outcome.code, tenant.memory.records) == ("expired", {})
+
+
+def test_one_that_only_reads_ends_at_once_and_its_call_is_given_up() -> None:
+    tenant = Tenant(reads)
+    tenant.event(reads)
+    tenant.now = NOW + MINUTE - 1
+    tenant.take(Due(KEY))
+    assert tenant.ended == []
+    tenant.now = NOW + MINUTE
+    tenant.take(Due(KEY))
+    assert tenant.outcome.code == "expired"
+    assert (tenant.abandoned, tenant.lane.idle) == (1, True)
+
+
+def test_a_deadline_that_nobody_needs_any_more_changes_nothing() -> None:
+    tenant = Tenant(reads)
+    tenant.event(reads)
+    tenant.answer("found")
+    tenant.now = NOW + MINUTE
+    tenant.take(Due(KEY))
+    assert tenant.outcome == Completed("found")

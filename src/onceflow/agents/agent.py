@@ -10,8 +10,10 @@ import re
 import sys
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, get_args, get_origin
 
+from onceflow.agents.call import seconds_of
 from onceflow.agents.tool import annotations
 from onceflow.errors import ConfigError, NotYet
 from onceflow.event import Event, data_decoder
@@ -60,7 +62,7 @@ def agent(
     on: str | Collection[str],
     version: int = 1,
     order_by: Any = None,
-    deadline: Any = None,
+    deadline: timedelta | float | None = None,
     retry: Any = None,
 ) -> AgentDecorator:
     """Make an async function an agent.
@@ -68,7 +70,9 @@ def agent(
     name: part of what it writes (`<name>.completed`).
     on: the event type that it takes, several of them, or `"*"` for all that no other agent of the flow takes.
     version: raise it whenever its calls change. While runs of the old one are open, list both in the flow.
-    order_by, deadline, retry: not in this version.
+    deadline: how long after its event was sent a run may take, its waits included; then it ends as failed (code
+        `expired`), and what stands is undone. A timedelta or seconds; None: as long as it likes.
+    order_by, retry: not in this version.
     """
     where = f"agent {name}"
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]{0,62}", name):
@@ -79,9 +83,10 @@ def agent(
     if not isinstance(version, int) or version < 1:
         raise ConfigError(f"{where}: version={version!r}; write a whole number, 1 or more")
     types = _types(where, on)
-    for option, value in (("order_by", order_by), ("deadline", deadline), ("retry", retry)):
+    for option, value in (("order_by", order_by), ("retry", retry)):
         if value is not None:
             raise NotYet(f"{where}: {option}")
+    deadline_s = None if deadline is None else seconds_of(where, "deadline", deadline)
     caller_locals = sys._getframe(1).f_locals
 
     def decorate(function: Callable[["Run", Event[T]], Coroutine[Any, Any, R]]) -> Agent[T, R]:
@@ -97,7 +102,7 @@ def agent(
             function=function,
             data_type=data_type,
             decode=decode,
-            deadline_s=None,
+            deadline_s=deadline_s,
         )
 
     return decorate

@@ -165,7 +165,7 @@ class Noted(NamedTuple):
 
 
 class Slept(NamedTuple):
-    """Decision: a run falls asleep until then (ms; 0: no time)."""
+    """Decision: a run's wait, or its deadline, is over then (ms; 0: never)."""
 
     key: bytes
     due_ms: int

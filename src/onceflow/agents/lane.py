@@ -39,7 +39,7 @@ from onceflow.agents.happenings import (
     Slept,
     Written,
 )
-from onceflow.agents.journal import Entry, encode_segment, segment_key
+from onceflow.agents.journal import FAILING, Entry, encode_segment, segment_key
 from onceflow.agents.keys import Keys, Told
 from onceflow.agents.machine import Machine
 from onceflow.agents.signals import FORMAT as SIGNAL_FORMAT
@@ -54,7 +54,7 @@ from onceflow.agents.signals import (
     signal_prefix,
 )
 from onceflow.agents.sleep import Awaited, Sleepers
-from onceflow.event import Event, InvalidData
+from onceflow.event import Event, InvalidData, Reason
 
 SNAPSHOT_FORMAT = 1
 NO_OFFSET = -1
@@ -262,6 +262,11 @@ class Lane:
                 run.record(place, entry)
         elif self._journals:
             run.journal = self._journal_of(arrived)
+        if agent.deadline_s is not None:
+            due_ms = _ends_by(arrived)
+            decided.append(Slept(arrived.key, due_ms))
+            if run.segments and now_ms >= due_ms:
+                run.record(FAILING, Entry(agent.name, 0, b"", None, _expired(arrived)))
         effects = run.begin(Event(arrived.incoming, arrived.key.hex(), data), now_ms)
         if run.ended and not run.segments:  # at once, as most do that only compute
             self._capacity.give_back()
@@ -362,7 +367,10 @@ class Lane:
         elif self._sleepers.asleep(due.key):
             self._wake(due.key, now_ms, calls, decided)
         elif (run := self._awake(due.key)) is not None and run.token.source.grant.live:
-            self._note(run, run.due(now_ms), calls, decided)
+            if run.agent.deadline_s is not None and now_ms >= _ends_by(run.token):
+                self._cancel(run, *_expired(run.token), now_ms, calls, decided)
+            else:
+                self._note(run, run.due(now_ms), calls, decided)
 
     def _look(self, looked: Looked, now_ms: int, calls: list[StartCall], decided: list[Decision]) -> None:
         """A wait has begun: a signal that came early may end it."""
@@ -449,7 +457,7 @@ class Lane:
                         self._told(resolved, calls, decided)
                 self._wake(key, now_ms, calls, decided, news)
         elif (run := self._awake(key)) is not None and command.action == "cancel":
-            self._note(run, run.cancel(CANCELLED, BY_OPERATOR, now_ms), calls, decided)
+            self._cancel(run, CANCELLED, BY_OPERATOR, now_ms, calls, decided)
         elif command.action == "cancel" and (waiting := [a for a in self._queue if a.key == key]):
             self._queue.remove(waiting[0])
             saved = waiting[0].saved
@@ -465,6 +473,20 @@ class Lane:
         said = {"run": command.run, "tenant": self.tenant, "action": command.action, "refused": refusal}
         log.info("an operator has decided about a run", extra=said)
 
+    def _cancel(
+        self,
+        run: Machine,
+        code: str,
+        message: str,
+        now_ms: int,
+        calls: list[StartCall],
+        decided: list[Decision],
+    ) -> None:
+        effects = run.cancel(code, message, now_ms)
+        if run.ended:
+            self._abandon([run])  # it has only read: nobody waits for what is under way
+        self._note(run, effects, calls, decided)
+
     def _drop(self, grant: Any) -> None:
         gone = [run for run in self._runs if run.token.source.grant is grant]
         self._runs.difference_update(gone)
@@ -476,6 +498,17 @@ class Lane:
         self._sleepers.lost(grant)
         self._keys.lost()
         self._queue = deque(arrived for arrived in self._queue if arrived.source.grant is not grant)
+
+
+def _ends_by(arrived: Arrived) -> int:
+    """When a run's deadline is over (ms): counted from when its event was sent."""
+    assert arrived.agent.deadline_s is not None
+    return arrived.time_ms + int(arrived.agent.deadline_s * 1000)
+
+
+def _expired(arrived: Arrived) -> tuple[str, str]:
+    """How a run ends whose deadline is over: code and message."""
+    return Reason.EXPIRED, f"not done within {arrived.agent.deadline_s:g} s after its event was sent"
 
 
 def snapshot_tenant(snapshot: bytes) -> str | None:
