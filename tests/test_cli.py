@@ -31,7 +31,6 @@ COMMANDS = (
 NOT_YET = (
     "dead-letters redrive f.dead-letters/0/1 --flow f",
     "dead-letters discard f.dead-letters/0/1 --flow f",
-    "inputs accept-loss events/3 --flow f",
 )
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onceflow.cli_runs import runs, signals
-from onceflow.errors import NotYet, OnceflowError
+from onceflow.errors import ConfigError, NotYet, OnceflowError
 from onceflow.terminal import new_table, print_json, say, show
 
 if TYPE_CHECKING:
@@ -281,6 +281,24 @@ def list_inputs(flow: FlowName, as_json: AsJson = False) -> None:
         show(_inputs_table(now, len(now.inputs)))
 
 
+@inputs.command("accept-loss")
+def accept_loss(
+    partition: Annotated[str, typer.Argument(metavar="TOPIC/PARTITION", show_default=False)], flow: FlowName
+) -> None:
+    """Go on with an input of which retention has deleted unfinished records. They are lost; the others are read.
+
+    Example: `onceflow inputs accept-loss events/3 --flow clearledger`
+    """
+    from onceflow.config import load
+    from onceflow.observe.open_runs import accept_loss as accept
+
+    topic, _, number = partition.rpartition("/")
+    if not topic or not number.isdecimal():
+        raise ConfigError(f"{partition!r}: write TOPIC/PARTITION, such as events/3")
+    lost = accept(flow, load(flow), topic, int(number))
+    print(f"{partition} goes on, without {lost:,} records")
+
+
 # --- Kafka and the demo ---
 
 Directory = Annotated[Path, typer.Option("--dir", metavar="D", help="Where it keeps its data and log.")]
@@ -374,7 +392,6 @@ def _not_yet(group: typer.Typer, name: str, arguments: str, explanation: str) ->
 _LETTER = "clearledger.dead-letters/3/17 "
 _not_yet(dead_letters, "redrive", _LETTER, "Try failed runs anew.")
 _not_yet(dead_letters, "discard", _LETTER, "Let go of dead letters, and of what is kept for them.")
-_not_yet(inputs, "accept-loss", "events/3 ", "Go on with an input whose unfinished records are deleted.")
 
 
 # --- how it is shown ---

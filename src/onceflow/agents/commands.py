@@ -1,4 +1,4 @@
-"""What a person decides about an open run: how a parked one goes on, or that a run is to end.
+"""What a person decides: how a parked run goes on, that a run is to end, that lost records of an input are let go.
 
 A command reaches the run's cell through F.inbox, as a record with the header `onceflow-command`; so it is finished in
 the transaction that carries what it led to, once. It names how much of the journal its sender had seen: when two people
@@ -15,16 +15,22 @@ from onceflow.agents.journal import CALL_FAILED, FAILING, NIL, PARKED, UNDO, Ent
 HEADER = "onceflow-command"
 CANCELLED = "cancelled"
 
-Action = Literal["result", "again", "fail", "cancel"]
+Action = Literal["result", "again", "fail", "cancel", "accept-loss"]
 
 
 class Command(msgspec.Struct, frozen=True):
-    """`run`: in hex. `segments`: of its journal, as the sender saw it; a cancel doesn't need it."""
+    """`run`: in hex. `segments`: of its journal, as the sender saw it; a cancel doesn't need it.
+
+    Action `accept-loss` is about an input: `topic`, `partition`, and the offset below which its records are let go.
+    """
 
     action: Action
-    tenant: str
-    run: str
+    tenant: str = ""
+    run: str = ""
     segments: int = 0
+    topic: str = ""
+    partition: int = 0
+    offset: int = 0
     result: msgspec.Raw = msgspec.Raw(b"null")  # JSON; action `result`
     format: int = 1
 

@@ -11,9 +11,9 @@ from onceflow.agents.journal import FAILING, PARKED, UNDO, Entry, OpenRun, open_
 from onceflow.config import Settings
 from onceflow.errors import ConfigError, OnceflowError
 from onceflow.event import home_slot
-from onceflow.observe.status import committed, time_text
+from onceflow.observe.status import committed, read_status, time_text
 from onceflow.stream.cluster import Cluster
-from onceflow.stream.topics import Names, existing_slots
+from onceflow.stream.topics import Names, existing_slots, slot_of_input
 
 ANSWER_S = 30.0
 _LOOK_EVERY_S = 0.3
@@ -100,7 +100,11 @@ def find_run(flow: str, settings: Settings, run: str) -> OpenRun:
 def send_command(flow: str, settings: Settings, command: Command) -> None:
     """Send what a person has decided to the cell that serves the tenant."""
     cluster = Cluster(settings.kafka.properties())
-    slot = home_slot(command.tenant, existing_slots(flow, cluster, settings))
+    slots = existing_slots(flow, cluster, settings)
+    if command.action == "accept-loss":
+        slot = slot_of_input(command.topic, command.partition, slots, settings)
+    else:
+        slot = home_slot(command.tenant, slots)
     producer = Producer({**settings.kafka.properties(), "enable.idempotence": True})
     producer.produce(
         Names.of(flow).inbox, encode_command(command), command.tenant, slot, headers=[(HEADER, b"1")]
@@ -120,6 +124,34 @@ def await_change(flow: str, settings: Settings, run: OpenRun) -> OpenRun | None:
     raise Unanswered(
         f"nothing has changed within {ANSWER_S:g} s. Does a cell run that serves this tenant (`onceflow status`)? The "
         "command waits in the inbox; if a cell has refused it, its log says why"
+    )
+
+
+def accept_loss(flow: str, settings: Settings, topic: str, partition: int) -> int:
+    """Let the lost records of an input go, and wait until its cell reads on; how many records they are."""
+    found = [
+        each
+        for each in read_status(flow, settings).inputs
+        if (each.topic, each.partition) == (topic, partition)
+    ]
+    if not found:
+        raise ConfigError(
+            f"{topic}/{partition} is no input of {flow}: see `onceflow inputs list --flow {flow}`"
+        )
+    if not (lost := found[0].lost):
+        raise ConfigError(f"nothing of {topic}/{partition} is lost: there is nothing to accept")
+    at = (topic, partition)
+    first = Cluster(settings.kafka.properties()).first_offsets([at])[at]
+    send_command(flow, settings, Command("accept-loss", topic=topic, partition=partition, offset=first))
+    deadline = time.monotonic() + ANSWER_S
+    while time.monotonic() < deadline:
+        now = [each for each in read_status(flow, settings).inputs if (each.topic, each.partition) == at]
+        if now and not now[0].lost:
+            return lost
+        time.sleep(_LOOK_EVERY_S)
+    raise Unanswered(
+        f"no cell has gone on with it within {ANSWER_S:g} s. Does one run that owns its slot (`onceflow status`)? What "
+        "you have decided waits in the inbox"
     )
 
 

@@ -128,6 +128,17 @@ class Cell:
         if was_read:
             self.pause([input])
 
+    def unblock(self, input: Input, offset: int) -> None:
+        """Go on with a blocked input from this offset: an operator has accepted that what lay before is lost."""
+        if input.paused:  # it was read before
+            self._consumer.incremental_unassign([TopicPartition(input.topic, input.partition)])
+        input.blocked, input.paused, input.next_offset = "", False, offset
+        self._consumer.incremental_assign([self._at(input)])
+        log.info(
+            "an input goes on, its loss accepted",
+            extra={"topic": input.topic, "partition": input.partition, "offset": offset},
+        )
+
     def pause(self, inputs: Iterable[Input]) -> None:
         """Stop fetching these inputs (what was fetched is thrown away: pause rarely and for long)."""
         wanted = [input for input in inputs if not input.paused]

@@ -17,12 +17,13 @@ from typing import NamedTuple
 from confluent_kafka import Message
 
 from onceflow.agents.agent import Routes
+from onceflow.agents.commands import Command
 from onceflow.agents.happenings import Arrived, Commanded, Happening, Signalled
 from onceflow.agents.signals import read_signal
 from onceflow.config import Settings
 from onceflow.event import Headers, Incoming, PlainMapping, Reason, Unusable, home_slot, read_event
 from onceflow.stream.cell import Cell, record_error
-from onceflow.stream.content import Committed, Finished, Input, Reads
+from onceflow.stream.content import NO_EVENT, Committed, Finished, Input, Reads
 from onceflow.stream.letters import Forwarding, Letters, command_of, forwarding
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class Reading:
         self._look_at = 0.0
         self._positions_at = 0.0
         self._forwarded = _Share()
+        self._accepted: list[Reads] = []  # inputs whose loss was accepted: where they go on
         self.unfinished = 0
         self.unfinished_bytes = 0
 
@@ -146,7 +148,8 @@ class Reading:
             self.unfinished += count
             self._read_at.append((time.monotonic(), count))
             self._forwarded.count(count, sum(1 for end in ends if end.verdict == "forwarded"))
-        return Poll(arrived, ends, [Reads(i, offsets, i.next_offset) for i, offsets in reads.items()])
+        accepted, self._accepted = self._accepted, []
+        return Poll(arrived, ends, [*accepted, *(Reads(i, o, i.next_offset) for i, o in reads.items())])
 
     def _runs(self, messages: Iterable[Message]) -> Iterator[list[Message]]:
         """The records, by partition as the client hands them out: some hundred of one, then of another."""
@@ -234,6 +237,9 @@ class Reading:
             if input.is_inbox and (command := command_of(headers, value, slot, self._slots)) is not None:
                 if isinstance(command, Unusable):
                     ends.append(self._unusable(input, offset, message, command, None))
+                elif command.action == "accept-loss":
+                    self._accept_loss(command)
+                    ends.append(Finished(input, offset, NO_EVENT, len(value or b"")))
                 else:
                     happening = Commanded(input, offset, len(value or b""), command)
                     arrived.setdefault(command.tenant, []).append(happening)
@@ -258,13 +264,11 @@ class Reading:
             if input.topic == self._signals or (
                 origin is not None and origin.startswith(self._signals_origin)
             ):
-                signal = read_signal(incoming)
-                if isinstance(signal, str):
-                    unusable = Unusable(Reason.INVALID, signal, tenant)
-                    ends.append(self._unusable(input, offset, message, unusable, sent))
-                    continue
-                at = origin or f"{input.topic}/{input.partition}/{offset}"
-                batch.append(Signalled(input, offset, len(value or b""), time_ms, signal, at, value, headers))
+                signalled = self._signalled(input, message, incoming, sent)
+                if isinstance(signalled, Unusable):
+                    ends.append(self._unusable(input, offset, message, signalled, sent))
+                else:
+                    batch.append(signalled)
                 continue
             agent = self._find_agent(incoming.type)
             if agent is None:
@@ -279,6 +283,31 @@ class Reading:
         input.next_offset = next_offset
         input.unfinished_bytes += size
         self.unfinished_bytes += size
+
+    def _signalled(
+        self, input: Input, message: Message, incoming: Incoming, sent: Forwarding | None
+    ) -> Signalled | Unusable:
+        """The signal in a record of its topic, or one forwarded from there."""
+        signal = read_signal(incoming)
+        if isinstance(signal, str):
+            return Unusable(Reason.INVALID, signal, incoming.tenant)
+        offset, value = message.offset() or 0, message.value()
+        origin = sent.origin if sent else f"{input.topic}/{input.partition}/{offset}"
+        time_ms = sent.time_ms if sent else message.timestamp()[1]
+        headers: Headers = message.headers()  # type: ignore[assignment]  # as in `_read`
+        return Signalled(input, offset, len(value or b""), time_ms, signal, origin, value, headers)
+
+    def _accept_loss(self, command: Command) -> None:
+        """Go on with an input that waits for that, from the offset that the operator has named."""
+        blocked = self._cell.inputs.get((command.topic, command.partition))
+        if blocked is None or not blocked.blocked:
+            about = {"topic": command.topic, "partition": command.partition}
+            log.warning(
+                "an operator has accepted the loss of an input that does not wait for it", extra=about
+            )
+            return
+        self._cell.unblock(blocked, max(blocked.next_offset, command.offset))
+        self._accepted.append(Reads(blocked, [], blocked.next_offset))
 
     def _forwarded_home(self, input: Input, offset: int, message: Message, home: int) -> Finished:
         """The end of a record here whose event's tenant is at home in another slot: it is sent there."""
