@@ -43,8 +43,13 @@ async def do(operation: str, subject: str, key: str = "") -> str:
 
 def effects() -> Iterator[dict[str, Any]]:
     """All that was done, in order."""
-    file = directory() / "effects"
-    for line in file.read_text().splitlines() if file.exists() else ():
+    path = directory() / "effects"
+    if not path.exists():
+        return
+    with path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # a line that is being written may show in part
+        lines = file.read().splitlines()
+    for line in lines:
         yield json.loads(line)
 
 

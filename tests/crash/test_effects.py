@@ -1,5 +1,6 @@
 """Effects counted in a world that survives every process: a crash anywhere, and each is done once or undone once."""
 
+import fcntl
 import json
 import random
 from collections import Counter
@@ -36,7 +37,10 @@ class World:
 
     def done(self) -> Iterator[tuple[str, str, str, str]]:
         """Operation, order, key and answer of each effect, in the order they happened."""
-        for line in (self.directory / "done").read_text().splitlines():
+        with (self.directory / "done").open() as done:
+            fcntl.flock(done, fcntl.LOCK_SH)  # a line that is being written may show in part
+            lines = done.read().splitlines()
+        for line in lines:
             operation, order, key, answer = line.split()
             yield operation, order, key, answer
 

@@ -20,7 +20,7 @@ and replayed when its wait ends. Once a run is in the ledger, that alone says wh
 """
 
 from collections.abc import Coroutine, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -412,7 +412,7 @@ class Machine(msgspec.Struct, eq=False):
         return started._replace(call=msgspec.structs.replace(started.call, deadline=deadline))
 
     def _deadline(self, tool: Tool[Any, Any], delay_s: float) -> datetime:
-        return utc(self.now_ms) + timedelta(seconds=delay_s + tool.timeout_s)
+        return utc(self.now_ms + int((delay_s + tool.timeout_s) * 1000))
 
     def _again(self, waiting: Waiting, answer: Answer) -> None:
         """The next attempt of a call, after a delay with full jitter that a replay would draw again."""
