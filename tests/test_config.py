@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from onceflow.config import SETTINGS, Limits, Settings, flow_name, load, rows
+from onceflow.config import SETTINGS, Events, Limits, Settings, flow_name, load, rows
 from onceflow.errors import ConfigError
 
 
@@ -173,3 +173,9 @@ def test_a_flow_whose_topics_would_be_read_as_events_is_refused(name: str, varia
     with pytest.raises(ConfigError, match="would be read as events"):
         load(name, environ=environment(**variables))
     assert flow_name("billing", load(environ=environment(**variables))) == "billing"
+
+
+def test_signals_are_an_input_unless_their_topic_is_empty() -> None:
+    assert Events().is_input("signals")
+    assert not Events(signals="").is_input("signals")
+    assert Events(signals="bank-signals").is_input("bank-signals")

@@ -174,15 +174,15 @@ class Events(_Table):
     shared: TopicNames = _setting(("events",), "Topics that tenants share", allowed="a list of topic names")
     signals: str = _setting(
         "signals",
-        "The topic of the signals that end waits, of all tenants",
-        allowed="a topic's name",
-        pattern=r"^[A-Za-z0-9._-]{1,249}$",
+        "The topic of the signals that end waits, of all tenants; empty: none are read",
+        allowed="empty, or a topic's name",
+        pattern=r"^[A-Za-z0-9._-]{0,249}$",
     )
     plain: Plain | None = None
 
     def is_input(self, topic: str) -> bool:
         """Whether events or signals are read from this topic."""
-        return topic in self.shared or topic == self.signals or self.is_tenants_own(topic)
+        return topic in (*self.shared, self.signals) or self.is_tenants_own(topic)
 
     def is_tenants_own(self, topic: str) -> bool:
         """Whether this topic is the prefix and a tenant's name."""

@@ -2,7 +2,7 @@
 
 import heapq
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from onceflow.agents.agent import Routes
@@ -78,6 +78,12 @@ class OpenRuns:
     def plan(self, tenant: str, due: Due, due_ms: int) -> None:
         """Tell the tenant's lane at this time."""
         heapq.heappush(self._due, (due_ms, tenant, due))
+
+    def forget(self, slots: Iterable[int]) -> None:
+        """Slots are lost: their next owner tells their lanes."""
+        lost = set(slots)
+        self._due = [due for due in self._due if home_slot(due[1], self._slots) not in lost]
+        heapq.heapify(self._due)
 
     def due(self, now_ms: int, served: Callable[[str], bool]) -> list[tuple[str, Due]]:
         """What is due; of tenants that this cell does not serve any more, nothing."""

@@ -446,6 +446,7 @@ class Runtime:
     def _lost(self, grants: list[Grant], inputs: list[Input]) -> None:
         self._judge.forget(grant.slot for grant in grants)
         self._records.forget(grant.slot for grant in grants)
+        self._open_runs.forget(grant.slot for grant in grants)
         self._reading.forget(inputs)
         by_slot = {grant.slot: grant for grant in grants}
         for tenant in self.lanes:

@@ -123,7 +123,7 @@ def prepare(flow: str, cluster: Cluster, settings: Settings) -> list[str]:
     replication = settings.kafka.topics.replication_factor
     durable = settings.kafka.topics.min_insync_replicas
     common = {} if durable is None else {"min.insync.replicas": str(durable)}
-    for name in (*settings.events.shared, settings.events.signals):
+    for name in filter(None, (*settings.events.shared, settings.events.signals)):
         if name not in topics:
             cluster.create(name, slots, common, replication)
             done.append(f"made {name} with {slots} partitions")
@@ -145,7 +145,7 @@ def prepare(flow: str, cluster: Cluster, settings: Settings) -> list[str]:
         if differing:
             cluster.change_settings(name, differing)
             done.append(f"set {', '.join(f'{k}={v}' for k, v in differing.items())} on {name}")
-    cluster.await_topics([*names, *settings.events.shared, settings.events.signals])
+    cluster.await_topics(filter(None, (*names, *settings.events.shared, settings.events.signals)))
     existing_slots(flow, cluster, settings)
     return done
 
