@@ -3,13 +3,16 @@
 import json
 import secrets
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
 from onceflow.errors import ConfigError
 from onceflow.terminal import new_table, print_json, say, show
+
+if TYPE_CHECKING:
+    from onceflow.agents.commands import Action
 
 runs = typer.Typer(
     name="runs",
@@ -192,7 +195,7 @@ def send_signal(
     print(f"sent {signal['id']} to {settings.events.signals}")
 
 
-def _decide(flow: str, run: str, action: str, result: str | None) -> None:
+def _decide(flow: str, run: str, action: "Action", result: str | None) -> None:
     import msgspec
 
     from onceflow.agents.commands import Command
@@ -205,8 +208,13 @@ def _decide(flow: str, run: str, action: str, result: str | None) -> None:
         raise ConfigError(
             f"run {found.key.hex()} is {state_of(found)}, not parked: there is nothing to resolve"
         )
-    given = msgspec.Raw((result or "null").encode())
-    command = Command(action, found.tenant, found.key.hex(), found.segments, given)  # type: ignore[arg-type]
+    command = Command(
+        action=action,
+        tenant=found.tenant,
+        run=found.key.hex(),
+        segments=found.segments,
+        result=msgspec.Raw((result or "null").encode()),
+    )
     send_command(flow, settings, command)
     say("sent; waiting until its cell has acted on it")
     now = await_change(flow, settings, found)

@@ -14,7 +14,7 @@ from tests.crash.test_effects import MODES, World
 pytestmark = pytest.mark.crash
 
 EVENTS, CUSTOMERS, TENANTS = 84, 3, 7
-POINTS = ("intent committed", "call sent", "effect done", "answer in", "ledger written", "compensation begun")
+POINTS = ("intent committed", "effect done", "ledger written", "compensation begun")
 
 
 def customer_of(event: Event) -> str:
