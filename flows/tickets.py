@@ -8,8 +8,8 @@ An event `alarm.raised` carries `{"alarm": "disk-7"}`. The completion `report.co
 
 What goes wrong otherwise: the ticket is made, its answer is an error page, the caller tries again: two
 tickets. Here the tool is `blind`: it is never called again by itself. When nobody knows whether it
-happened, the tracker is asked for a ticket about this alarm; only if there is none is one made. The tracker
-is simulated, see `flows/outside.py`.
+happened, the tracker is asked for a ticket with this run's reference; only if there is none is one made. The
+tracker is simulated, see `flows/outside.py`.
 """
 
 from datetime import timedelta
@@ -21,14 +21,14 @@ from onceflow import Call, Event, NotDone, Run, agent, dataflow, tool
 
 @tool(effect="blind", timeout=timedelta(seconds=2), on_unknown="reconcile")
 async def create_ticket(call: Call, alarm: str) -> str:
-    """Make a ticket."""
-    return await do("ticket", f"{call.tenant}/{alarm}")
+    """Make a ticket, with the run's id as its reference: the same alarm may be raised again."""
+    return await do("ticket", f"{alarm} ({call.run_id})")
 
 
 @create_ticket.reconcile
 async def find_ticket(call: Call) -> Any:
-    """Look for the ticket by what it is about."""
-    return find("ticket", f"{call.tenant}/{call.arguments['alarm']}") or NotDone
+    """Look for the ticket by its reference."""
+    return find("ticket", f"{call.arguments['alarm']} ({call.run_id})") or NotDone
 
 
 @agent("report", on="alarm.raised")
