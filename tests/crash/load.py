@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from tests.crash.checker import Event, Outcome, Sent, home
 
@@ -161,6 +161,7 @@ class Load:
         })  # fmt: skip
         self.sent: list[Sent] = []
         self.errors: list[KafkaError] = []
+        self._listed_by = time.monotonic() + 30  # s; by when every partition must be known
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="load", daemon=True)
 
@@ -195,14 +196,22 @@ class Load:
             self.sent.append(Sent(origin, record.value, record.event, record.reason))
 
         partition = home(record.key, self._partitions) if record.partition < 0 else record.partition
-        self._producer.produce(
-            record.topic,
-            record.value,
-            record.key or None,
-            partition,
-            on_delivery=delivered,
-            headers=list(record.headers),
-        )
+        key, headers = record.key or None, list(record.headers)
+        while True:
+            try:
+                self._producer.produce(
+                    record.topic, record.value, key, partition, on_delivery=delivered, headers=headers
+                )
+                return
+            except KafkaException as error:
+                # A broker may not list partitions yet that were added a moment ago.
+                if (
+                    error.args[0].code() != KafkaError._UNKNOWN_PARTITION
+                    or time.monotonic() > self._listed_by
+                ):
+                    raise
+            self._producer.list_topics(record.topic, timeout=5)
+            self._producer.poll(0.05)
 
     def flush(self) -> None:
         """Wait until all that was sent is acknowledged."""
