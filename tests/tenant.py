@@ -8,6 +8,7 @@ import msgspec
 
 from onceflow.agents.agent import Agent
 from onceflow.agents.calls import Raised, Returned, StartCall
+from onceflow.agents.capacity import Capacity
 from onceflow.agents.executor import Answered
 from onceflow.agents.happenings import (
     Arrived,
@@ -15,14 +16,16 @@ from onceflow.agents.happenings import (
     Ended,
     Looked,
     Noted,
+    Redrive,
     Resumed,
     Signalled,
     Sleeping,
     Slept,
     Written,
 )
-from onceflow.agents.journal import OpenRun, open_runs, run_prefix
-from onceflow.agents.lane import Capacity, Lane
+from onceflow.agents.journal import OpenRun, open_runs, run_prefix, runs_of
+from onceflow.agents.lane import Lane
+from onceflow.agents.order import in_turn
 from onceflow.agents.shared import Shared, decode_shared
 from onceflow.agents.signals import Kept, Signal, decode_kept
 from onceflow.event import Incoming
@@ -43,6 +46,10 @@ class Memory:
     def shared(self, key: bytes) -> Shared | None:
         value = self.records.get(key)
         return None if value is None else decode_shared(value)
+
+    def failed(self, key: bytes) -> OpenRun | None:
+        runs = runs_of(sorted(self.records.items()))
+        return next((run for run in runs if run.failed and run.key == key), None)
 
     def put(self, key: bytes, value: bytes | None) -> None:
         if value is None:
@@ -75,6 +82,7 @@ class Tenant:
         self.now = NOW
         self.ended: list[Ended] = []
         self.noted: list[Noted] = []
+        self.written: list[Written] = []
         self.due_ms = 0
         self.started: list[StartCall] = []
         self.barriers: list[Barrier] = []
@@ -94,9 +102,10 @@ class Tenant:
 
     def resume(self) -> None:
         """The runs in the ledger go on."""
-        for saved in open_runs((k, v) for k, v in sorted(self.memory.records.items())):
+        for saved, goes_on in in_turn(open_runs(sorted(self.memory.records.items()))):
             again = Arrived.again(saved, self.source, self.memory.agents[saved.begun.agent], None)
-            self.take(Sleeping(saved.key, self.source) if saved.parked else Resumed(again))
+            sleeping = Sleeping(saved.key, self.source, saved.begun.line, saved.begun.turn)
+            self.take(Resumed(again) if goes_on else sleeping)
 
     def take(self, *happenings: Any) -> None:
         again: list[Any] = list(happenings)
@@ -111,14 +120,31 @@ class Tenant:
                     self.ended.append(decision)
                 elif isinstance(decision, Noted):
                     self.noted.append(decision)
-                elif isinstance(decision, Written) and decision.record.barrier:
-                    self.barriers.append(Barrier(decision.record.run, decision.record.number))
+                elif isinstance(decision, Written):
+                    self.written.append(decision)
+                    if decision.record.barrier and decision.record.run is not None:
+                        self.barriers.append(Barrier(decision.record.run, decision.record.number))
 
-    def event(self, by: Agent[Any, Any], number: int = 1) -> bytes:
+    @staticmethod
+    def event_key(number: int) -> bytes:
+        """The key of the run of this event."""
+        return KEY if number == 1 else number.to_bytes(16, "big")
+
+    def event(
+        self,
+        by: Agent[Any, Any],
+        number: int = 1,
+        *,
+        data: bytes = b"7",
+        redrive: Redrive | None = None,
+    ) -> bytes:
         """An event is read; its run's key."""
-        key = KEY if number == 1 else number.to_bytes(16, "big")
-        incoming = INCOMING if number == 1 else Incoming("acme", "erp", f"evt-{number}", "t", None, b"7")
-        self.take(Arrived(self.source, number, NOW, b"{}", None, incoming, by, key=key))
+        key = self.event_key(number) if redrive is None else redrive.key
+        incoming = Incoming("acme", "erp", f"evt-{number}", "t", None, data)
+        arrived = Arrived(self.source, number, NOW, b"{}", None, incoming, by, key=key)
+        if redrive is not None:
+            arrived.redrive, arrived.root = redrive, redrive.root
+        self.take(arrived)
         return key
 
     def signalled(self, given: Signal, offset: int = 9) -> Noted:

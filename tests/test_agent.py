@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from onceflow.agents.agent import Agent, agent, routes
-from onceflow.errors import ConfigError, NotYet
+from onceflow.errors import ConfigError
 from onceflow.event import Event, Incoming, InvalidData
 
 
@@ -104,20 +104,41 @@ def not_async(run: Any, event: Event) -> None: ...
         ("a", of_dict, {}, "`event: Event[S]`"),
         ("a", of_object, {}, "agent a: event data cannot be decoded"),
         ("a", hidden, {}, "not under TYPE_CHECKING"),
+        ("a", None, {"order_by": "account"}, "order_by='account'; write where"),
+        ("a", None, {"order_by": "data..x"}, "write where"),
+        ("a", None, {"order_by": 7}, "write where"),
+        ("a", None, {"retry": 3}, "write RetryPolicy(attempts=3)"),
     ],
 )
 def test_what_is_wrong_is_refused_at_import_with_a_remedy(
     name: Any, function: Callable[..., Any] | None, options: dict[str, Any], remedy: str
 ) -> None:
-    with pytest.raises(ConfigError, match=re.escape(remedy)) as refused:
+    with pytest.raises(ConfigError, match=re.escape(remedy)):
         declare(name, function, **options)
-    assert not isinstance(refused.value, NotYet)
 
 
-@pytest.mark.parametrize("option", ["order_by", "retry"])
-def test_what_this_version_lacks_says_so(option: str) -> None:
-    with pytest.raises(NotYet, match=option):
-        declare(**{option: "data.account"})
+@pytest.mark.parametrize(
+    ("order_by", "value"),
+    [
+        ("data.account", "7"),
+        ("/data/account", "7"),
+        ("data.lines.0.sku", '"x"'),
+        ("/data/a~1b", "true"),
+        ("source", '"erp"'),
+        ("data.nothing", None),
+        ("data.account.deeper", None),
+        ("data.lines.9", None),
+    ],
+)
+def test_what_runs_are_ordered_by_is_a_place_in_the_event(order_by: str, value: str | None) -> None:
+    incoming = Incoming("acme", "erp", "1", "t", None, b'{"account":7,"lines":[{"sku":"x"}],"a/b":true}')
+    line = f'["a",{value}]' if value is not None else ""
+    assert declare("a", None, order_by=order_by).line_of(incoming) == line.encode()
+
+
+def test_an_event_that_cannot_be_read_has_no_order() -> None:
+    incoming = Incoming("acme", "erp", "1", "t", None, b"1e400")
+    assert declare("a", None, order_by="data.account").line_of(incoming) == b""
 
 
 # --- Routing ---

@@ -28,10 +28,6 @@ COMMANDS = (
     ),
     *("runs list", "runs show", "runs resolve", "runs cancel", "signals send"),
 )
-NOT_YET = (
-    "dead-letters redrive f.dead-letters/0/1 --flow f",
-    "dead-letters discard f.dead-letters/0/1 --flow f",
-)
 
 
 class Ended(Exception):  # noqa: N818 (reads as what it says)
@@ -96,16 +92,6 @@ def test_the_help_lists_the_commands_in_groups() -> None:
         assert command.split()[0] in text
 
 
-@pytest.mark.parametrize("arguments", NOT_YET)
-def test_what_this_version_lacks_says_so_and_ends_with_2(
-    arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(monkeypatch, arguments) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("onceflow: `onceflow ")
-    assert "not yet in this version" in error
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -113,6 +99,8 @@ def test_what_this_version_lacks_says_so_and_ends_with_2(
         ("prepare flows.clearledger:stream", "no flow named 'stream'"),
         ("status flows.dedup:x", "no flow named 'x'"),
         ("dead-letters list --flow Nope", "lower-case"),
+        ("dead-letters redrive --flow f", "or write --all"),
+        ("dead-letters discard --all f.dead-letters/0/1 --flow f", "or write --all"),
         ("config --colour", "No such option"),
         ("run", "Missing argument"),
     ],

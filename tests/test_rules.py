@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from onceflow import Call, Event, Failed, OutcomeUnknown, RetryPolicy, Run, agent, tool
-from onceflow.agents import calls, keys, machine, shared
+from onceflow.agents import anew, calls, keys, machine, shared
 from onceflow.agents.calls import Next
 from onceflow.agents.journal import CALL_FAILED, Entry
 from onceflow.agents.lane import Lane
@@ -130,7 +130,7 @@ def undone_with_the_key_of_the_call(patch: pytest.MonkeyPatch) -> None:
 
 
 def what_may_have_happened_is_not_undone(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(machine, "_MAY_STAND", ())
+    patch.setattr(anew, "MAY_STAND", ())
 
 
 def a_time_out_means_that_it_did_not_happen(patch: pytest.MonkeyPatch) -> None:
@@ -148,8 +148,10 @@ def a_time_out_means_that_it_did_not_happen(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_run_that_ended_stays_in_the_ledger(patch: pytest.MonkeyPatch) -> None:
-    ended = Lane._ended
-    patch.setattr(Lane, "_ended", lambda self, arrived, outcome, segments: ended(self, arrived, outcome, 0))
+    end = Lane._end
+    patch.setattr(
+        Lane, "_end", lambda self, arrived, outcome, segments, *rest: end(self, arrived, outcome, 0, *rest)
+    )
 
 
 def a_key_that_is_held_is_free(patch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from onceflow.agents.agent import Agent, agent
 from onceflow.agents.call import FROM_RUN, Call, RetryPolicy
-from onceflow.agents.calls import Completed, Effect, Raised, Returned, RunFailed, StartCall
+from onceflow.agents.calls import Asleep, Completed, Effect, Raised, Record, Returned, RunFailed, StartCall
 from onceflow.agents.journal import Entry
 from onceflow.agents.machine import Machine
 from onceflow.agents.run import Run
 from onceflow.agents.tool import tool
-from onceflow.errors import CallFailed, Failed, GiveUp, NotYet, RetryLater
+from onceflow.errors import CallFailed, Failed, GiveUp, RetryLater
 from onceflow.event import Event, Incoming
 
 NOW = 1_800_000_000_000
@@ -188,9 +188,26 @@ def test_a_failed_attempt_is_retried_with_growing_delays_until_none_is_left() ->
 def test_retry_later_says_how_long_to_wait_at_least() -> None:
     run = machine(asks_once)
     run.begin(EVENT, NOW)
-    (again,) = run.answer(Raised("0", 1, RetryLater(after=timedelta(minutes=5))), NOW)
+    (again,) = run.answer(Raised("0", 1, RetryLater(after=timedelta(seconds=8))), NOW)
     assert isinstance(again, StartCall)
-    assert again.delay_s == 300
+    assert again.delay_s == 8
+
+
+def test_later_than_ten_seconds_is_a_wait_in_the_ledger() -> None:
+    run = machine(asks_once)
+    run.begin(EVENT, NOW)
+    written, asleep = run.answer(Raised("0", 1, RetryLater(after=timedelta(minutes=5))), NOW)
+    assert isinstance(written, Record)
+    assert isinstance(asleep, Asleep)
+    assert asleep.due_ms == NOW + 300_000
+    later = machine(asks_once)
+    later.journal, later.segments = dict(written.entries), 1
+    assert isinstance(later.begin(EVENT, NOW + 299_999)[-1], Asleep)
+    later = machine(asks_once)
+    later.journal, later.segments = dict(written.entries), 1
+    (again,) = later.begin(EVENT, NOW + 300_000)
+    assert isinstance(again, StartCall)
+    assert (again.call.attempt, again.delay_s) == (2, 0)
 
 
 @pytest.mark.parametrize(
@@ -421,12 +438,16 @@ def test_whatever_an_agent_raises_fails_its_own_run_alone(
     assert (ended.code, ended.message) == (code, message)
 
 
-def test_flags_say_not_yet() -> None:
-    async def asks(run: Run, event: Event) -> None:
-        with pytest.raises(NotYet, match="not yet in this version"):
-            run.flag("f")
+def test_a_flag_is_as_it_was_when_the_run_first_asked() -> None:
+    async def asks(run: Run, event: Event) -> list[bool]:
+        return [run.flag("at-once", "DE"), run.flag("at-once")]
 
-    assert machine(asks).begin(EVENT, NOW) == [Completed(None)]
+    first = machine(asks)
+    first.flags = lambda name, market: (name, market) == ("at-once", "DE")
+    assert first.begin(EVENT, NOW) == [Completed([True, False])]
+    replay = machine(asks)
+    replay.journal = first.journal
+    assert replay.begin(EVENT, NOW) == [Completed([True, False])]
 
 
 def test_an_abandoned_run_cleans_up_and_takes_no_more_answers() -> None:

@@ -40,6 +40,7 @@ RANKS = {
     "pytest_plugin": 9,
     "terminal": 8,
     "cli_runs": 8,
+    "cli_letters": 8,
     "cli": 8,
 }
 SHELL = {
@@ -48,6 +49,7 @@ SHELL = {
     "demo",
     "terminal",
     "cli_runs",
+    "cli_letters",
     "cli",
 }  # of the same rank, and may use each other
 LONGER = {

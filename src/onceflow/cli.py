@@ -9,7 +9,6 @@ What takes long to import is imported by the commands that need it.
 
 import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,13 +16,14 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from onceflow.cli_letters import dead_letters
 from onceflow.cli_runs import runs, signals
-from onceflow.errors import ConfigError, NotYet, OnceflowError
+from onceflow.errors import ConfigError, OnceflowError
 from onceflow.terminal import new_table, print_json, say, show
 
 if TYPE_CHECKING:
     from onceflow.devkafka import Broker
-    from onceflow.observe.status import DeadLetter, Status
+    from onceflow.observe.status import Status
 
 LINES_SHOWN = 10  # of a long list, unless --all
 
@@ -50,7 +50,7 @@ RUNNING, LOOKING, DECIDING, TRYING = "Run a flow", "See how it is", "Decide what
 
 # In the order of the help.
 kafka = _group("kafka", TRYING, "A real Apache Kafka on this machine, without Docker or an installed Java.")
-dead_letters = _group("dead-letters", LOOKING, "Events and runs that failed for good, as they came, and why.")
+app.add_typer(dead_letters, rich_help_panel=LOOKING)
 inputs = _group("inputs", LOOKING, "The partitions that a flow reads, and how far it is in each.")
 app.add_typer(runs, rich_help_panel=DECIDING)
 app.add_typer(signals, rich_help_panel=TRYING)
@@ -237,34 +237,6 @@ def status(flow: FlowModule, as_json: AsJson = False, everything: All = False) -
         _show_status(now, everything)
 
 
-@dead_letters.command("list")
-def list_dead_letters(
-    flow: FlowName,
-    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
-    reason: Annotated[str, typer.Option(help="Only those of this reason, such as `invalid`.")] = "",
-    tenant: Annotated[str, typer.Option(help="Only those of this tenant.")] = "",
-    values: Annotated[
-        bool, typer.Option("--values", help="Show the values too. They may be confidential.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """What failed for good, and why; the newest last.
-
-    Example: `onceflow dead-letters list --flow clearledger --reason invalid --values`
-    """
-    from onceflow.config import load
-    from onceflow.observe.status import letter_as_json, newest_dead_letters
-
-    def wanted(letter: "DeadLetter") -> bool:
-        return letter.reason == (reason or letter.reason) and letter.tenant == (tenant or letter.tenant)
-
-    found, total = newest_dead_letters(flow, load(flow), limit, wanted)
-    if as_json:
-        print_json([letter_as_json(letter, values=values) for letter in found])
-    else:
-        _show_dead_letters(found, total, values=values)
-
-
 @inputs.command("list")
 def list_inputs(flow: FlowName, as_json: AsJson = False) -> None:
     """Every input, with its lag, and whether retention has deleted unfinished records of it.
@@ -372,28 +344,6 @@ def demo(
         raise typer.Exit(1)
 
 
-# --- what this version does not have ---
-
-
-def _not_yet(group: typer.Typer, name: str, arguments: str, explanation: str) -> None:
-    """A command of the public contract that ends with status 2 and says so, whatever it is given."""
-
-    def refuse() -> None:
-        raise NotYet(f"`onceflow {group.info.name} {name}`")
-
-    group.command(
-        name,
-        help=f"{explanation} **Not yet** in this version.\n\n"
-        f"Example: `onceflow {group.info.name} {name} {arguments}--flow clearledger`",
-        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    )(refuse)
-
-
-_LETTER = "clearledger.dead-letters/3/17 "
-_not_yet(dead_letters, "redrive", _LETTER, "Try failed runs anew.")
-_not_yet(dead_letters, "discard", _LETTER, "Let go of dead letters, and of what is kept for them.")
-
-
 # --- how it is shown ---
 
 
@@ -456,36 +406,6 @@ def _inputs_table(now: "Status", shown: int) -> Table:
             Text(f"blocked: {each.lost:,} lost", "bold red") if each.lost else "",
         )
     return table
-
-
-def _show_dead_letters(letters: Iterable["DeadLetter"], total: int, *, values: bool) -> None:
-    from onceflow.observe.status import time_text
-
-    found = list(letters)
-    if not found:
-        print("no dead letters")
-        return
-    table = new_table("time", "reason", "tenant", "origin", "bytes", "why", right=("bytes",))
-    for letter in found:
-        why = letter.detail.split("\n", 1)[0] + (f" (run {letter.run})" if letter.run else "")
-        # As plain Text: what came from outside is no markup.
-        table.add_row(
-            time_text(letter.time_ms),
-            letter.reason,
-            Text(letter.tenant or "-"),
-            Text(letter.origin),
-            f"{letter.size_bytes:,}",
-            Text(why),
-        )
-    show(table)
-    for letter in found if values else ():
-        # Escaped as Python does: bytes that are no text, and control characters, can do no harm in a terminal.
-        shown = "no value" if letter.value is None else repr(letter.value)[2:-1]
-        show("", Text(f"{letter.origin}:", "bold"), Text(shown))
-    if total > len(found):
-        show("", f"the newest {len(found)} of {total:,}: --limit shows more")
-    if not values:
-        show("", "--values shows what was sent")
 
 
 if __name__ == "__main__":

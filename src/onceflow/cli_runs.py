@@ -39,6 +39,8 @@ class State(StrEnum):
     WAITING = "waiting"
     PARKED = "parked"
     UNDOING = "undoing"
+    QUEUED = "queued"
+    FAILED = "failed"
 
 
 @runs.command("list")
@@ -50,13 +52,23 @@ def list_runs(
 ) -> None:
     """The open runs that the ledger holds. One that only reads is not in it, and begins anew after a crash.
 
+    `queued`: behind another one, by `order_by`. `--state failed`: those that have ended, and are kept to be redriven.
+
     Example: `onceflow runs list --flow clearledger --state parked`
     """
     from onceflow.config import load
-    from onceflow.observe.open_runs import by_state, read_open_runs, run_as_json, state_of, steps_of
+    from onceflow.observe.open_runs import (
+        by_state,
+        read_open_runs,
+        read_runs,
+        run_as_json,
+        state_of,
+        steps_of,
+    )
     from onceflow.observe.status import time_text
 
-    found = by_state(read_open_runs(flow, load(flow), tenant), state or "")
+    read = read_runs if state is State.FAILED else read_open_runs
+    found = by_state(read(flow, load(flow), tenant), state or "")
     if as_json:
         print_json([run_as_json(run) for run in found])
         return
@@ -204,6 +216,10 @@ def _decide(flow: str, run: str, action: "Action", result: str | None) -> None:
 
     settings = load(flow)
     found = find_run(flow, settings, run)
+    if found.failed:
+        raise ConfigError(
+            f"run {found.key.hex()} has failed: `onceflow dead-letters redrive` has it done anew, `discard` lets it go"
+        )
     if action != "cancel" and not found.parked:
         raise ConfigError(
             f"run {found.key.hex()} is {state_of(found)}, not parked: there is nothing to resolve"

@@ -241,6 +241,7 @@ class Settings(BaseSettings):
     limits: Limits = Limits()
     log: Literal["text", "json"] = _setting("text", "Form of the log on standard error")
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "Least level that is logged")
+    flags: Path = _setting(Path("flags.toml"), "What run.flag asks; may be changed while cells run")
     http_port: int = _whole(0, "", "Port of /metrics, /healthz and /readyz; 0: off", 0, 65_535)
     http_host: str = _setting("127.0.0.1", "Address that they are served on", min_length=1)
 

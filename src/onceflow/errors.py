@@ -2,8 +2,7 @@
 
 OnceflowError
 ├── ConfigError           wrong usage or configuration; the process ends with status 2
-├── Fault                 a fault that a restart heals; the process ends with status 3
-└── NotYet                a part of the contract that this version does not have
+└── Fault                 a fault that a restart heals; the process ends with status 3
 RunError                  what agents and tools raise and catch
 ├── RetryLater            raised by a tool: this attempt changed nothing, try again later
 ├── GiveUp                raised by a tool: this attempt changed nothing, do not try again
@@ -27,13 +26,6 @@ class ConfigError(OnceflowError):
     """Wrong usage or configuration. The message says which, and what to write instead."""
 
     exit_status = 2
-
-
-class NotYet(ConfigError):  # noqa: N818 (reads as what it says)
-    """A part of the public contract that this version does not have."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what}: not yet in this version of onceflow (see CHANGELOG.md)")
 
 
 class Fault(OnceflowError):  # noqa: N818

@@ -11,7 +11,7 @@ from benchmarks.pure_flow import three_steps
 from benchmarks.read_flow import one_step
 from flows.dedup import dedup
 from onceflow.agents.calls import Completed
-from onceflow.agents.happenings import Arrived
+from onceflow.agents.happenings import Arrived, Ended
 from onceflow.agents.lane import utc_text
 from onceflow.event import Event, Incoming, home_slot, idempotency_key, read_event
 from onceflow.stream.content import Grant, Input
@@ -55,7 +55,7 @@ def test_a_filled_completion_is_byte_by_byte_what_a_cell_writes() -> None:
         source = Input("events", slot, Grant(slot), topic_id="id")
         arrived = Arrived(source, 7, NOW_MS, load.value(number), None, incoming, dedup, key=key)
         data = Event.of(incoming, key.hex(), None).raw
-        (written,) = letters.completion(arrived, Completed(data), NOW_MS).outgoing
+        (written,) = letters.completion(Ended(arrived, Completed(data)), NOW_MS).outgoing
         assert written.value == completion(load, number, "dedup", utc_text(NOW_MS).encode())
         assert (written.partition, written.key) == (slot, load.tenant(number).decode())
 

@@ -283,7 +283,7 @@ def view_of_the_window_alone(init: Function) -> Function:
     return shorter
 
 
-@bug("onceflow.stream.runtime:idempotency_key")
+@bug("onceflow.stream.letters:idempotency_key")
 def key_without_lengths(_key: Function) -> Function:
     """Fields run into each other: "ab" + "c" is "a" + "bc", and the second of two events is taken for a copy."""
     hashed = inspect.getmodule(_key).xxh3_128_digest  # type: ignore[union-attr]

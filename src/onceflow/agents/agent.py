@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, get_args, get_origin
 
-from onceflow.agents.call import seconds_of
+import msgspec
+
+from onceflow.agents.call import RetryPolicy, seconds_of
 from onceflow.agents.tool import annotations
-from onceflow.errors import ConfigError, NotYet
-from onceflow.event import Event, data_decoder
+from onceflow.errors import ConfigError
+from onceflow.event import Event, Incoming, data_decoder
 
 if TYPE_CHECKING:
     from onceflow.agents.run import Run
@@ -42,6 +44,25 @@ class Agent(Generic[T, R]):
     data_type: Any  # S of `Event[S]`; Any for plain `Event`
     decode: Callable[[bytes], Any]  # the event's data as `data_type`; raises InvalidData
     deadline_s: float | None
+    retry: RetryPolicy | None = None
+    order_by: tuple[str, ...] = ()
+
+    def line_of(self, incoming: Incoming) -> bytes:
+        """What the runs that follow one another have in common; empty: the event has no such value, and no order."""
+        found: Any = {"source": incoming.source, "id": incoming.id, "type": incoming.type}
+        if self.order_by[0] == "data":
+            try:
+                found = {"data": msgspec.json.decode(incoming.data)}
+            except msgspec.DecodeError:
+                return b""
+        for part in self.order_by:
+            if isinstance(found, dict) and part in found:
+                found = found[part]
+            elif isinstance(found, list) and part.isdecimal() and int(part) < len(found):
+                found = found[int(part)]
+            else:
+                return b""
+        return msgspec.json.encode([self.name, found], order="sorted")
 
     def __call__(self, run: "Run", event: Event[T]) -> Coroutine[Any, Any, R]:
         return self.function(run, event)
@@ -61,9 +82,9 @@ def agent(
     *,
     on: str | Collection[str],
     version: int = 1,
-    order_by: Any = None,
+    order_by: str | None = None,
     deadline: timedelta | float | None = None,
-    retry: Any = None,
+    retry: RetryPolicy | None = None,
 ) -> AgentDecorator:
     """Make an async function an agent.
 
@@ -72,7 +93,11 @@ def agent(
     version: raise it whenever its calls change. While runs of the old one are open, list both in the flow.
     deadline: how long after its event was sent a run may take, its waits included; then it ends as failed (code
         `expired`), and what stands is undone. A timedelta or seconds; None: as long as it likes.
-    order_by, retry: not in this version.
+    order_by: where in the event a value stands, as `"data.account"` or as a JSON pointer, `"/data/account"`: a
+        tenant's runs of this agent with the same value follow one another, in the order of the log. Otherwise, and
+        for events without it, a tenant's runs are concurrent and unordered.
+    retry: how often a run is tried again whose agent raises anything but `Failed`, `GiveUp` and the like; what stands
+        of its effects stays, what came after them is done anew. None: only after `RetryLater`, by the default policy.
     """
     where = f"agent {name}"
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9-]{0,62}", name):
@@ -83,9 +108,9 @@ def agent(
     if not isinstance(version, int) or version < 1:
         raise ConfigError(f"{where}: version={version!r}; write a whole number, 1 or more")
     types = _types(where, on)
-    for option, value in (("order_by", order_by), ("retry", retry)):
-        if value is not None:
-            raise NotYet(f"{where}: {option}")
+    if retry is not None and not isinstance(retry, RetryPolicy):
+        raise ConfigError(f"{where}: retry={retry!r}; write RetryPolicy(attempts=3), for example")
+    path = _path(where, order_by)
     deadline_s = None if deadline is None else seconds_of(where, "deadline", deadline)
     caller_locals = sys._getframe(1).f_locals
 
@@ -103,6 +128,8 @@ def agent(
             data_type=data_type,
             decode=decode,
             deadline_s=deadline_s,
+            retry=retry,
+            order_by=path,
         )
 
     return decorate
@@ -118,6 +145,20 @@ def _types(where: str, on: str | Collection[str]) -> tuple[str, ...]:
             f'{where}: {patterns} are patterns; list the types one by one, or write "*" for all the rest'
         )
     return tuple(dict.fromkeys(types))
+
+
+def _path(where: str, order_by: str | None) -> tuple[str, ...]:
+    """A dotted path or a JSON pointer (RFC 6901) as its parts."""
+    if order_by is None:
+        return ()
+    pointer = isinstance(order_by, str) and order_by.startswith("/")
+    parts = order_by[1:].split("/") if pointer else order_by.split(".") if isinstance(order_by, str) else []
+    if not parts or not all(parts) or parts[0] not in ("data", "source", "id", "type"):
+        raise ConfigError(
+            f'{where}: order_by={order_by!r}; write where in the event the value stands: "data.account", '
+            '"/data/account" or "source"'
+        )
+    return tuple(part.replace("~1", "/").replace("~0", "~") if pointer else part for part in parts)
 
 
 def _data_type(where: str, function: Callable[..., Any], caller_locals: Mapping[str, Any]) -> Any:

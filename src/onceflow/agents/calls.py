@@ -47,7 +47,7 @@ class StartCall(NamedTuple):
 class Record(NamedTuple):
     """Write entries of the run's journal into the ledger; `barrier`: and say when they are committed."""
 
-    run: "Machine"
+    run: "Machine | None"  # None: it has not begun
     number: int  # of the segment; 0: the run's first, which carries its event
     entries: Mapping[str, Entry]
     barrier: bool
@@ -145,6 +145,11 @@ def chunks(entries: Mapping[str, Entry]) -> Iterator[dict[str, Entry]]:
 def undo_key(key: str) -> str:
     """The key of the compensation of a call."""
     return blake2b(f"{key}/undo".encode(), digest_size=16).hexdigest()
+
+
+def later_key(key: str, undone: int) -> str:
+    """The key of a call that is made anew after its effect was undone so often."""
+    return blake2b(f"{key}/{undone}".encode(), digest_size=16).hexdigest()
 
 
 # --- happenings: answers ---

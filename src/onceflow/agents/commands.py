@@ -15,13 +15,14 @@ from onceflow.agents.journal import CALL_FAILED, FAILING, NIL, PARKED, UNDO, Ent
 HEADER = "onceflow-command"
 CANCELLED = "cancelled"
 
-Action = Literal["result", "again", "fail", "cancel", "accept-loss"]
+Action = Literal["result", "again", "fail", "cancel", "accept-loss", "discard"]
 
 
 class Command(msgspec.Struct, frozen=True):
     """`run`: in hex. `segments`: of its journal, as the sender saw it; a cancel doesn't need it.
 
-    Action `accept-loss` is about an input: `topic`, `partition`, and the offset below which its records are let go.
+    Action `discard` lets go of what is kept of a failed run. `accept-loss` is about an input: `topic`, `partition`, and
+    the offset below which its records are let go.
     """
 
     action: Action

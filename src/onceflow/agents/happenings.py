@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
+import xxhash
 
 from onceflow.agents.agent import Agent
 from onceflow.agents.calls import Completed, Parked, Record, RunFailed
@@ -25,6 +26,20 @@ class Source(Protocol):
     grant: Any
 
 
+class Redrive(NamedTuple):
+    """What an event is read again for: its run has failed, and is to be done anew as another run."""
+
+    run: bytes  # the key of the run that failed
+    root: bytes  # of the one that failed first
+    letter: str  # where its dead letter lies: topic/partition/offset
+    segments: int  # that the ledger holds of the failed run; 0: it had changed nothing
+
+    @property
+    def key(self) -> bytes:
+        """The key of the new run: asked for twice, it is one."""
+        return xxhash.xxh3_128_digest(self.root + self.letter.encode())
+
+
 class Arrived(msgspec.Struct):
     """Happening: an event that is the first with its key."""
 
@@ -41,6 +56,10 @@ class Arrived(msgspec.Struct):
     saved: OpenRun | None = (
         None  # what the ledger holds of its run; then `source` is the slot's inbox, `offset` -1
     )
+    redrive: Redrive | None = None  # of a run that has failed
+    root: bytes = b""  # the run that failed first, of a redrive
+    line: bytes = b""  # what it follows others in
+    turn: int = 0  # its number there, once it is in the ledger before it has begun
 
     @classmethod
     def again(cls, saved: OpenRun, inbox: Any, agent: Agent[Any, Any], seen: Any) -> "Arrived":
@@ -49,14 +68,27 @@ class Arrived(msgspec.Struct):
         value = begun.value if begun.value is not None else (incoming.document or incoming.data)
         headers = incoming.headers if begun.headers is None else begun.headers
         origin = begun.origin
-        return cls(inbox, -1, begun.time_ms, value, headers, incoming, agent, origin, saved.key, seen, saved)
+        again = cls(inbox, -1, begun.time_ms, value, headers, incoming, agent, origin, saved.key, seen, saved)
+        again.root, again.line, again.turn = begun.root, begun.line, begun.turn
+        return again
 
     def begun(self) -> Begun:
         """What the ledger must hold of it."""
         agent, incoming = self.agent, self.incoming
         value = None if self.value in (incoming.document, incoming.data) else self.value
         headers = None if incoming.headers is not None or self.headers is None else list(self.headers)
-        return Begun(agent.name, agent.version, incoming, self.time_ms, self.origin, value, headers)
+        return Begun(
+            agent.name,
+            agent.version,
+            incoming,
+            self.time_ms,
+            self.origin,
+            value,
+            headers,
+            self.root,
+            self.line,
+            self.turn,
+        )
 
     @property
     def origin(self) -> str:
@@ -92,10 +124,12 @@ class Resumed(NamedTuple):
 
 
 class Sleeping(NamedTuple):
-    """Happening: the ledger holds a run that waits for a person, or for its agent."""
+    """Happening: the ledger holds a run that waits: for a person, for its agent, or for the run before it."""
 
     key: bytes
     inbox: Any
+    line: bytes = b""
+    turn: int = 0
 
 
 class Barrier(NamedTuple):
@@ -111,6 +145,7 @@ class Ended(msgspec.Struct, frozen=True):
     arrived: Arrived
     outcome: Completed | RunFailed
     segments: int = 0  # that the ledger has of it
+    kept: tuple[bytes, bytes] | None = None  # a record more (Kafka key, value): it is kept, to be redriven
 
 
 class Written(NamedTuple):
@@ -209,6 +244,9 @@ class Memory(Protocol):
 
     def shared(self, key: bytes) -> Shared | None:
         """What is known of the call of scope `tenant` with this Kafka key."""
+
+    def failed(self, key: bytes) -> OpenRun | None:
+        """What is kept of a run that has failed."""
 
     def put(self, key: bytes, value: bytes | None) -> None:
         """Take note of a record that was decided."""

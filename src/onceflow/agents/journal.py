@@ -8,7 +8,9 @@ are deleted (tombstones) in the transaction that carries its completion.
     value         Segment, msgpack
 
 Places other than a call's own: FAILING says that the run has failed and undoes what stands; UNDO + place is
-the compensation of the call at that place; PARKED says that a person must resolve it, and for which place.
+the compensation of the call at that place; PARKED says that a person must resolve it, and for which place; AGAIN
+says when the run is tried again; UNDONE + place, how often the effect of the call at that place was undone; FAILED that
+the run has failed for good, and is kept to be redriven.
 """
 
 from collections.abc import Iterable
@@ -22,6 +24,10 @@ FORMAT = 1
 FAILING = "!"
 PARKED = "?"
 UNDO = "~"
+AGAIN = "^"
+UNDONE = "%"
+FAILED = "."
+SPECIAL = (FAILING, PARKED, UNDO, AGAIN, UNDONE, FAILED)  # what the places that are no call's own begin with
 
 _RUN_KEY_BYTES = 16
 _NUMBER_BYTES = 4
@@ -36,6 +42,7 @@ class Intent(msgspec.Struct, array_like=True, frozen=True):
     send_by_ms: int  # no execution so far is sent later than this
     again: bool = False  # a person has said that the call is to be sent again
     shared: bytes = b""  # of a call of scope `tenant`: the digest of its key
+    asks: bool = False  # only a person may say how it came out: its run failed, and is redriven
 
 
 class Wait(msgspec.Struct, array_like=True, frozen=True):
@@ -45,6 +52,14 @@ class Wait(msgspec.Struct, array_like=True, frozen=True):
     type: str = ""  # of the signal; "": none, the run sleeps
     id: str = ""
     until: tuple[str, ...] = ()  # the statuses that end it; (): any
+
+
+class Retry(msgspec.Struct, array_like=True, frozen=True):
+    """What is remembered of a call, or of a run, whose next attempt is a wait."""
+
+    attempts: int  # used, by its retry policy
+    executions: int = 0  # how often the call was sent
+    unknown: bool = False  # one of them may have done it
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True):
@@ -57,6 +72,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
     error: tuple[str, str] | None = None  # a code of `CALL_CODES` or of `Failed`, and a message
     intent: Intent | None = None
     wait: Wait | None = None
+    retry: Retry | None = None  # with `wait`: an attempt that is due then
 
     @property
     def open(self) -> bool:
@@ -69,7 +85,9 @@ OUTCOME_UNKNOWN = "outcome-unknown"
 UNUSABLE_RESULT = "result-unusable"  # the effect stands, but what the tool returned cannot be kept
 KEY_REUSED = "key-reused"
 WAIT_EXPIRED = "wait-expired"
+FAILED_KEPT_MS = 14 * 24 * 3_600_000  # what is kept of a failed run, as long as its dead letter
 NIL = b"\xc0"  # None, as msgpack
+GONE = Entry("", 0, b"")  # what was at this place is forgotten
 
 
 class Begun(msgspec.Struct, array_like=True, frozen=True):
@@ -82,6 +100,9 @@ class Begun(msgspec.Struct, array_like=True, frozen=True):
     origin: str
     value: bytes | None = None  # of the event's record, where `incoming.document` isn't the same
     headers: list[tuple[str, bytes | None]] | None = None
+    root: bytes = b""  # of a redrive: the key of the run that failed first
+    line: bytes = b""  # runs of one line follow one another (`order_by`)
+    turn: int = 0  # of one that has not begun: its number in the line
 
 
 class Segment(msgspec.Struct, array_like=True, frozen=True):
@@ -100,6 +121,16 @@ class OpenRun(msgspec.Struct):
     begun: Begun
     journal: dict[str, Entry]
     segments: int  # how many numbers are taken
+
+    @property
+    def begun_at_all(self) -> bool:
+        """Whether its agent was ever called; otherwise it waits for the run before it."""
+        return bool(self.journal)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended, and is kept to be redriven."""
+        return FAILED in self.journal
 
     @property
     def parked(self) -> bool:
@@ -153,7 +184,26 @@ def encode_segment(begun: Begun | None, entries: dict[str, Entry]) -> bytes:
     return _encoder.encode(Segment(FORMAT, begun, entries))
 
 
+def failed(agent: str, code: str, message: str, now_ms: int) -> Entry:
+    """The entry at FAILED."""
+    return Entry(agent, 0, b"", None, (code, message), wait=Wait(now_ms + FAILED_KEPT_MS))
+
+
 def open_runs(records: Iterable[tuple[bytes, bytes]]) -> list[OpenRun]:
+    """The runs of `runs_of` that have not ended."""
+    return [run for run in runs_of(records) if not run.failed]
+
+
+def failed_runs(records: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, bytes, int]]:
+    """What is kept of failed runs, as (tenant, what their Kafka keys begin with, until when)."""
+    return [
+        (run.tenant, run_prefix(run.tenant, run.key), (run.journal[FAILED].wait or Wait(0)).due_ms)
+        for run in runs_of(records)
+        if run.failed
+    ]
+
+
+def runs_of(records: Iterable[tuple[bytes, bytes]]) -> list[OpenRun]:
     """The runs that these records of one slot hold, in the order of their keys; `records`: (Kafka key, value), sorted.
 
     Raises ConfigError for a record of a newer format.
@@ -173,6 +223,9 @@ def open_runs(records: Iterable[tuple[bytes, bytes]]) -> list[OpenRun]:
             runs.append(OpenRun(tenant.decode(), run_key, segment.begun, {}, 0))
         runs[-1].journal |= segment.entries
         runs[-1].segments = number + 1
+    for run in runs:
+        for place in [place for place, entry in run.journal.items() if not entry.tool]:
+            del run.journal[place]
     return runs
 
 

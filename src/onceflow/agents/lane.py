@@ -8,7 +8,7 @@ from the same record, with the same version of its agent, goes on with it and sk
 """
 
 import logging
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -16,7 +16,19 @@ from typing import Any
 
 import msgspec
 
-from onceflow.agents.calls import Asleep, Effect, KeyEffect, Parked, Record, RunFailed, StartCall, WaitBegun
+from onceflow.agents.anew import redriven
+from onceflow.agents.calls import (
+    Asleep,
+    Effect,
+    KeyEffect,
+    Parked,
+    Record,
+    RunFailed,
+    StartCall,
+    WaitBegun,
+    chunks,
+)
+from onceflow.agents.capacity import Capacity
 from onceflow.agents.commands import CANCELLED, resolution
 from onceflow.agents.executor import Answered
 from onceflow.agents.failures import failure
@@ -32,6 +44,7 @@ from onceflow.agents.happenings import (
     Lost,
     Memory,
     Noted,
+    Redrive,
     Resumed,
     Settled,
     Signalled,
@@ -39,9 +52,18 @@ from onceflow.agents.happenings import (
     Slept,
     Written,
 )
-from onceflow.agents.journal import FAILING, Entry, encode_segment, segment_key
+from onceflow.agents.journal import (
+    FAILED,
+    FAILING,
+    Entry,
+    OpenRun,
+    encode_segment,
+    failed,
+    segment_key,
+)
 from onceflow.agents.keys import Keys, Told
-from onceflow.agents.machine import Machine
+from onceflow.agents.machine import Machine, no_flags
+from onceflow.agents.order import Follower, Lines
 from onceflow.agents.signals import FORMAT as SIGNAL_FORMAT
 from onceflow.agents.signals import (
     KEPT_MS,
@@ -59,6 +81,8 @@ from onceflow.event import Event, InvalidData, Reason
 SNAPSHOT_FORMAT = 1
 NO_OFFSET = -1
 BY_OPERATOR = "cancelled by an operator"
+REFUSED = "redrive-refused"
+NOT_KEPT = "what is kept of the failed run was redriven or discarded before"
 NOTHING: Mapping[str, Entry] = MappingProxyType({})
 
 log = logging.getLogger("onceflow.run")
@@ -83,55 +107,6 @@ class Snapshot(msgspec.Struct, array_like=True):
     journals: list[Journal]
 
 
-class Capacity:
-    """Bounds the runs in flight, per lane and per cell. Room that becomes free goes round the lanes that wait."""
-
-    def __init__(self, *, runs_per_lane: int, runs_per_cell: int) -> None:
-        self.runs_per_lane = runs_per_lane
-        self.runs_per_cell = runs_per_cell
-        self.in_flight = 0  # runs, and turns not yet used
-        self.closed = False  # no more runs begin: the cell is stopping
-        self._waiting: OrderedDict[str, None] = OrderedDict()
-        self._turns: set[str] = set()
-
-    def take(self, tenant: str, in_lane: int) -> bool:
-        """Take room for a run, or queue the lane for a turn."""
-        if self.closed or in_lane >= self.runs_per_lane:
-            return False  # the lane asks again when one of its runs ends
-        if tenant in self._turns:
-            self._turns.remove(tenant)
-            return True
-        if self._waiting or self.in_flight >= self.runs_per_cell:
-            self._waiting[tenant] = None
-            return False
-        self.in_flight += 1
-        return True
-
-    def force(self) -> None:
-        """A run that slept goes on, whether or not there is room."""
-        self.in_flight += 1
-
-    def give_back(self, runs: int = 1) -> None:
-        """Runs have ended."""
-        self.in_flight -= runs
-
-    def give_back_turn(self, tenant: str) -> None:
-        """A lane does not use its turn."""
-        if tenant in self._turns:
-            self._turns.remove(tenant)
-            self.in_flight -= 1
-
-    def turns(self) -> list[str]:
-        """The lanes whose turn it is, as many as there is room for runs; each has room for one run now."""
-        tenants: list[str] = []
-        while self._waiting and self.in_flight < self.runs_per_cell:
-            tenant, _ = self._waiting.popitem(last=False)
-            self._turns.add(tenant)
-            self.in_flight += 1
-            tenants.append(tenant)
-        return tenants
-
-
 class Lane:
     """One tenant's runs. `start` takes the calls that runs ask for."""
 
@@ -143,10 +118,13 @@ class Lane:
         abandon: Callable[[Iterable[Machine]], None],
         memory: Memory,
         snapshot: bytes | None = None,
+        flags: Callable[[str, str | None], bool] = no_flags,
     ) -> None:
         self.tenant = tenant
         self._memory = memory
+        self._flags = flags
         self._sleepers = Sleepers()
+        self._lines = Lines()
         self._keys = Keys(tenant, memory)
         self._capacity = capacity
         self._start = start
@@ -158,7 +136,7 @@ class Lane:
     @property
     def waiting(self) -> int:
         """Events that wait for a turn."""
-        return len(self._queue)
+        return len(self._queue) + self._lines.held
 
     @property
     def has_journals(self) -> bool:
@@ -168,7 +146,7 @@ class Lane:
     @property
     def idle(self) -> bool:
         """Whether nothing is lost when this lane is discarded."""
-        return not (self._runs or self._queue or self._journals or self._sleepers)
+        return not (self._runs or self._queue or self._journals or self._sleepers or self._lines.held)
 
     def take(self, happenings: Iterable[Happening], now_ms: int) -> list[Decision]:
         """Work on what happened; return what was decided: runs that ended, and what is to be written of others."""
@@ -177,6 +155,8 @@ class Lane:
         for happening in happenings:
             if type(happening) is Arrived:
                 if not happening.source.grant.live:
+                    continue
+                if happening.agent.order_by and not self._in_turn(happening, decided):
                     continue
                 if self._queue or not self._capacity.take(self.tenant, len(self._runs)):
                     self._queue.append(happening)
@@ -191,11 +171,13 @@ class Lane:
                 if run in self._runs and run.token.source.grant.live:
                     self._note(run, run.committed(happening.number, now_ms), calls, decided)
             elif type(happening) is Resumed:
-                if happening.arrived.source.grant.live:
-                    self._queue.append(happening.arrived)
+                if (arrived := happening.arrived).source.grant.live:
+                    if arrived.line:
+                        self._lines.enter(arrived.key, arrived.line, None, arrived.turn)
+                    self._queue.append(arrived)
             elif type(happening) is Sleeping:
                 if happening.inbox.grant.live:
-                    self._sleepers.sleeps(*happening)
+                    self._sleeping(happening)
             elif type(happening) is Due:
                 self._due(happening, now_ms, calls, decided)
             elif type(happening) is Looked:
@@ -252,15 +234,23 @@ class Lane:
             data = agent.decode(arrived.incoming.data)
         except InvalidData as error:
             self._capacity.give_back()
-            decided.append(self._ended(arrived, failure(error), 0 if saved is None else saved.segments))
+            self._end(arrived, failure(error), 0 if saved is None else saved.segments, now_ms, decided)
             return
-        run = Machine(agent, arrived)
+        run = Machine(agent, arrived, root=arrived.root.hex(), flags=self._flags)
+        if (
+            saved is None
+            and arrived.redrive is not None
+            and not self._redriven(run, arrived.redrive, decided)
+        ):
+            self._capacity.give_back()
+            self._end(arrived, RunFailed(REFUSED, NOT_KEPT, ""), 0, now_ms, decided)
+            return
         if saved is not None:
             run.journal, run.segments = saved.journal, saved.segments
             arrived.saved = None
             for place, entry in news.items():
                 run.record(place, entry)
-        elif self._journals:
+        elif self._journals and not run.segments:
             run.journal = self._journal_of(arrived)
         if agent.deadline_s is not None:
             due_ms = _ends_by(arrived)
@@ -270,10 +260,31 @@ class Lane:
         effects = run.begin(Event(arrived.incoming, arrived.key.hex(), data), now_ms)
         if run.ended and not run.segments:  # at once, as most do that only compute
             self._capacity.give_back()
-            decided.append(Ended(arrived, effects[0]))  # type: ignore[arg-type]
+            self._end(arrived, effects[0], 0, now_ms, decided)
         else:
             self._runs.add(run)
             self._note(run, effects, calls, decided)
+
+    def _redriven(self, run: Machine, redrive: Redrive, decided: list[Decision]) -> bool:
+        """Begin with what is kept of the failed run, in the decision that forgets that; whether it is still there."""
+        if not redrive.segments:
+            return True
+        kept = self._memory.failed(redrive.run)
+        if kept is None:
+            return False
+        run.journal = journal = redriven(kept.journal)
+        for portion in chunks(journal):
+            decided.append(self._written(run.token, Record(run, run.segments, portion, False), None))
+            run.segments += 1
+        decided.append(self._forgotten(kept))
+        return True
+
+    def _forgotten(self, kept: OpenRun, at: tuple[Any, int, int] = (None, NO_OFFSET, 0)) -> Noted:
+        """What is kept of a failed run is deleted."""
+        keys = [segment_key(self.tenant, kept.key, number) for number in range(kept.segments)]
+        for key in keys:
+            self._memory.put(key, None)
+        return Noted(self.tenant, *at, tuple((key, None) for key in keys))
 
     def _journal_of(self, arrived: Arrived) -> dict[str, Entry]:
         journal = self._journals.pop(arrived.key, None)
@@ -304,13 +315,15 @@ class Lane:
                 if type(effect) is Asleep:
                     self._sleepers.sleeps(arrived.key, self._memory.inbox(arrived.source))
                     decided.append(Slept(arrived.key, effect.due_ms))
+                    self._put_down(arrived.key, decided)
                     continue
                 self._sleepers.forget(arrived.key)
                 if type(effect) is Parked:
                     decided.append(self._written(arrived, effect.record, effect))
                     self._sleepers.sleeps(arrived.key, self._memory.inbox(arrived.source))
+                    self._put_down(arrived.key, decided)
                 else:
-                    decided.append(self._ended(arrived, effect, run.segments))
+                    self._end(arrived, effect, run.segments, run.now_ms, decided)
 
         for each in about_keys:
             self._told(self._keys.take(each, run.now_ms), calls, decided)
@@ -328,10 +341,59 @@ class Lane:
         self._memory.put(key, value)
         return Written(arrived, record, key, value, parked)
 
-    def _ended(self, arrived: Arrived, outcome: Any, segments: int) -> Ended:
-        for number in range(segments):
-            self._memory.put(segment_key(self.tenant, arrived.key, number), None)
-        return Ended(arrived, outcome, segments)
+    def _end(
+        self, arrived: Arrived, outcome: Any, segments: int, now_ms: int, decided: list[Decision]
+    ) -> None:
+        """A run has ended; the one behind it goes on. What the ledger holds of a failed one is kept, to be redriven."""
+        kept = None
+        if segments and type(outcome) is RunFailed:
+            end = failed(arrived.agent.name, outcome.code, outcome.message, now_ms)
+            key = segment_key(self.tenant, arrived.key, segments)
+            kept = (key, encode_segment(None, {FAILED: end}))
+            self._memory.put(*kept)
+        else:
+            for number in range(segments):
+                self._memory.put(segment_key(self.tenant, arrived.key, number), None)
+        decided.append(Ended(arrived, outcome, segments, kept))
+        if arrived.line:
+            self._next(self._lines.leave(arrived.key), decided)
+
+    # --- runs of which one follows another ---
+
+    def _in_turn(self, arrived: Arrived, decided: list[Decision]) -> bool:
+        """Whether an event's run may begin; otherwise it stands behind another one."""
+        arrived.line = arrived.agent.line_of(arrived.incoming)
+        if not arrived.line or self._lines.enter(arrived.key, arrived.line, arrived):
+            return True
+        if self._lines.behind_a_sleeper(arrived):
+            self._put_aside(arrived, decided)
+        return False
+
+    def _put_down(self, key: bytes, decided: list[Decision]) -> None:
+        """A run sleeps: those behind it hold no input for so long."""
+        for arrived in self._lines.sleeps(key):
+            self._put_aside(arrived, decided)
+
+    def _put_aside(self, arrived: Arrived, decided: list[Decision]) -> None:
+        """Into the ledger, as a run that has not begun."""
+        decided.append(self._written(arrived, Record(None, 0, {}, False), None))
+        self._sleepers.sleeps(arrived.key, self._memory.inbox(arrived.source))
+
+    def _sleeping(self, sleeping: Sleeping) -> None:
+        """What the ledger holds and does not go on now."""
+        self._sleepers.sleeps(sleeping.key, sleeping.inbox)
+        if sleeping.line:
+            self._lines.enter(sleeping.key, sleeping.line, None, sleeping.turn)
+            self._lines.sleeps(sleeping.key)
+
+    def _next(self, follower: Follower | None, decided: list[Decision]) -> None:
+        if follower is None:
+            return
+        arrived = follower.arrived or self._called(follower.key)
+        if arrived is None:
+            self._put_down(follower.key, decided)
+        else:
+            self._queue.append(arrived)
 
     # --- runs that sleep, and what wakes them ---
 
@@ -344,21 +406,32 @@ class Lane:
         news: Mapping[str, Entry] = NOTHING,
     ) -> None:
         """Let a sleeping run go on."""
+        arrived = self._called(key)
+        if arrived is not None:
+            self._capacity.force()
+            self._begin(arrived, now_ms, calls, decided, news)
+
+    def _called(self, key: bytes) -> Arrived | None:
+        """A sleeping run, to go on with."""
         inbox = self._sleepers.wakes(key)
         arrived = self._memory.run(key, inbox)
         if isinstance(arrived, str):
             log.warning("a run cannot go on: %s", arrived, extra={"run": key.hex(), "tenant": self.tenant})
             self._sleepers.sleeps(key, inbox)
-            return
-        self._capacity.force()
-        self._begin(arrived, now_ms, calls, decided, news)
+            return None
+        self._lines.wakes(key)
+        return arrived
 
     def _awake(self, key: bytes) -> Machine | None:
         return next((run for run in self._runs if run.token.key == key), None)
 
     def _due(self, due: Due, now_ms: int, calls: list[StartCall], decided: list[Decision]) -> None:
-        if due.record.partition(b"\0")[2][:1] == b"k":
+        kind = due.record.partition(b"\0")[2][:1]
+        if kind == b"k":
             decided.extend(self._keys.due(due.record, now_ms))
+        elif kind == b"r":
+            if (ended := self._memory.failed(due.record.partition(b"\0r")[2])) is not None:
+                decided.append(self._forgotten(ended))
         elif due.record:
             for key, kept in self._memory.signals(due.record):
                 self._memory.put(key, None)
@@ -440,9 +513,14 @@ class Lane:
         self, given: Commanded, now_ms: int, calls: list[StartCall], decided: list[Decision]
     ) -> None:
         source, offset, size, command = given
-        decided.append(Noted(self.tenant, source, offset, size))
         key = bytes.fromhex(command.run)
         refusal = ""
+        if command.action == "discard":
+            kept = self._memory.failed(key)
+            at = (source, offset, size)
+            decided.append(Noted(self.tenant, *at) if kept is None else self._forgotten(kept, at))
+            return
+        decided.append(Noted(self.tenant, source, offset, size))
         if self._sleepers.asleep(key):
             found = self._memory.run(key, source)
             news = (
@@ -462,12 +540,14 @@ class Lane:
             self._queue.remove(waiting[0])
             saved = waiting[0].saved
             if saved is None:
-                decided.append(Ended(waiting[0], RunFailed(CANCELLED, BY_OPERATOR, "")))
+                self._end(waiting[0], RunFailed(CANCELLED, BY_OPERATOR, ""), 0, now_ms, decided)
             else:
                 self._capacity.force()
                 news = resolution(command, saved)
                 assert not isinstance(news, str)
                 self._begin(waiting[0], now_ms, calls, decided, news)
+        elif command.action == "cancel" and (behind := self._lines.take(key)) is not None:
+            decided.append(Ended(behind, RunFailed(CANCELLED, BY_OPERATOR, "")))
         else:
             refusal = "there is no such run, or it is under way"
         said = {"run": command.run, "tenant": self.tenant, "action": command.action, "refused": refusal}
@@ -497,6 +577,7 @@ class Lane:
             run.close()
         self._sleepers.lost(grant)
         self._keys.lost()
+        self._lines = Lines()  # a tenant is at home in one slot: all of it is gone
         self._queue = deque(arrived for arrived in self._queue if arrived.source.grant is not grant)
 
 

@@ -19,13 +19,14 @@ and replayed when its wait ends. Once a run is in the ledger, that alone says wh
     PARKED                        a person must resolve it
 """
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
+from onceflow.agents import anew
 from onceflow.agents.agent import Agent
 from onceflow.agents.call import Call
 from onceflow.agents.calls import (
@@ -50,20 +51,25 @@ from onceflow.agents.calls import (
     Waiting,
     chunks,
     judged,
+    later_key,
     retry_delay_s,
     undo_key,
 )
 from onceflow.agents.failures import close, failure, foreign_await
 from onceflow.agents.journal import (
+    AGAIN,
     CALL_FAILED,
     FAILING,
+    GONE,
     NIL,
     OUTCOME_UNKNOWN,
     PARKED,
+    SPECIAL,
     UNDO,
-    UNUSABLE_RESULT,
+    UNDONE,
     Entry,
     Intent,
+    Retry,
     Wait,
     expired,
     first_due_ms,
@@ -73,7 +79,12 @@ from onceflow.agents.run import SUSPENDED, ForeignAwait, Run, utc
 from onceflow.agents.tool import Tool
 from onceflow.event import Event, Reason
 
-_MAY_STAND = (OUTCOME_UNKNOWN, UNUSABLE_RESULT)
+LONGEST_IN_MEMORY_S = 10.0  # an attempt that is due later is a wait in the ledger
+
+
+def no_flags(name: str, market: str | None) -> bool:
+    """Where nobody has set any."""
+    return False
 
 
 class Machine(msgspec.Struct, eq=False):
@@ -88,6 +99,8 @@ class Machine(msgspec.Struct, eq=False):
     token: Any  # whatever the driver needs to know the run by
     journal: Mapping[str, Entry] = MappingProxyType({})
     segments: int = 0  # of the journal in the ledger; 0: the ledger doesn't know the run
+    root: str = ""  # the run's id; of a redrive, that of the run that failed first
+    flags: Callable[[str, str | None], bool] = no_flags
     ended: bool = False  # or parked
     now_ms: int = 0
     _waiting: dict[str, Waiting] | None = None
@@ -104,10 +117,16 @@ class Machine(msgspec.Struct, eq=False):
     def begin(self, event: Event[Any], now_ms: int) -> list[Effect]:
         """Start the agent; return what is to be done."""
         self.now_ms = now_ms
+        self.root = self.root or event.key
         self._effects = []
         failing = self.journal.get(FAILING) if self.segments else None
         if failing is not None and failing.error is not None:
             self._end = RunFailed(*failing.error, "")
+        again = self.journal.get(AGAIN)
+        if again is not None and again.open and self._end is None:
+            if self._postponed(AGAIN):
+                return self._settled()
+            self.record(AGAIN, msgspec.structs.replace(again, result=NIL))
         return self._step(self.agent.function(Run(self, event), event))
 
     def answer(self, answer: Answer, now_ms: int) -> list[Effect]:
@@ -170,6 +189,7 @@ class Machine(msgspec.Struct, eq=False):
         self.now_ms = now_ms
         self._effects = []
         self._end = RunFailed(code, message, "")
+        postponed = [place for place in (self._waits or {}) if self.journal[place].retry is not None]
         self._parking, self._waits = None, None
         for place, waiting in list((self._waiting or {}).items()):
             if waiting.started.tool.scope == "tenant" and place not in self.journal:  # it asked for the key
@@ -178,6 +198,9 @@ class Machine(msgspec.Struct, eq=False):
             self.close()
             return [self._end]
         self.record(FAILING, Entry(self.agent.name, 0, b"", None, (code, message)))
+        for place in postponed:
+            if self.journal[place].intent is not None:
+                self._give_up(place)
         return self._settled()
 
     def close(self) -> None:
@@ -208,6 +231,10 @@ class Machine(msgspec.Struct, eq=False):
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:  # noqa: BLE001 (an agent may raise anything; only its own run fails)
+            if not (self._end or self._parking or self._waiting or self._waits):
+                delay_s = anew.retry_in_s(self.agent, self.root, self.journal, error)
+                if delay_s >= 0:
+                    return self._begin_again(delay_s)
             end = failure(error)
         else:
             if token is SUSPENDED:
@@ -224,6 +251,20 @@ class Machine(msgspec.Struct, eq=False):
                 self.record(FAILING, Entry(self.agent.name, 0, b"", None, (end.code, end.message)))
         return self._settled()
 
+    def _begin_again(self, delay_s: float) -> list[Effect]:
+        """The run waits, to be done anew; what it has done and what that was based on stays as it is."""
+        known, found = self.journal.get(AGAIN), anew.kept(self.journal)
+        attempts = 1 + (0 if known is None or known.retry is None else known.retry.attempts)
+        for place in [place for place in self.journal if place not in found]:
+            self.record(place, GONE)
+        for place, entry in found.items():
+            if self.journal.get(place) is not entry:
+                self.record(place, entry)
+        wait = Wait(self.now_ms + int(delay_s * 1000))
+        self.record(AGAIN, Entry(self.agent.name, 0, b"", wait=wait, retry=Retry(attempts)))
+        self._waits = {AGAIN: wait}
+        return self._settled()
+
     def _settled(self) -> list[Effect]:
         """What is to be done after a happening; ends, undoes or parks once no call is under way."""
         if not self._waiting and (self._end is not None or self._parking is not None):
@@ -236,11 +277,15 @@ class Machine(msgspec.Struct, eq=False):
                 self._park(*self._parking)
             elif type(self._end) is RunFailed and (standing := self._stands()):
                 last = standing[-1]
-                if (self._asked or {})[last][0].scope == "tenant" and UNDO + last not in self.journal:
+                if self._postponed(UNDO + last):
+                    pass
+                elif (self._asked or {})[last][0].scope == "tenant" and UNDO + last not in self.journal:
                     self._leave_key(last)
                 else:
                     self._undo(last)
             else:
+                if type(self._end) is RunFailed and self.segments:
+                    self._write()  # it is kept, to be redriven
                 self.ended = True
                 self._effects.append(self._end)  # type: ignore[arg-type]
         if not self.ended:
@@ -276,7 +321,7 @@ class Machine(msgspec.Struct, eq=False):
         """An effect on record that the agent has not asked for; "" if there is none."""
         asked = self._asked or {}
         for place, entry in self.journal.items():
-            if entry.intent is not None and place[0] not in (UNDO, FAILING, PARKED) and place not in asked:
+            if entry.intent is not None and place[0] not in SPECIAL and place not in asked:
                 return f"call {place} of {entry.tool}"
         return ""
 
@@ -339,7 +384,8 @@ class Machine(msgspec.Struct, eq=False):
         """The time of a wait is over."""
         assert self._waits is not None
         del self._waits[place]
-        self.record(place, expired(self.journal[place]))
+        if self.journal[place].retry is None:  # otherwise an attempt is due, and will be asked for
+            self.record(place, expired(self.journal[place]))
         return self.journal[place]
 
     def ask(self, handle: "Run", tool: Tool[Any, Any], place: str, arguments: dict[str, Any]) -> None:
@@ -353,16 +399,22 @@ class Machine(msgspec.Struct, eq=False):
         """Ask for a call, unless it is under way or the run is over; whether it was decided at once."""
         if self._waiting is None:
             self._waiting = {}
-        if place in self._waiting or self._end is not None or self._parking is not None:
+        if place in self._waiting or self._parking is not None:
             return False
+        if self._end is not None:
+            return self._give_up(place)
+        if self._postponed(place):
+            return False
+        known = self.journal.get(place)
         if tool.effect == "read":
             call = self._call(handle, tool, place, arguments)
-            self._waiting[place] = Waiting(StartCall(self, place, tool, call, 0.0))
-            self._effects.append(self._waiting[place].started)
+            waiting = self._waiting[place] = Waiting(StartCall(self, place, tool, call, 0.0))
+            if known is not None and known.retry is not None:
+                self._taken_up(waiting, known.retry, call.key)
+            self._effects.append(waiting.started)
             return False
         assert self._asked is not None
         waiting = self._waiting[place] = Waiting(StartCall(self, place, tool, self._asked[place][1], 0.0))
-        known = self.journal.get(place)
         if known is None or known.intent is None:
             if tool.scope == "tenant":
                 self._effects.append(
@@ -371,10 +423,12 @@ class Machine(msgspec.Struct, eq=False):
             else:
                 self._intend(waiting)
             return False
-        return self._resume(waiting, known.intent)
+        return self._resume(waiting, known.intent, known.retry)
 
     def _call(self, handle: "Run", tool: Tool[Any, Any], place: str, arguments: dict[str, Any]) -> Call:
-        key = tool.key(handle.tenant, handle.id, arguments, place)
+        key = tool.key(handle.tenant, handle.root, arguments, place)
+        if (undone := self.journal.get(UNDONE + place)) is not None:
+            key = later_key(key, undone.version)
         return Call(handle.tenant, handle.id, key, 1, self._deadline(tool, 0.0), arguments)
 
     # -- calls of keyed and blind tools --
@@ -383,7 +437,8 @@ class Machine(msgspec.Struct, eq=False):
         """Have an execution put on record; the call is sent once that is committed."""
         started = waiting.started
         known, tool, call = self.journal.get(started.place), started.tool, started.call
-        made_ms = self.now_ms if known is None or known.intent is None else known.intent.made_ms
+        used = known is not None and known.intent is not None and (waiting.unknown or known.retry is None)
+        made_ms = known.intent.made_ms if used else self.now_ms  # type: ignore[union-attr]
         send_by_ms = self.now_ms + int(started.delay_s * 1000) + SEND_WITHIN_MS
         shared = self._digest(started.place) if tool.scope == "tenant" and started.kind == "call" else b""
         intent = Intent(call.key, call.attempt, made_ms, send_by_ms, shared=shared)
@@ -391,20 +446,54 @@ class Machine(msgspec.Struct, eq=False):
         self.record(started.place, entry)
         self._held = [*(self._held or ()), started._replace(send_by_ms=send_by_ms)]
 
-    def _resume(self, waiting: Waiting, intent: Intent) -> bool:
+    def _resume(self, waiting: Waiting, intent: Intent, retry: Retry | None) -> bool:
         """Go on with a call that an earlier process may have sent; whether that decided it."""
-        started = waiting.started
-        tool = started.tool
-        waiting.unknown = True
-        waiting.started = started._replace(
-            call=msgspec.structs.replace(started.call, key=intent.key, attempt=intent.executions + 1)
-        )
+        tool = waiting.started.tool
+        self._taken_up(waiting, retry or Retry(1, intent.executions, unknown=True), intent.key)
+        if intent.asks and not intent.again:
+            self._park_call(waiting.started, "its run failed while nobody knew")
+            return False
+        if not waiting.unknown:
+            self._intend(waiting)
+            return False
         if intent.again or (tool.effect == "keyed" and self.now_ms < intent.made_ms + tool.ttl_s * 1000):
             self._intend(waiting)
             return False
         # It may be on its way until then, and at work for as long as it may take.
         over_s = max(0.0, (intent.send_by_ms - self.now_ms) / 1000) + tool.timeout_s
         return self._unresolved(waiting, "the cell ended in it", over_s)
+
+    def _taken_up(self, waiting: Waiting, retry: Retry, key: str) -> None:
+        """Count on from what is on record of a call's attempts."""
+        waiting.attempts, waiting.unknown = retry.attempts, retry.unknown
+        call = msgspec.structs.replace(waiting.started.call, key=key, attempt=retry.executions + 1)
+        waiting.started = self._timed(waiting.started._replace(call=call))
+
+    def _postponed(self, place: str) -> bool:
+        """Whether the next attempt at this place is due later; then that is waited for."""
+        known = self.journal.get(place)
+        if known is None or not known.open or known.retry is None or known.wait is None:
+            return False
+        if known.wait.due_ms <= self.now_ms:
+            return False
+        self._waits = {**(self._waits or {}), place: known.wait}
+        return True
+
+    def _postpone(self, waiting: Waiting, delay_s: float) -> None:
+        """The next attempt of a call is a wait."""
+        place, tool, call = waiting.started.place, waiting.started.tool, waiting.started.call
+        del self._waiting[place]  # type: ignore[union-attr]
+        known = self.journal.get(place)
+        entry = Entry(
+            tool.name,
+            tool.version,
+            tool.fingerprint(call.arguments),
+            intent=None if known is None else known.intent,
+            wait=Wait(self.now_ms + int(delay_s * 1000)),
+            retry=Retry(waiting.attempts, call.attempt, waiting.unknown),
+        )
+        self.record(place, entry)
+        self._postponed(place)
 
     def _timed(self, started: StartCall) -> StartCall:
         """The call, its deadline counted from now."""
@@ -422,7 +511,10 @@ class Machine(msgspec.Struct, eq=False):
         if not (isinstance(answer, Raised) and isinstance(answer.error, NotSent)):
             waiting.attempts += 1
         if isinstance(answer, FoundNotDone):
-            started = started._replace(kind="call")
+            started = waiting.started = started._replace(kind="call")
+        if delay_s > LONGEST_IN_MEMORY_S and started.kind != "reconcile":
+            self._postpone(waiting, delay_s)
+            return
         call = msgspec.structs.replace(call, attempt=call.attempt + 1)
         waiting.started = started = self._timed(started._replace(call=call, delay_s=delay_s))
         if tool.effect == "read" or started.kind == "reconcile":
@@ -448,11 +540,40 @@ class Machine(msgspec.Struct, eq=False):
             known = self.journal[started.place]
             self._decided(started, msgspec.structs.replace(known, error=(CALL_FAILED, message)))
 
+    def _give_up(self, place: str) -> bool:
+        """The run fails: a call on record is not sent any more; whether that decided it."""
+        known, asked = self.journal.get(place), (self._asked or {}).get(place)
+        if known is None or not known.open or known.intent is None or asked is None:
+            return False
+        tool, call = asked
+        call = msgspec.structs.replace(call, key=known.intent.key, attempt=known.intent.executions)
+        waiting = Waiting(
+            StartCall(self, place, tool, call, 0.0), unknown=known.retry is None or known.retry.unknown
+        )
+        self._waiting = {**(self._waiting or {}), place: waiting}
+        if known.intent.asks:
+            self._park_call(waiting.started, "its run failed while nobody knew")
+        elif known.retry is None:  # it may be on its way, or at work
+            over_s = max(0.0, (known.intent.send_by_ms - self.now_ms) / 1000) + tool.timeout_s
+            return self._unresolved(waiting, "the cell ended in it, and the run has failed", over_s)
+        else:
+            self._not_sent(waiting.started)
+        return not self.journal[place].open
+
+    def _park_call(self, started: StartCall, why: str) -> None:
+        """Only a person can say how a call came out."""
+        tool = started.tool
+        message = f"{tool.name}: it may or may not have happened ({why}); key {started.call.key}"
+        del self._waiting[started.place]  # type: ignore[union-attr]
+        self._parking = (Reason.UNKNOWN_OUTCOME, message, started.place)
+        if tool.scope == "tenant" and started.kind != "undo":
+            unknown = Entry(tool.name, tool.version, b"", None, (OUTCOME_UNKNOWN, message))
+            self._effects.append(KeyDecided(self, started.place, self._digest(started.place), unknown))
+
     def _unresolved(self, waiting: Waiting, why: str, over_s: float) -> bool:
         """Nobody knows whether a call happened; it is over in `over_s`. As its tool says; whether that decided it."""
         started = waiting.started
         tool = started.tool
-        message = f"{tool.name}: it may or may not have happened ({why}); key {started.call.key}"
         policy = "park" if started.kind != "call" else tool.on_unknown
         if policy == "reconcile":
             call = msgspec.structs.replace(started.call, attempt=started.call.attempt + 1)
@@ -461,15 +582,12 @@ class Machine(msgspec.Struct, eq=False):
             self._effects.append(waiting.started)
             return False
         if policy == "park":
-            del self._waiting[started.place]  # type: ignore[union-attr]
-            self._parking = (Reason.UNKNOWN_OUTCOME, message, started.place)
-            if tool.scope == "tenant" and started.kind != "undo":
-                unknown = Entry(tool.name, tool.version, b"", None, (OUTCOME_UNKNOWN, message))
-                self._effects.append(KeyDecided(self, started.place, self._digest(started.place), unknown))
+            self._park_call(started, why)
             return False
         if policy == "compensate":
             self._undo(started.place, over_s)
             return False
+        message = f"{tool.name}: it may or may not have happened ({why}); key {started.call.key}"
         entry = self.journal[started.place]
         self._decided(started, msgspec.structs.replace(entry, error=(OUTCOME_UNKNOWN, message)))
         return True
@@ -569,7 +687,7 @@ class Machine(msgspec.Struct, eq=False):
             entry, undone = self.journal.get(place), self.journal.get(UNDO + place)
             if tool.compensation is None or entry is None or (undone is not None and not undone.open):
                 continue
-            if entry.result is not None or (entry.error is not None and entry.error[0] in _MAY_STAND):
+            if entry.result is not None or (entry.error is not None and entry.error[0] in anew.MAY_STAND):
                 standing.append(place)
         return standing
 
@@ -579,13 +697,17 @@ class Machine(msgspec.Struct, eq=False):
             self._waiting = {}
         tool, call = (self._asked or {})[place]
         entry, known = self.journal[place], self.journal.get(UNDO + place)
+        retry = None if known is None else known.retry
         attempt = 1 if known is None or known.intent is None else known.intent.executions + 1
+        attempt = attempt if retry is None else retry.executions + 1
         call = msgspec.structs.replace(call, key=undo_key(call.key), attempt=attempt)
         result = None if entry.result is None else tool.decode_result(entry.result)
         started = StartCall(self, UNDO + place, tool, call, delay_s, "undo", result)
         waiting = self._waiting[UNDO + place] = Waiting(started, unknown=attempt > 1)
+        if retry is not None:
+            waiting.attempts, waiting.unknown = retry.attempts, retry.unknown
         again = known is not None and known.intent is not None and known.intent.again
-        if attempt > 1 and tool.effect == "blind" and not again:
+        if waiting.unknown and tool.effect == "blind" and not again:
             self._unresolved(waiting, "the cell ended in its compensation", 0.0)
         else:
             self._intend(waiting)

@@ -10,25 +10,23 @@ import random
 import uuid
 from collections.abc import Awaitable, Collection, Generator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import msgspec
 
 from onceflow.agents.call import Call, seconds_of
 from onceflow.agents.journal import (
     CALL_FAILED,
-    FAILING,
     KEY_REUSED,
     OUTCOME_UNKNOWN,
-    PARKED,
-    UNDO,
+    SPECIAL,
     UNUSABLE_RESULT,
     Entry,
     Wait,
 )
 from onceflow.agents.signals import Signal
 from onceflow.agents.tool import Tool
-from onceflow.errors import CallFailed, Failed, KeyReused, NotYet, OutcomeUnknown, WaitExpired
+from onceflow.errors import CallFailed, Failed, KeyReused, OutcomeUnknown, WaitExpired
 from onceflow.event import Event
 
 if TYPE_CHECKING:
@@ -128,11 +126,16 @@ class Run:
 
     def random(self) -> random.Random:
         """A source of random numbers, the same in every replay (not for secrets)."""
-        return random.Random(f"{self.id}/{self._strand.next()}")  # noqa: S311
+        return random.Random(f"{self.root}/{self._strand.next()}")  # noqa: S311
 
     def uuid(self) -> uuid.UUID:
         """An id, the same in every replay."""
-        return uuid.uuid5(_UUID_SPACE, f"{self.tenant}/{self.id}/{self._strand.next()}")
+        return uuid.uuid5(_UUID_SPACE, f"{self.tenant}/{self.root}/{self._strand.next()}")
+
+    @property
+    def root(self) -> str:
+        """The id of the run that failed first, if this one is its redrive; otherwise its own."""
+        return self._machine.root
 
     @property
     def history(self) -> tuple[tuple[str, str], ...]:
@@ -140,7 +143,7 @@ class Run:
         return tuple(
             (place, entry.tool)
             for place, entry in self._machine.journal.items()
-            if not entry.open and place[0] not in (FAILING, PARKED, UNDO)
+            if not entry.open and place[0] not in SPECIAL
         )
 
     @property
@@ -207,9 +210,13 @@ class Run:
         """So many seconds from now, as a replay will see it again."""
         return int(self.now().timestamp() * 1000) + round(seconds * 1000)
 
-    def flag(self, name: str, market: str | None = None) -> NoReturn:
-        """Not yet."""
-        raise NotYet(f"run.flag({name!r}, {market!r})")
+    def flag(self, name: str, market: str | None = None) -> bool:
+        """Whether a flag is set, as it was when this run first asked; changed without a restart, see `flags`.
+
+        `market`: what it is set for, such as a country; the flag's `default` counts for others.
+        """
+        flags = self._machine.flags
+        return self._recorded("flag", lambda: b"\1" if flags(name, market) else b"\0") == b"\1"
 
     def _recorded(self, name: str, make: Any) -> bytes:
         place = self._strand.next()

@@ -1,13 +1,13 @@
 """The runs that a flow's ledger holds, read from Kafka; and what a person decides about them, sent through F.inbox."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from confluent_kafka import Producer
+from confluent_kafka import Message, Producer
 
 from onceflow.agents.commands import HEADER, Command, encode_command
-from onceflow.agents.journal import FAILING, PARKED, UNDO, Entry, OpenRun, open_runs
+from onceflow.agents.journal import AGAIN, FAILED, FAILING, PARKED, UNDO, UNDONE, Entry, OpenRun, runs_of
 from onceflow.config import Settings
 from onceflow.errors import ConfigError, OnceflowError
 from onceflow.event import home_slot
@@ -38,14 +38,35 @@ class Step(NamedTuple):
 
 def state_of(run: OpenRun) -> str:
     """What an open run is about."""
+    if run.failed:
+        return "failed"
     if run.parked:
         return "parked"
+    if not run.begun_at_all:
+        return "queued"
     if FAILING in run.journal:
         return "undoing"
     entries = run.journal.values()
     if any(entry.open and entry.intent is not None for entry in entries):
         return "calling"
     return "waiting" if any(entry.open and entry.wait is not None for entry in entries) else "running"
+
+
+def _of_run(place: str, entry: Entry) -> tuple[str, str, str] | None:
+    """What an entry says of the run as a whole: what, state, detail."""
+    said = f"{entry.error[0]}: {entry.error[1]}" if entry.error else ""
+    if place == PARKED:
+        return ("parked", "open", said) if said else ("parked", "decided", "a person has decided")
+    if place == FAILING:
+        return "failing", "open", said
+    if place == FAILED:
+        return "failed", "done", said
+    if place == AGAIN:
+        until = f"at {time_text(entry.wait.due_ms)}" if entry.wait else ""
+        return "begin again", "open" if entry.open else "done", until
+    if place.startswith(UNDONE):
+        return f"{entry.tool}, its effect undone {entry.version} times", "done", ""
+    return None
 
 
 def steps_of(run: OpenRun) -> list[Step]:
@@ -71,25 +92,46 @@ def run_as_json(run: OpenRun) -> dict[str, Any]:
 
 def read_open_runs(flow: str, settings: Settings, tenant: str = "") -> list[OpenRun]:
     """The open runs of a flow, or of one of its tenants, by slot and key."""
+    return [run for run in read_runs(flow, settings, tenant) if not run.failed]
+
+
+def read_runs(flow: str, settings: Settings, tenant: str = "") -> list[OpenRun]:
+    """The runs that the ledger holds: the open ones, and those that failed and are kept."""
+    slots: dict[int, dict[bytes, bytes]] = {}
+    for message in _records(flow, settings, tenant):
+        _take(slots.setdefault(message.partition() or 0, {}), message)
+    runs = [run for slot in sorted(slots) for run in runs_of(sorted(slots[slot].items()))]
+    return [run for run in runs if run.tenant == (tenant or run.tenant)]
+
+
+def ledger_records(flow: str, settings: Settings, tenant: str) -> dict[bytes, bytes]:
+    """What the ledger holds of a tenant's slot, by Kafka key."""
+    records: dict[bytes, bytes] = {}
+    for message in _records(flow, settings, tenant):
+        _take(records, message)
+    return records
+
+
+def _records(flow: str, settings: Settings, tenant: str) -> Iterator[Message]:
     cluster = Cluster(settings.kafka.properties())
     slots = existing_slots(flow, cluster, settings)
     wanted = range(slots) if not tenant else [home_slot(tenant, slots)]
-    held: dict[int, dict[bytes, bytes]] = {slot: {} for slot in wanted}
-    for message in committed(flow, Names.of(flow).ledger, cluster, settings, wanted):
-        records, key, value = held[message.partition() or 0], message.key() or b"", message.value()
-        if value is None:
-            records.pop(key, None)
-        else:
-            records[key] = value
-    runs = [run for records in held.values() for run in open_runs(sorted(records.items()))]
-    return [run for run in runs if run.tenant == (tenant or run.tenant)]
+    return committed(flow, Names.of(flow).ledger, cluster, settings, wanted)
+
+
+def _take(records: dict[bytes, bytes], message: Message) -> None:
+    key, value = message.key() or b"", message.value()
+    if value is None:
+        records.pop(key, None)
+    else:
+        records[key] = value
 
 
 def find_run(flow: str, settings: Settings, run: str) -> OpenRun:
     """The open run with this id, or with the only id that begins so; a ConfigError if there is none."""
-    found = [each for each in read_open_runs(flow, settings) if each.key.hex().startswith(run.lower())]
+    found = [each for each in read_runs(flow, settings) if each.key.hex().startswith(run.lower())]
     if len(found) != 1 or not run:
-        which = "several open runs begin so" if found else "no open run has this id"
+        which = "several runs begin so" if found else "no run in the ledger has this id"
         raise ConfigError(
             f"{run!r}: {which}; `onceflow runs list --flow {flow}` shows the open ones, and {flow}.completions "
             "has those that ended"
@@ -163,11 +205,13 @@ def signal_as_sent(type: str, id: str, tenant: str, fields: Mapping[str, Any]) -
 def _step(place: str, entry: Entry) -> Step:
     state = "open" if entry.open else "done" if entry.error is None else "failed"
     what, detail = entry.tool, "" if entry.error is None else entry.error[1]
-    if place == PARKED:
-        what, state = "parked", "decided" if entry.error is None else "open"
-        detail = f"{entry.error[0]}: {entry.error[1]}" if entry.error else "a person has decided"
-    elif place == FAILING:
-        what, state, detail = "failing", "open", f"{entry.error[0]}: {entry.error[1]}" if entry.error else ""
+    if (of_run := _of_run(place, entry)) is not None:
+        what, state, detail = of_run
+    elif entry.retry is not None:
+        what = f"undo {entry.tool}" if place.startswith(UNDO) else entry.tool
+        detail = (
+            f"attempt {entry.retry.executions + 1} at {time_text(entry.wait.due_ms)}" if entry.wait else ""
+        )
     elif place.startswith(UNDO):
         what = f"undo {entry.tool}"
     elif entry.wait is not None:

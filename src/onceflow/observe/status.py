@@ -97,6 +97,10 @@ class DeadLetter(NamedTuple):
     detail: str
     size_bytes: int
     value: bytes | None
+    root: str = ""  # of a redriven run: the one that failed first
+    kept: int = 0  # segments that the ledger keeps for a redrive
+    truncated: bool = False
+    headers: tuple[tuple[str, bytes | None], ...] = ()
 
 
 # --- what is decided without Kafka ---
@@ -133,6 +137,10 @@ def dead_letter(message: Message) -> DeadLetter:
         detail=header("detail"),
         size_bytes=int(size) if size.isdecimal() else len(value or b""),
         value=value,
+        root=header("root"),
+        kept=int(header("kept") or 0),
+        truncated=bool(size),
+        headers=tuple(message.headers() or ()),  # type: ignore[arg-type]
     )
 
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from confluent_kafka import Consumer, KafkaException, Producer
 
-from onceflow.agents.journal import OpenRun, open_runs
+from onceflow.agents.journal import OpenRun, failed_runs, open_runs
 from onceflow.agents.shared import remembered
 from onceflow.agents.signals import kept_signals
 from onceflow.config import Settings
@@ -301,7 +301,14 @@ class Grants:
             self._outbox.track(tracked)
             self._written[grant] = dict(written[grant.slot])
             held = list(self._views.ledger.records(grant.slot))
-            self._news.put(Ready(grant, inputs, open_runs(held), [*kept_signals(held), *remembered(held)]))
+            self._news.put(
+                Ready(
+                    grant,
+                    inputs,
+                    open_runs(held),
+                    [*kept_signals(held), *remembered(held), *failed_runs(held)],
+                )
+            )
         self._wake()
 
     def _input(

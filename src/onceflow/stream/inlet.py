@@ -24,7 +24,7 @@ from onceflow.config import Settings
 from onceflow.event import Headers, Incoming, PlainMapping, Reason, Unusable, home_slot, read_event
 from onceflow.stream.cell import Cell, record_error
 from onceflow.stream.content import NO_EVENT, Committed, Finished, Input, Reads
-from onceflow.stream.letters import Forwarding, Letters, command_of, forwarding
+from onceflow.stream.letters import Forwarding, Letters, command_of, forwarding, redrive_of
 
 log = logging.getLogger(__name__)
 
@@ -244,8 +244,9 @@ class Reading:
                     happening = Commanded(input, offset, len(value or b""), command)
                     arrived.setdefault(command.tenant, []).append(happening)
                 continue
+            topic_tenant = sent.tenant if sent else input.tenant
             incoming = read_event(
-                value, headers, key, topic_tenant=input.tenant, plain=self._plain, size_max=size_max
+                value, headers, key, topic_tenant=topic_tenant, plain=self._plain, size_max=size_max
             )
             if type(incoming) is Unusable:
                 ends.append(self._unusable(input, offset, message, incoming, sent))
@@ -273,13 +274,11 @@ class Reading:
             agent = self._find_agent(incoming.type)
             if agent is None:
                 detail = f"no agent of this flow takes events of type {incoming.type!r}"
-                ends.append(
-                    self._unusable(
-                        input, offset, message, Unusable(Reason.UNKNOWN_TYPE, detail, tenant), sent
-                    )
-                )
+                untaken = Unusable(Reason.UNKNOWN_TYPE, detail, tenant)
+                ends.append(self._unusable(input, offset, message, untaken, sent))
                 continue
-            batch.append(Arrived(input, offset, time_ms, value, headers, incoming, agent, origin))
+            event = Arrived(input, offset, time_ms, value, headers, incoming, agent, origin)
+            batch.append(event if sent is None else _as_asked_for(event))
         input.next_offset = next_offset
         input.unfinished_bytes += size
         self.unfinished_bytes += size
@@ -349,6 +348,13 @@ class Reading:
                 return
             count -= events
             self._read_at.popleft()
+
+
+def _as_asked_for(event: Arrived) -> Arrived:
+    """An event from the inbox: a person may have asked for it to be done anew."""
+    if (redrive := redrive_of(event.headers)) is not None:
+        event.redrive, event.root = redrive, redrive.root
+    return event
 
 
 class _Share:

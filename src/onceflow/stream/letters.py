@@ -13,10 +13,10 @@ import xxhash
 
 from onceflow.agents.calls import Completed, RunFailed
 from onceflow.agents.commands import HEADER, Command, decode_command
-from onceflow.agents.happenings import Arrived, Noted, Written
+from onceflow.agents.happenings import Arrived, Ended, Noted, Redrive, Written
 from onceflow.agents.journal import segment_key
 from onceflow.agents.lane import utc_text
-from onceflow.event import Headers, Incoming, Reason, Unusable, home_slot
+from onceflow.event import Headers, Incoming, Reason, Unusable, home_slot, idempotency_key
 from onceflow.state.seen import Key, identity_key, seen_key, tenant_prefix
 from onceflow.stream.content import (
     NO_EVENT,
@@ -33,6 +33,7 @@ from onceflow.stream.topics import Names
 KEPT_BYTES = 64 << 10  # of a value that is too large
 DETAIL_BYTES = 16 << 10
 OURS = "onceflow-"
+REDRIVE = "onceflow-redrive"
 _OVERHEAD_BYTES = 4_000  # attributes, our headers, the record's own frame
 CLOUDEVENTS_JSON: list[tuple[str, str | bytes | None]] = [("content-type", b"application/cloudevents+json")]
 
@@ -47,6 +48,7 @@ class _Completion(msgspec.Struct, gc=False):
     causeid: str
     time: str
     data: Any
+    rootrun: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Failure(msgspec.Struct, gc=False):
@@ -61,6 +63,7 @@ class ReadBack(msgspec.Struct, gc=False):
     tenant: str
     causesource: str
     causeid: str
+    rootrun: str = ""
 
 
 class Letters:
@@ -82,16 +85,16 @@ class Letters:
 
     def completion(
         self,
-        arrived: Arrived,
-        outcome: Completed | RunFailed,
+        ended: Ended,
         now_ms: int,
-        segments: int = 0,
         inbox: Input | None = None,
     ) -> Finished:
         """The end of a run: its completion, and the dead letter of one that failed.
 
-        One that has `segments` in the ledger: their deletion too; its record has ended before, `inbox` is its slot's.
+        One that has segments in the ledger: their deletion too, or that they are kept; its record has ended before,
+        `inbox` is its slot's.
         """
+        arrived, outcome = ended.arrived, ended.outcome
         if type(outcome) is Completed:
             try:
                 value = self._encoded(arrived, self._types_of(arrived)[0], outcome.value, now_ms)
@@ -100,7 +103,7 @@ class Letters:
                 outcome = RunFailed(Reason.AGENT_FAILED, text, "")
             else:
                 if len(value) <= self._value_max:
-                    return self._end(arrived, value, (), segments, inbox)
+                    return self._end(ended, value, (), inbox)
                 outcome = RunFailed(
                     Reason.TOO_LARGE,
                     f"the agent's return value makes a completion of {len(value)} bytes, at most {self._value_max} fit",
@@ -121,8 +124,10 @@ class Letters:
             slot=arrived.source.grant.slot,
             origin=arrived.origin,
             run=arrived.key.hex(),
+            root=arrived.root.hex(),
+            kept=0 if ended.kept is None else ended.segments,
         )
-        return self._end(arrived, value, (letter,), segments, inbox)
+        return self._end(ended, value, (letter,), inbox)
 
     def dead_letter(
         self,
@@ -137,9 +142,14 @@ class Letters:
         slot: int,
         origin: str = "",
         run: str = "",
+        root: str = "",
+        kept: int = 0,
     ) -> Outgoing:
-        """What could not be done, as it came, and why."""
-        kept = [(name, content) for name, content in headers or () if not name.startswith(OURS)]
+        """What could not be done, as it came, and why.
+
+        root: of a redriven run, the one that failed first. kept: how many segments the ledger keeps for a redrive.
+        """
+        theirs = [(name, content) for name, content in headers or () if not name.startswith(OURS)]
         ours: list[tuple[str, str | bytes | None]] = [
             ("onceflow-reason", str(reason).encode()),
             ("onceflow-detail", detail.encode("utf-8", "replace")[: self._detail_max]),
@@ -148,12 +158,16 @@ class Letters:
         ]
         if run:
             ours.append(("onceflow-run", run.encode()))
-        size = len(value or b"") + sum(len(name) + len(content or b"") for name, content in kept)
+        if root:
+            ours.append(("onceflow-root", root.encode()))
+        if kept:
+            ours.append(("onceflow-kept", str(kept).encode()))
+        size = len(value or b"") + sum(len(name) + len(content or b"") for name, content in theirs)
         if reason == Reason.TOO_LARGE or size > self._letter_max:
             ours.append(("onceflow-truncated", str(len(value or b"")).encode()))
             value = None if value is None else value[: self._kept_max]
-            kept = _first_headers(kept, self._kept_max)
-        return Outgoing(self._names.dead_letters, slot, tenant.encode(), value, [*kept, *ours])
+            theirs = _first_headers(theirs, self._kept_max)
+        return Outgoing(self._names.dead_letters, slot, tenant.encode(), value, [*theirs, *ours])
 
     def conflict(self, event: Arrived) -> Finished:
         """The end of an event whose source and id are those of another one."""
@@ -227,6 +241,7 @@ class Letters:
                 incoming.id,
                 self._now_text,
                 data,
+                arrived.root.hex() if arrived.root else msgspec.UNSET,
             )
         )
 
@@ -280,20 +295,23 @@ class Letters:
 
     def _end(
         self,
-        arrived: Arrived,
+        ended: Ended,
         value: bytes,
         letters: tuple[Outgoing, ...],
-        segments: int,
         inbox: Input | None,
     ) -> Finished:
+        arrived, segments = ended.arrived, ended.segments
         source = arrived.source
         completion = Outgoing(
             self._completions, source.grant.slot, arrived.incoming.tenant, value, CLOUDEVENTS_JSON
         )
         if segments:
             keys = [segment_key(arrived.incoming.tenant, arrived.key, number) for number in range(segments)]
-            deleted = [Outgoing(self._names.ledger, source.grant.slot, key, None, None) for key in keys]
-            return Finished(inbox, NO_RECORD, RUN_ENDED, 0, (completion, *letters, *deleted), arrived.seen)
+            records = [(key, None) for key in keys] if ended.kept is None else [ended.kept]
+            changes = [
+                Outgoing(self._names.ledger, source.grant.slot, key, value, None) for key, value in records
+            ]
+            return Finished(inbox, NO_RECORD, RUN_ENDED, 0, (completion, *letters, *changes), arrived.seen)
         return Finished(
             source,
             arrived.offset,
@@ -311,6 +329,7 @@ def key_of_completion(value: bytes, slot: int, *, with_identity: bool) -> Key:
     """What dedup knows a completion's event by."""
     read = _read_back(value)
     prefix = tenant_prefix(slot, read.tenant)
+    with_identity = with_identity and not read.rootrun  # which says nothing about other events
     identity = identity_of(read.causesource, read.causeid) if with_identity else None
     return Key(
         seen_key(prefix, bytes.fromhex(read.id)), None if identity is None else identity_key(prefix, identity)
@@ -325,6 +344,16 @@ def key_of(prefix: bytes, run_key: bytes, incoming: Incoming, *, with_identity: 
     return Key(seen_key(prefix, run_key), identity)
 
 
+def name_event(event: Arrived, prefix: bytes, content: str, *, with_identity: bool) -> None:
+    """Give an event its run's key, and what dedup knows it by; `content`: the setting `dedup.content`."""
+    incoming = event.incoming
+    if event.redrive is not None:  # source and id are those of the run that failed
+        event.key, with_identity = event.redrive.key, False
+    else:
+        event.key = idempotency_key(incoming.tenant, incoming.source, incoming.id, incoming.data, content)
+    event.seen = key_of(prefix, event.key, incoming, with_identity=with_identity)
+
+
 def identity_of(source: str, id: str) -> bytes:
     """A digest of an event's source and id, without its content."""
     text = source.encode()
@@ -336,6 +365,7 @@ class Forwarding(NamedTuple):
 
     origin: str
     time_ms: int
+    tenant: str = ""  # of a redrive: whose topic it came from
 
 
 def forwarding(headers: Headers) -> Forwarding | None:
@@ -344,7 +374,7 @@ def forwarding(headers: Headers) -> Forwarding | None:
     origin, time_ms = found.get("onceflow-origin"), found.get("onceflow-time")
     if origin is None or time_ms is None:
         return None
-    return Forwarding(origin.decode(), int(time_ms))
+    return Forwarding(origin.decode(), int(time_ms), (found.get("onceflow-tenant") or b"").decode())
 
 
 def command_of(headers: Headers, value: bytes | None, slot: int, slots: int) -> Command | Unusable | None:
@@ -359,6 +389,21 @@ def command_of(headers: Headers, value: bytes | None, slot: int, slots: int) -> 
     if command.action != "accept-loss" and home_slot(command.tenant, slots) != slot:
         return Unusable(Reason.INVALID, "a command for another slot's tenant", "")
     return command
+
+
+def redrive_headers(redrive: Redrive) -> list[tuple[str, str | bytes | None]]:
+    """What says, on a record of the inbox, that its event is to be done anew."""
+    text = f"{redrive.run.hex()} {redrive.root.hex()} {redrive.letter} {redrive.segments}"
+    return [(REDRIVE, text.encode())]
+
+
+def redrive_of(headers: Headers) -> Redrive | None:
+    """Read them; None if there are none. To be believed in the inbox only."""
+    text = next((content for name, content in headers or () if name == REDRIVE and content), None)
+    if text is None:
+        return None
+    run, root, letter, segments = text.decode().split(" ")
+    return Redrive(bytes.fromhex(run), bytes.fromhex(root), letter, int(segments))
 
 
 def _first_headers(headers: list[tuple[str, bytes | None]], size_max: int) -> list[tuple[str, bytes | None]]:

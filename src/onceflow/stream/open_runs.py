@@ -7,7 +7,8 @@ from typing import Any
 
 from onceflow.agents.agent import Routes
 from onceflow.agents.happenings import Arrived, Due, Happening, Resumed, Sleeping
-from onceflow.agents.journal import OpenRun, open_runs, run_prefix
+from onceflow.agents.journal import OpenRun, open_runs, run_prefix, runs_of
+from onceflow.agents.order import in_turn
 from onceflow.agents.shared import Shared, decode_shared
 from onceflow.agents.signals import Kept, decode_kept
 from onceflow.event import home_slot
@@ -49,11 +50,11 @@ class OpenRuns:
         """Go on with the runs of a slot; their keys are known from before its first event on."""
         inbox = next(input for input in ready.inputs if input.is_inbox)
         without_agent = 0
-        for saved in ready.runs:
+        for saved, goes_on in in_turn(ready.runs):
             arrived = self.arrived(saved, inbox)
             without_agent += isinstance(arrived, str)
-            if saved.parked or isinstance(arrived, str):
-                yield saved.tenant, Sleeping(saved.key, inbox)
+            if isinstance(arrived, str) or not goes_on:
+                yield saved.tenant, Sleeping(saved.key, inbox, saved.begun.line, saved.begun.turn)
             else:
                 yield saved.tenant, Resumed(arrived)
         for tenant, record, due_ms in ready.kept:
@@ -119,6 +120,11 @@ class TenantMemory:
         """What is known of the call of scope `tenant` with this Kafka key."""
         found = self._runs.records.scan(self._slot, key)
         return decode_shared(found[0][1]) if found else None
+
+    def failed(self, key: bytes) -> OpenRun | None:
+        """What is kept of a run that has failed."""
+        found = runs_of(self._runs.records.scan(self._slot, run_prefix(self._tenant, key)))
+        return found[0] if found and found[0].failed else None
 
     def put(self, key: bytes, value: bytes | None) -> None:
         """Take note of a record that was decided."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from onceflow.agents.agent import Routes
+from onceflow.agents.capacity import Capacity
 from onceflow.agents.executor import Executor
 from onceflow.agents.happenings import (
     Arrived,
@@ -29,20 +30,22 @@ from onceflow.agents.happenings import (
     Turn,
     Written,
 )
-from onceflow.agents.lane import Capacity, Lane, snapshot_tenant
+from onceflow.agents.journal import FAILED_KEPT_MS, run_prefix
+from onceflow.agents.lane import Lane, snapshot_tenant
 from onceflow.config import Settings
 from onceflow.errors import Fault
-from onceflow.event import home_slot, idempotency_key
+from onceflow.event import home_slot
 from onceflow.state.ledger import Ledger, Records
 from onceflow.state.seen import BrokerClock, Judge, Seen, Verdict, tenant_prefix
 from onceflow.state.store import Store
 from onceflow.stream.cell import Cell
 from onceflow.stream.cluster import Cluster, answers
 from onceflow.stream.content import Committed, Finished, Grant, Input, Pair, Reads, finished_by
+from onceflow.stream.flags import Flags
 from onceflow.stream.grants import Added, Grants, News, Ready, Removed, transactional_id
 from onceflow.stream.identity import Identity, take_identity
 from onceflow.stream.inlet import Doorbell, Ends, Reading
-from onceflow.stream.letters import Letters, key_of
+from onceflow.stream.letters import Letters, name_event
 from onceflow.stream.metrics import Metrics, count_commit
 from onceflow.stream.open_runs import OpenRuns
 from onceflow.stream.outbox import Outbox
@@ -86,6 +89,7 @@ class Runtime:
         self.capacity = Capacity(
             runs_per_lane=settings.limits.runs_per_lane, runs_per_cell=settings.limits.runs_per_cell
         )
+        self._flags = Flags(settings.flags)
         self._doorbell = Doorbell()
         self._passed: list[Reads] = []
         self._postponed: list[News] = []
@@ -259,7 +263,10 @@ class Runtime:
             rest = self._name(tenant, batch.happenings, arrived)
             if rest:
                 work.setdefault(tenant, []).extend(rest)
-        verdicts = self._judge.verdicts([a.seen for a in arrived], [a.time_ms for a in arrived])
+        # A redrive is compared with all that the view knows: asked for twice, it is done once.
+        verdicts = self._judge.verdicts(
+            [a.seen for a in arrived], [0 if a.redrive else a.time_ms for a in arrived]
+        )
         firsts = conflicts = 0
         for event, verdict in zip(arrived, verdicts, strict=True):
             if verdict is Verdict.FIRST:
@@ -287,7 +294,8 @@ class Runtime:
         lane = self.lanes.get(tenant)
         if lane is None:
             memory = self._open_runs.memory(tenant)
-            lane = Lane(tenant, self.capacity, self.executor.start, self.executor.abandon, memory, snapshot)
+            calls = (self.executor.start, self.executor.abandon)
+            lane = Lane(tenant, self.capacity, *calls, memory, snapshot, self._flags)
             self.lanes[tenant] = lane
         return lane
 
@@ -304,7 +312,7 @@ class Runtime:
         letters, ends = self._letters, Ends()
         for decision in lane.take(happenings, now_ms):
             if isinstance(decision, Ended) and not decision.segments:
-                ends.append(letters.completion(decision.arrived, decision.outcome, now_ms))
+                ends.append(letters.completion(decision, now_ms))
             elif isinstance(decision, Slept):
                 if decision.due_ms:
                     self._open_runs.plan(lane.tenant, Due(decision.key), decision.due_ms)
@@ -322,8 +330,10 @@ class Runtime:
             elif isinstance(decision, Written):
                 ends.append(letters.journal(decision, inbox))
             else:
-                end = letters.completion(decision.arrived, decision.outcome, now_ms, decision.segments, inbox)
-                ends.append(end)
+                ends.append(letters.completion(decision, now_ms, inbox))
+                if decision.kept is not None:
+                    due = Due(b"", run_prefix(lane.tenant, decision.arrived.key))
+                    self._open_runs.plan(lane.tenant, due, now_ms + FAILED_KEPT_MS)
         return ends
 
     def discard(self, lane: Lane) -> None:
@@ -380,11 +390,7 @@ class Runtime:
             if type(event) is not Arrived:
                 rest.append(event)
             elif event.source.grant.live:
-                incoming = event.incoming
-                event.key = key = idempotency_key(
-                    tenant, incoming.source, incoming.id, incoming.data, content
-                )
-                event.seen = key_of(prefix, key, incoming, with_identity=self._rejects)
+                name_event(event, prefix, content, with_identity=self._rejects)
                 arrived.append(event)
         return rest
 

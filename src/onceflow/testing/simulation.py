@@ -16,6 +16,7 @@ import msgspec
 from onceflow.agents.agent import Agent
 from onceflow.agents.call import NotDone
 from onceflow.agents.calls import Answer, Completed, NotSent, Raised, RunFailed, StartCall
+from onceflow.agents.capacity import Capacity
 from onceflow.agents.executor import Answered, answer_of, function_of
 from onceflow.agents.happenings import (
     Arrived,
@@ -32,8 +33,9 @@ from onceflow.agents.happenings import (
     Slept,
     Written,
 )
-from onceflow.agents.journal import open_runs, run_prefix
-from onceflow.agents.lane import Capacity, Lane
+from onceflow.agents.journal import OpenRun, open_runs, run_prefix, runs_of
+from onceflow.agents.lane import Lane
+from onceflow.agents.order import in_turn
 from onceflow.agents.shared import Shared, decode_shared
 from onceflow.agents.signals import Kept, Signal, decode_kept
 from onceflow.agents.tool import Tool
@@ -105,6 +107,9 @@ class _Ledger:
 
     def signals(self, prefix: bytes) -> list[tuple[bytes, Kept]]:
         return [(key, decode_kept(value)) for key, value in self.scan(prefix)]
+
+    def failed(self, key: bytes) -> OpenRun | None:
+        return next((run for run in runs_of(self.scan(b"")) if run.failed and run.key == key), None)
 
     def shared(self, key: bytes) -> Shared | None:
         found = self.scan(key)
@@ -196,9 +201,9 @@ class Simulation:
         self._happenings, self._decided, self._calls, self._due = [], [], [], []
         capacity = Capacity(runs_per_lane=1_000, runs_per_cell=1_000)
         self._lane = Lane(self._tenant, capacity, self._calls.extend, lambda runs: None, self._ledger)
-        for saved in open_runs(self._ledger.scan(b"")):
-            if saved.parked:
-                self._happenings.append(Sleeping(saved.key, self._source))
+        for saved, goes_on in in_turn(open_runs(self._ledger.scan(b""))):
+            if not goes_on:
+                self._happenings.append(Sleeping(saved.key, self._source, saved.begun.line, saved.begun.turn))
             else:
                 self._happenings.append(Resumed(self._ledger.again(saved, self._source)))
         for offset, incoming in self._unfinished.items():
@@ -222,7 +227,7 @@ class Simulation:
             else:
                 self._unfinished.pop(decision.arrived.offset, None)
                 self._say_committed(decision)
-                if isinstance(decision, Written) and decision.record.barrier:
+                if isinstance(decision, Written) and decision.record.barrier and decision.record.run:
                     self._happenings.append(Barrier(decision.record.run, decision.record.number))
 
     def _say_committed(self, decision: Written | Ended) -> None:

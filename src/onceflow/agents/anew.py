@@ -1,0 +1,92 @@
+"""What a run may keep that is done anew: a retry of the whole run, or the redrive of one that has failed.
+
+It keeps its journal up to the last effect that stands, so that what the effect was based on comes out as it did; what
+came after is done anew. The effect of a call that was undone is made again, with the next key: the target remembers the
+one before.
+"""
+
+import random
+from collections.abc import Mapping
+
+import msgspec
+
+from onceflow.agents.agent import Agent
+from onceflow.agents.call import RetryPolicy
+from onceflow.agents.journal import (
+    AGAIN,
+    NIL,
+    OUTCOME_UNKNOWN,
+    SPECIAL,
+    UNDO,
+    UNDONE,
+    UNUSABLE_RESULT,
+    Entry,
+)
+from onceflow.agents.run import ForeignAwait
+from onceflow.errors import Failed, GiveUp, KeyReused, OutcomeUnknown, RetryLater, WaitExpired
+from onceflow.event import InvalidData
+
+MAY_STAND = (OUTCOME_UNKNOWN, UNUSABLE_RESULT)
+_FOR_GOOD = (Failed, GiveUp, KeyReused, OutcomeUnknown, WaitExpired, InvalidData, ForeignAwait)
+
+
+def stands(journal: Mapping[str, Entry], place: str) -> bool:
+    """Whether the call at this place has, or may have, an effect that was not undone."""
+    entry, undone = journal[place], journal.get(UNDO + place)
+    if entry.intent is None or (undone is not None and not undone.open):
+        return False
+    return entry.result is not None or entry.open or (entry.error is not None and entry.error[0] in MAY_STAND)
+
+
+def kept(journal: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The journal with which a run is done anew."""
+    calls = [place for place in journal if not place.startswith(SPECIAL)]
+    last = max((_order(place) for place in calls if stands(journal, place)), default=())
+    undone = [place for place in calls if UNDO + place in journal and not stands(journal, place)]
+    found = {place: journal[place] for place in calls if _order(place) <= last and place not in undone} | {
+        place: entry for place, entry in journal.items() if place.startswith(UNDONE)
+    }
+    for place in undone:
+        if journal[place].intent is not None and not journal[place].intent.shared:  # type: ignore[union-attr]
+            times = found[UNDONE + place].version if UNDONE + place in found else 0
+            found[UNDONE + place] = Entry(journal[place].tool, times + 1, b"", NIL)
+    return found
+
+
+def redriven(journal: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The journal with which a failed run is redriven; a call that may have happened asks for a person."""
+    return {place: _asks(entry) for place, entry in kept(journal).items()}
+
+
+def _asks(entry: Entry) -> Entry:
+    unknown = entry.open or (entry.error is not None and entry.error[0] == OUTCOME_UNKNOWN)
+    if entry.intent is None or not unknown:
+        return entry
+    intent = msgspec.structs.replace(entry.intent, asks=True)
+    return msgspec.structs.replace(entry, error=None, intent=intent, wait=None, retry=None)
+
+
+def retry_in_s(
+    agent: Agent[object, object], run: str, journal: Mapping[str, Entry], error: BaseException
+) -> float:
+    """Seconds until a run is tried again whose agent raised `error`; negative: it has failed for good.
+
+    An agent that raises RetryLater is always tried again; for other errors its `retry` must say so. Full jitter, which
+    a replay would draw again.
+    """
+    later = isinstance(error, RetryLater)
+    foreign = isinstance(error, RuntimeError) and str(error) == "no running event loop"
+    policy = agent.retry or (RetryPolicy() if later else None)
+    known = journal.get(AGAIN)
+    attempts = 1 + (0 if known is None or known.retry is None else known.retry.attempts)
+    if policy is None or isinstance(error, _FOR_GOOD) or foreign or attempts >= policy.attempts:
+        return -1.0
+    delay_s = policy.delay_s(attempts, random.Random(f"{run}/again/{attempts}").random())  # noqa: S311
+    if isinstance(error, RetryLater) and error.after_s is not None:
+        delay_s = max(delay_s, error.after_s)
+    return delay_s
+
+
+def _order(place: str) -> tuple[int, ...]:
+    """Places in the order in which an agent asks; the calls of a gather, branch by branch."""
+    return tuple(int(part) for part in place.split("."))

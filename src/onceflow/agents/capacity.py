@@ -1,0 +1,52 @@
+"""Room for runs in flight, shared by the lanes of a cell."""
+
+from collections import OrderedDict
+
+
+class Capacity:
+    """Bounds the runs in flight, per lane and per cell. Room that becomes free goes round the lanes that wait."""
+
+    def __init__(self, *, runs_per_lane: int, runs_per_cell: int) -> None:
+        self.runs_per_lane = runs_per_lane
+        self.runs_per_cell = runs_per_cell
+        self.in_flight = 0  # runs, and turns not yet used
+        self.closed = False  # no more runs begin: the cell is stopping
+        self._waiting: OrderedDict[str, None] = OrderedDict()
+        self._turns: set[str] = set()
+
+    def take(self, tenant: str, in_lane: int) -> bool:
+        """Take room for a run, or queue the lane for a turn."""
+        if self.closed or in_lane >= self.runs_per_lane:
+            return False  # the lane asks again when one of its runs ends
+        if tenant in self._turns:
+            self._turns.remove(tenant)
+            return True
+        if self._waiting or self.in_flight >= self.runs_per_cell:
+            self._waiting[tenant] = None
+            return False
+        self.in_flight += 1
+        return True
+
+    def force(self) -> None:
+        """A run that slept goes on, whether or not there is room."""
+        self.in_flight += 1
+
+    def give_back(self, runs: int = 1) -> None:
+        """Runs have ended."""
+        self.in_flight -= runs
+
+    def give_back_turn(self, tenant: str) -> None:
+        """A lane does not use its turn."""
+        if tenant in self._turns:
+            self._turns.remove(tenant)
+            self.in_flight -= 1
+
+    def turns(self) -> list[str]:
+        """The lanes whose turn it is, as many as there is room for runs; each has room for one run now."""
+        tenants: list[str] = []
+        while self._waiting and self.in_flight < self.runs_per_cell:
+            tenant, _ = self._waiting.popitem(last=False)
+            self._turns.add(tenant)
+            self.in_flight += 1
+            tenants.append(tenant)
+        return tenants

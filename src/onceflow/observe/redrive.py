@@ -1,0 +1,132 @@
+"""What a person does about dead letters: have their events done anew, or let go of what is kept for that.
+
+What has no run (an event that no agent took, say) is read again as it was sent. A failed run is done anew as a run of
+its own, with what it has done and what still stands; asked for twice, it is one run.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from confluent_kafka import Producer
+
+from onceflow.agents.commands import HEADER, Command, encode_command
+from onceflow.agents.happenings import Redrive
+from onceflow.agents.journal import runs_of
+from onceflow.config import Settings
+from onceflow.errors import ConfigError
+from onceflow.event import Reason, home_slot
+from onceflow.observe.open_runs import ANSWER_S, Unanswered, ledger_records
+from onceflow.observe.status import DeadLetter, read_dead_letters
+from onceflow.stream.cluster import Cluster
+from onceflow.stream.letters import OURS, redrive_headers
+from onceflow.stream.topics import Names, existing_slots
+
+_LOOK_EVERY_S = 0.3
+_OPEN = (Reason.NONDETERMINISTIC, Reason.UNKNOWN_OUTCOME)
+
+
+class Done(NamedTuple):
+    """What became of a dead letter: the id of the new run ("": its event is read again), or why it was refused."""
+
+    at: str
+    run: str
+    refused: str
+
+
+def find_letters(
+    flow: str, settings: Settings, at: Sequence[str], wanted: Callable[[DeadLetter], bool]
+) -> list[DeadLetter]:
+    """The dead letters at these positions; where none is named, all that are wanted."""
+    cluster = Cluster(settings.kafka.properties())
+    slots = existing_slots(flow, cluster, settings)
+    letters = read_dead_letters(flow, cluster, settings, slots)
+    found = [letter for letter in letters if (letter.at in at if at else wanted(letter))]
+    if missing := sorted(set(at) - {letter.at for letter in found}):
+        raise ConfigError(
+            f"{', '.join(missing)}: no such dead letter; write TOPIC/PARTITION/OFFSET, as `onceflow dead-letters list "
+            f"--flow {flow}` shows it"
+        )
+    return found
+
+
+def redrive(flow: str, settings: Settings, letters: Iterable[DeadLetter]) -> list[Done]:
+    """Have these dead letters' events done anew; what became of each."""
+    cluster = Cluster(settings.kafka.properties())
+    slots = existing_slots(flow, cluster, settings)
+    wanted = list(letters)
+    held = _kept(flow, settings, {letter.tenant for letter in wanted if letter.kept})
+    producer = Producer({**settings.kafka.properties(), "enable.idempotence": True})
+    done = []
+    for letter in wanted:
+        if refusal := _refusal(letter, held):
+            done.append(Done(letter.at, "", refusal))
+            continue
+        ours: list[tuple[str, str | bytes | None]] = [
+            ("onceflow-origin", letter.origin.encode()),
+            ("onceflow-time", str(int(time.time() * 1000)).encode()),
+            ("onceflow-tenant", letter.tenant.encode()),
+        ]
+        run = b""
+        if letter.run:
+            failed = bytes.fromhex(letter.run)
+            again = Redrive(failed, bytes.fromhex(letter.root) or failed, letter.at, letter.kept)
+            ours += redrive_headers(again)
+            run = again.key
+        theirs = [(name, content) for name, content in letter.headers if not name.startswith(OURS)]
+        slot = home_slot(letter.tenant, slots) if letter.tenant else int(letter.at.split("/")[-2])
+        producer.produce(
+            Names.of(flow).inbox, letter.value, letter.tenant or None, slot, headers=[*theirs, *ours]
+        )
+        producer.poll(0)
+        done.append(Done(letter.at, run.hex(), ""))
+    if producer.flush(ANSWER_S) > 0:
+        raise Unanswered(f"Kafka did not take all within {ANSWER_S:g} s: ask again, nothing is done twice")
+    return done
+
+
+def discard(flow: str, settings: Settings, letters: Iterable[DeadLetter]) -> int:
+    """Let go of what is kept for these dead letters, and wait until it is gone; of how many there was something."""
+    cluster = Cluster(settings.kafka.properties())
+    slots = existing_slots(flow, cluster, settings)
+    wanted = [letter for letter in letters if letter.kept]
+    tenants = {letter.tenant for letter in wanted}
+    held = _kept(flow, settings, tenants)
+    runs = {letter.run: letter.tenant for letter in wanted if (letter.tenant, letter.run) in held}
+    producer = Producer({**settings.kafka.properties(), "enable.idempotence": True})
+    for run, tenant in runs.items():
+        command = encode_command(Command("discard", tenant, run))
+        producer.produce(
+            Names.of(flow).inbox, command, tenant, home_slot(tenant, slots), headers=[(HEADER, b"1")]
+        )
+        producer.poll(0)
+    deadline = time.monotonic() + ANSWER_S
+    if producer.flush(ANSWER_S) > 0:
+        raise Unanswered(f"Kafka did not take all within {ANSWER_S:g} s: try again")
+    while runs and _kept(flow, settings, tenants) & {(tenant, run) for run, tenant in runs.items()}:
+        if time.monotonic() > deadline:
+            raise Unanswered(
+                f"nothing has changed within {ANSWER_S:g} s. Does a cell run that serves these tenants (`onceflow "
+                "status`)? What you have decided waits in the inbox"
+            )
+        time.sleep(_LOOK_EVERY_S)
+    return len(runs)
+
+
+def _refusal(letter: DeadLetter, held: set[tuple[str, str]]) -> str:
+    if letter.reason in _OPEN:
+        return f"its run is still open: onceflow runs resolve {letter.run[:8]}"
+    if letter.truncated:
+        return "only its first part was kept; send the event again"
+    if letter.kept and (letter.tenant, letter.run) not in held:
+        return "what its run had done is no longer on record: it was redriven or discarded before"
+    return ""
+
+
+def _kept(flow: str, settings: Settings, tenants: Iterable[str]) -> set[tuple[str, str]]:
+    """Tenant and id of the failed runs that are kept."""
+    found: set[tuple[str, str]] = set()
+    for tenant in tenants:
+        runs = runs_of(sorted(ledger_records(flow, settings, tenant).items()))
+        found |= {(tenant, run.key.hex()) for run in runs if run.failed and run.tenant == tenant}
+    return found

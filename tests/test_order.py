@@ -1,0 +1,139 @@
+"""`order_by`: runs with one value follow one another, and what stands behind a sleeping one holds no input."""
+
+from typing import Any
+
+import pytest
+
+from onceflow.agents.agent import agent
+from onceflow.agents.call import Call
+from onceflow.agents.calls import Completed, RunFailed
+from onceflow.agents.commands import Command
+from onceflow.agents.happenings import Commanded, Due, Written
+from onceflow.agents.run import Run
+from onceflow.agents.tool import tool
+from onceflow.event import Event
+from tests.tenant import NOW, Tenant
+
+
+@tool(effect="read")
+async def look(call: Call, n: int) -> str: ...  # type: ignore[empty-body]
+
+
+@agent("looks", on="t", order_by="data")
+async def looks(run: Run, event: Event) -> str:
+    return await run.call(look, int(event.id.removeprefix("evt-")))
+
+
+@agent("sleeps", on="t", order_by="data")
+async def sleeps(run: Run, event: Event) -> str:
+    await run.sleep(60)
+    return event.id
+
+
+def ends(tenant: Tenant) -> list[Any]:
+    return [ended.outcome for ended in tenant.ended]
+
+
+def test_runs_with_one_value_follow_one_another_in_the_order_of_the_log() -> None:
+    tenant = Tenant(looks)
+    for number in (2, 3, 4):
+        tenant.event(looks, number)
+    answered = []
+    while tenant.started:
+        assert len(tenant.started) == 1, "one at a time"
+        answered.append(tenant.answer("ok").call.arguments["n"])
+    assert answered == [2, 3, 4]
+    assert tenant.lane.idle
+
+
+def test_runs_with_another_value_go_on_beside_them() -> None:
+    tenant = Tenant(looks)
+    tenant.event(looks, 2)
+    tenant.event(looks, 3)
+    tenant.event(looks, 4, data=b"8")
+    assert [call.call.arguments["n"] for call in tenant.started] == [2, 4]
+    assert tenant.lane.waiting == 1
+
+
+def test_what_stands_behind_a_sleeping_run_is_in_the_ledger_as_a_run_not_begun() -> None:
+    tenant = Tenant(sleeps)
+    tenant.event(sleeps, 2)
+    behind = [tenant.event(sleeps, number) for number in (3, 4)]
+    assert [tenant.memory.saved(key).begun_at_all for key in behind] == [False, False]
+    assert [tenant.memory.saved(key).begun.turn for key in behind] == [1, 2]
+    assert (tenant.capacity.in_flight, tenant.lane.waiting) == (0, 0)
+
+
+def test_what_came_while_the_run_before_was_awake_goes_there_when_it_falls_asleep() -> None:
+    @agent("both", on="t", order_by="data")
+    async def both(run: Run, event: Event) -> str:
+        await run.call(look, 1)
+        await run.sleep(60)
+        return event.id
+
+    tenant = Tenant(both)
+    tenant.event(both, 2)
+    key = tenant.event(both, 3)
+    assert tenant.lane.waiting == 1
+    assert not [d for d in tenant.written if isinstance(d, Written)]
+    tenant.answer("ok")
+    assert not tenant.memory.saved(key).begun_at_all
+    assert tenant.lane.waiting == 0
+
+
+@pytest.mark.parametrize("crash_after", [None, 0, 1, 2])
+def test_each_begins_when_the_one_before_it_has_ended_whenever_the_process_dies(
+    crash_after: int | None,
+) -> None:
+    tenant = Tenant(sleeps)
+    keys = [tenant.event(sleeps, number) for number in (4, 2, 3)]
+    for n, key in enumerate(keys):
+        if crash_after == n:
+            tenant.begin_anew()
+            tenant.resume()
+        tenant.now += 60_000
+        tenant.take(Due(key))
+    assert ends(tenant) == [Completed("evt-4"), Completed("evt-2"), Completed("evt-3")]
+    assert (tenant.memory.records, tenant.lane.idle) == ({}, True)
+
+
+def test_one_that_is_parked_holds_those_behind_it_after_a_crash_too() -> None:
+    @tool(effect="blind", on_unknown="park")
+    async def send(call: Call) -> str: ...  # type: ignore[empty-body]
+
+    @agent("sends", on="t", order_by="data")
+    async def sends(run: Run, event: Event) -> str:
+        return await run.call(send)
+
+    tenant = Tenant(sends)
+    first = tenant.event(sends, 2)
+    tenant.event(sends, 3)
+    tenant.answer(TimeoutError())
+    tenant.begin_anew()
+    tenant.resume()
+    assert (tenant.started, tenant.ended) == ([], [])
+    segments = tenant.memory.saved(first).segments
+    tenant.take(Commanded(tenant.source, 9, 1, Command("fail", "acme", first.hex(), segments)))
+    assert [type(end) for end in ends(tenant)] == [RunFailed]
+    tenant.commit()
+    assert len(tenant.started) == 1, "the next one goes on"
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+def test_one_that_stands_behind_another_can_be_cancelled(asleep: bool) -> None:
+    of = sleeps if asleep else looks
+    tenant = Tenant(of)
+    tenant.event(of, 2)
+    second = tenant.event(of, 3)
+    third = tenant.event(of, 4)
+    tenant.take(Commanded(tenant.source, 9, 1, Command("cancel", "acme", second.hex())))
+    assert [(end.arrived.key, end.outcome.code) for end in tenant.ended] == [(second, "cancelled")]
+    if asleep:
+        tenant.now = NOW + 60_000
+        tenant.take(Due(tenant.event_key(2)))
+        tenant.now += 60_000
+        tenant.take(Due(third))
+    else:
+        tenant.answer("ok")
+        tenant.answer("ok")
+    assert [type(end) for end in ends(tenant)] == [RunFailed, Completed, Completed]
