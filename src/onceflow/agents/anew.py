@@ -6,7 +6,7 @@ one before.
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -38,31 +38,57 @@ def stands(journal: Mapping[str, Entry], place: str) -> bool:
     return entry.result is not None or entry.open or (entry.error is not None and entry.error[0] in MAY_STAND)
 
 
-def kept(journal: Mapping[str, Entry]) -> dict[str, Entry]:
-    """The journal with which a run is done anew."""
-    calls = [place for place in journal if not place.startswith(SPECIAL)]
-    last = max((_order(place) for place in calls if stands(journal, place)), default=())
-    undone = [place for place in calls if UNDO + place in journal and not stands(journal, place)]
-    found = {place: journal[place] for place in calls if _order(place) <= last and place not in undone} | {
-        place: entry for place, entry in journal.items() if place.startswith(UNDONE)
-    }
-    for place in undone:
-        if journal[place].intent is not None and not journal[place].intent.shared:  # type: ignore[union-attr]
-            times = found[UNDONE + place].version if UNDONE + place in found else 0
-            found[UNDONE + place] = Entry(journal[place].tool, times + 1, b"", NIL)
-    return found
+def retried(journal: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The journal with which a run is tried again: as it was, up to the last effect that stands."""
+    calls = _upto_the_last_effect(journal)
+    found = {place: journal[place] for place in calls} | _undone_so_far(journal)
+    found |= {UNDO + place: journal[UNDO + place] for place in calls if UNDO + place in journal}
+    return found | _next_keys(journal, [place for place in _calls(journal) if place not in found])
 
 
 def redriven(journal: Mapping[str, Entry]) -> dict[str, Entry]:
-    """The journal with which a failed run is redriven; a call that may have happened asks for a person."""
-    return {place: _asks(entry) for place, entry in kept(journal).items()}
+    """The journal with which a failed run is redriven: what was undone is made again, and what may have happened asks
+    for a person.
+    """
+    calls = _upto_the_last_effect(journal)
+    undone = [place for place in _calls(journal) if UNDO + place in journal and not stands(journal, place)]
+    found = {place: _kept(journal, place) for place in calls if place not in undone}
+    return found | _undone_so_far(journal) | _next_keys(journal, undone)
 
 
-def _asks(entry: Entry) -> Entry:
-    unknown = entry.open or (entry.error is not None and entry.error[0] == OUTCOME_UNKNOWN)
-    if entry.intent is None or not unknown:
+def _calls(journal: Mapping[str, Entry]) -> list[str]:
+    return [place for place in journal if not place.startswith(SPECIAL)]
+
+
+def _upto_the_last_effect(journal: Mapping[str, Entry]) -> list[str]:
+    calls = _calls(journal)
+    last = max((_order(place) for place in calls if stands(journal, place)), default=())
+    return [place for place in calls if _order(place) <= last]
+
+
+def _undone_so_far(journal: Mapping[str, Entry]) -> dict[str, Entry]:
+    return {place: entry for place, entry in journal.items() if place.startswith(UNDONE)}
+
+
+def _next_keys(journal: Mapping[str, Entry], places: Iterable[str]) -> dict[str, Entry]:
+    """Those of these calls that were undone need another key. (Of a call of scope `tenant`, its record counts that.)"""
+    found = {}
+    for place in places:
+        intent, known = journal[place].intent, journal.get(UNDONE + place)
+        if UNDO + place in journal and intent is not None and not intent.shared:
+            times = 1 + (0 if known is None else known.version)
+            found[UNDONE + place] = Entry(journal[place].tool, times, b"", NIL)
+    return found
+
+
+def _kept(journal: Mapping[str, Entry], place: str) -> Entry:
+    entry = journal[place]
+    if entry.intent is None:
         return entry
-    intent = msgspec.structs.replace(entry.intent, asks=True)
+    unknown = entry.open or (entry.error is not None and entry.error[0] == OUTCOME_UNKNOWN)
+    if not unknown or not stands(journal, place):
+        return msgspec.structs.replace(entry, intent=msgspec.structs.replace(entry.intent, kept=True))
+    intent = msgspec.structs.replace(entry.intent, asks=True, kept=True)
     return msgspec.structs.replace(entry, error=None, intent=intent, wait=None, retry=None)
 
 

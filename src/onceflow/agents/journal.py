@@ -43,6 +43,7 @@ class Intent(msgspec.Struct, array_like=True, frozen=True):
     again: bool = False  # a person has said that the call is to be sent again
     shared: bytes = b""  # of a call of scope `tenant`: the digest of its key
     asks: bool = False  # only a person may say how it came out: its run failed, and is redriven
+    kept: bool = False  # by a redrive, from the run that failed: there was nothing to undo
 
 
 class Wait(msgspec.Struct, array_like=True, frozen=True):

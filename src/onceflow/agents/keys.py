@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from onceflow.agents.calls import AskKey, Effect, KeyDecided, KeyEffect, LeaveKey
 from onceflow.agents.happenings import Memory, Noted
-from onceflow.agents.journal import KEY_REUSED, Entry
+from onceflow.agents.journal import KEY_REUSED, UNDO, Entry
 from onceflow.agents.machine import Machine
 from onceflow.agents.shared import (
     FORMAT,
@@ -22,6 +22,7 @@ from onceflow.agents.shared import (
     left,
     shared_key,
     taken,
+    undo_told,
     undone,
 )
 
@@ -53,10 +54,11 @@ class Keys:
             yield from self._tell(effect.digest, now_ms)
 
     def resolved(self, digest: bytes, by: tuple[bytes, str], outcome: Entry, now_ms: int) -> Iterator[Told]:
-        """A person has said how a call came out; open: that it is to be made again."""
+        """A person has said how a call, or its compensation, came out; open: that it is to be made again."""
         known = self._memory.shared(shared_key(self._tenant, digest))
-        if known is not None:
-            yield self._note(digest, decided(known, by, outcome))
+        if known is not None and not (outcome.open and by[1].startswith(UNDO)):
+            told = undo_told(known, outcome) if by[1].startswith(UNDO) else decided(known, by, outcome)
+            yield self._note(digest, told)
             yield from self._tell(digest, now_ms)
 
     def due(self, key: bytes, now_ms: int) -> Iterator[Noted]:

@@ -190,7 +190,9 @@ class Machine(msgspec.Struct, eq=False):
         self._effects = []
         self._end = RunFailed(code, message, "")
         postponed = [place for place in (self._waits or {}) if self.journal[place].retry is not None]
-        self._parking, self._waits = None, None
+        self._waits = None
+        if self._parking is not None and self._parking[0] == Reason.NONDETERMINISTIC:
+            self._parking = None  # no call's outcome is in question
         for place, waiting in list((self._waiting or {}).items()):
             if waiting.started.tool.scope == "tenant" and place not in self.journal:  # it asked for the key
                 del self._waiting[place]  # type: ignore[union-attr]
@@ -253,7 +255,7 @@ class Machine(msgspec.Struct, eq=False):
 
     def _begin_again(self, delay_s: float) -> list[Effect]:
         """The run waits, to be done anew; what it has done and what that was based on stays as it is."""
-        known, found = self.journal.get(AGAIN), anew.kept(self.journal)
+        known, found = self.journal.get(AGAIN), anew.retried(self.journal)
         attempts = 1 + (0 if known is None or known.retry is None else known.retry.attempts)
         for place in [place for place in self.journal if place not in found]:
             self.record(place, GONE)
@@ -273,21 +275,10 @@ class Machine(msgspec.Struct, eq=False):
             if self._parking is None and (missing := self._unasked()):
                 message = f"replay did not come to {missing}, which is on record"
                 self._parking = (Reason.NONDETERMINISTIC, message, "")
+            if self._parking is None:
+                self._end_or_undo()
             if self._parking is not None:
                 self._park(*self._parking)
-            elif type(self._end) is RunFailed and (standing := self._stands()):
-                last = standing[-1]
-                if self._postponed(UNDO + last):
-                    pass
-                elif (self._asked or {})[last][0].scope == "tenant" and UNDO + last not in self.journal:
-                    self._leave_key(last)
-                else:
-                    self._undo(last)
-            else:
-                if type(self._end) is RunFailed and self.segments:
-                    self._write()  # it is kept, to be redriven
-                self.ended = True
-                self._effects.append(self._end)  # type: ignore[arg-type]
         if not self.ended:
             self._write()
             if self._waits and not self._waiting:
@@ -295,6 +286,22 @@ class Machine(msgspec.Struct, eq=False):
                 self._effects.append(Asleep(self, first_due_ms(self._waits.values())))
         effects, self._effects = self._effects, []
         return effects
+
+    def _end_or_undo(self) -> None:
+        """The agent is done: the run ends, or, if it fails, what stands is undone first, the last of it now."""
+        assert self._end is not None
+        standing = self._stands() if type(self._end) is RunFailed else []
+        if not standing:
+            if type(self._end) is RunFailed and self.segments:
+                self._write()  # it is kept, to be redriven
+            self.ended = True
+            self._effects.append(self._end)
+        elif not self._postponed(UNDO + standing[-1]):
+            tool, _ = (self._asked or {})[standing[-1]]
+            if tool.scope == "tenant" and UNDO + standing[-1] not in self.journal:
+                self._leave_key(standing[-1])
+            else:
+                self._undo(standing[-1])
 
     def _write(self) -> None:
         """Put the news into the ledger, if it knows the run or has to; calls that are held wait for it."""
@@ -318,10 +325,16 @@ class Machine(msgspec.Struct, eq=False):
         self.segments += 1
 
     def _unasked(self) -> str:
-        """An effect on record that the agent has not asked for; "" if there is none."""
+        """An effect on record that the agent has not asked for; "" if there is none.
+
+        A redriven run that fails again need not come to what it has kept.
+        """
         asked = self._asked or {}
+        fails = type(self._end) is RunFailed
         for place, entry in self.journal.items():
-            if entry.intent is not None and place[0] not in SPECIAL and place not in asked:
+            if entry.intent is None or place[0] in SPECIAL or place in asked:
+                continue
+            if not (fails and entry.intent.kept):
                 return f"call {place} of {entry.tool}"
         return ""
 
@@ -423,6 +436,9 @@ class Machine(msgspec.Struct, eq=False):
             else:
                 self._intend(waiting)
             return False
+        if UNDO + place in self.journal:  # its `on_unknown` has decided
+            self._taken_up(waiting, Retry(1, known.intent.executions, unknown=True), known.intent.key)
+            return self._undo_unknown(waiting.started, 0.0)
         return self._resume(waiting, known.intent, known.retry)
 
     def _call(self, handle: "Run", tool: Tool[Any, Any], place: str, arguments: dict[str, Any]) -> Call:
@@ -440,7 +456,7 @@ class Machine(msgspec.Struct, eq=False):
         used = known is not None and known.intent is not None and (waiting.unknown or known.retry is None)
         made_ms = known.intent.made_ms if used else self.now_ms  # type: ignore[union-attr]
         send_by_ms = self.now_ms + int(started.delay_s * 1000) + SEND_WITHIN_MS
-        shared = self._digest(started.place) if tool.scope == "tenant" and started.kind == "call" else b""
+        shared = self._digest(started.place.removeprefix(UNDO)) if tool.scope == "tenant" else b""
         intent = Intent(call.key, call.attempt, made_ms, send_by_ms, shared=shared)
         entry = Entry(tool.name, tool.version, tool.fingerprint(call.arguments), intent=intent)
         self.record(started.place, entry)
@@ -482,7 +498,9 @@ class Machine(msgspec.Struct, eq=False):
     def _postpone(self, waiting: Waiting, delay_s: float) -> None:
         """The next attempt of a call is a wait."""
         place, tool, call = waiting.started.place, waiting.started.tool, waiting.started.call
-        del self._waiting[place]  # type: ignore[union-attr]
+        assert self._waiting is not None
+        del self._waiting[place]
+        self._waiting.pop(place.removeprefix(UNDO), None)  # what was to be undone by `on_unknown`
         known = self.journal.get(place)
         entry = Entry(
             tool.name,
@@ -513,7 +531,12 @@ class Machine(msgspec.Struct, eq=False):
         if isinstance(answer, FoundNotDone):
             started = waiting.started = started._replace(kind="call")
         if delay_s > LONGEST_IN_MEMORY_S and started.kind != "reconcile":
-            self._postpone(waiting, delay_s)
+            if self._end is None or started.kind == "undo":
+                self._postpone(waiting, delay_s)
+            elif tool.effect == "read":
+                del self._waiting[started.place]  # type: ignore[union-attr]
+            else:
+                self._not_sent(started)
             return
         call = msgspec.structs.replace(call, attempt=call.attempt + 1)
         waiting.started = started = self._timed(started._replace(call=call, delay_s=delay_s))
@@ -551,6 +574,8 @@ class Machine(msgspec.Struct, eq=False):
             StartCall(self, place, tool, call, 0.0), unknown=known.retry is None or known.retry.unknown
         )
         self._waiting = {**(self._waiting or {}), place: waiting}
+        if UNDO + place in self.journal:  # its `on_unknown` has decided
+            return self._undo_unknown(waiting.started, 0.0)
         if known.intent.asks:
             self._park_call(waiting.started, "its run failed while nobody knew")
         elif known.retry is None:  # it may be on its way, or at work
@@ -564,7 +589,9 @@ class Machine(msgspec.Struct, eq=False):
         """Only a person can say how a call came out."""
         tool = started.tool
         message = f"{tool.name}: it may or may not have happened ({why}); key {started.call.key}"
-        del self._waiting[started.place]  # type: ignore[union-attr]
+        assert self._waiting is not None
+        del self._waiting[started.place]
+        self._waiting.pop(started.place.removeprefix(UNDO), None)  # what was to be undone by `on_unknown`
         self._parking = (Reason.UNKNOWN_OUTCOME, message, started.place)
         if tool.scope == "tenant" and started.kind != "undo":
             unknown = Entry(tool.name, tool.version, b"", None, (OUTCOME_UNKNOWN, message))
@@ -585,17 +612,29 @@ class Machine(msgspec.Struct, eq=False):
             self._park_call(started, why)
             return False
         if policy == "compensate":
-            self._undo(started.place, over_s)
-            return False
+            return self._undo_unknown(started, over_s)
         message = f"{tool.name}: it may or may not have happened ({why}); key {started.call.key}"
         entry = self.journal[started.place]
         self._decided(started, msgspec.structs.replace(entry, error=(OUTCOME_UNKNOWN, message)))
         return True
 
+    def _undo_unknown(self, started: StartCall, over_s: float) -> bool:
+        """Undo a call that may have happened, or go on with that; whether that decided it."""
+        undone = self.journal.get(UNDO + started.place)
+        if undone is not None and not undone.open:  # a person has said how that came out
+            self._decided(started, self._undone(started))
+            return True
+        if self._postponed(UNDO + started.place):
+            del self._waiting[started.place]  # type: ignore[union-attr]
+        else:
+            self._undo(started.place, over_s)
+        return False
+
     def _decided(self, started: StartCall, outcome: Entry) -> None:
         """A call has its outcome."""
         del self._waiting[started.place]  # type: ignore[union-attr]
         if started.kind == "undo" and outcome.error is not None:
+            self._waiting.pop(started.place.removeprefix(UNDO), None)  # type: ignore[union-attr]
             message = f"its compensation failed: {outcome.error[1]}"
             self._parking = (Reason.UNKNOWN_OUTCOME, message, started.place)
             return
@@ -607,11 +646,13 @@ class Machine(msgspec.Struct, eq=False):
             elif outcome.intent is not None:
                 self._effects.append(KeyDecided(self, place, self._digest(place), outcome))
         if started.kind == "undo" and self._waiting and place in self._waiting:  # by `on_unknown`
-            message = f"{started.tool.name}: it may have happened, and was compensated"
-            self._decided(
-                self._waiting[place].started,
-                msgspec.structs.replace(self.journal[place], error=(CALL_FAILED, message)),
-            )
+            call = self._waiting[place].started
+            self._decided(call, self._undone(call))
+
+    def _undone(self, started: StartCall) -> Entry:
+        """The outcome of a call that was undone because nobody knew."""
+        message = f"{started.tool.name}: it may have happened, and was compensated"
+        return msgspec.structs.replace(self.journal[started.place], error=(CALL_FAILED, message))
 
     # -- calls of scope `tenant`: what the lane says of their keys --
 
@@ -687,7 +728,8 @@ class Machine(msgspec.Struct, eq=False):
             entry, undone = self.journal.get(place), self.journal.get(UNDO + place)
             if tool.compensation is None or entry is None or (undone is not None and not undone.open):
                 continue
-            if entry.result is not None or (entry.error is not None and entry.error[0] in anew.MAY_STAND):
+            unknown = entry.error is not None and entry.error[0] in anew.MAY_STAND
+            if entry.result is not None or unknown or undone is not None:
                 standing.append(place)
         return standing
 
@@ -700,7 +742,8 @@ class Machine(msgspec.Struct, eq=False):
         retry = None if known is None else known.retry
         attempt = 1 if known is None or known.intent is None else known.intent.executions + 1
         attempt = attempt if retry is None else retry.executions + 1
-        call = msgspec.structs.replace(call, key=undo_key(call.key), attempt=attempt)
+        key = undo_key(call.key) if known is None or known.intent is None else known.intent.key
+        call = msgspec.structs.replace(call, key=key, attempt=attempt)
         result = None if entry.result is None else tool.decode_result(entry.result)
         started = StartCall(self, UNDO + place, tool, call, delay_s, "undo", result)
         waiting = self._waiting[UNDO + place] = Waiting(started, unknown=attempt > 1)

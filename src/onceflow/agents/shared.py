@@ -119,12 +119,22 @@ def left(known: Shared, by: tuple[bytes, str]) -> tuple[Shared, bool]:
     others = tuple(taker for taker in known.takers if taker != by[0])
     if others:
         return msgspec.structs.replace(known, takers=others), False
+    if known.result is None and not known.unknown and known.holder != by:
+        return known, False  # it is undone already: the run has asked for it twice
     return msgspec.structs.replace(known, takers=(), holder=by, result=None), True
 
 
 def undone(known: Shared) -> Shared:
     """The record once its effect is undone."""
     return msgspec.structs.replace(_free(known), undone=known.undone + 1)
+
+
+def undo_told(known: Shared, outcome: Entry) -> Shared:
+    """The record once a person has said how a compensation came out: done, or not, and then nobody has the result."""
+    if outcome.result is not None:
+        return undone(known)
+    message = "its compensation was given up"
+    return msgspec.structs.replace(known, holder=NOBODY, result=None, unknown=message)
 
 
 def _free(known: Shared) -> Shared:

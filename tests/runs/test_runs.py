@@ -1,0 +1,232 @@
+"""Whatever happens between any two steps: what a run says it did was done once, and nothing else stands.
+
+The long run, `python -m tests.runs --schedules 50000 --jobs 2`, says the same of ten times as many.
+"""
+
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from onceflow.agents import anew, calls, keys, machine, shared
+from onceflow.agents.calls import Next
+from onceflow.agents.journal import CALL_FAILED, Entry
+from onceflow.agents.lane import Lane
+from onceflow.agents.machine import Machine
+from onceflow.agents.tool import Tool
+from tests.runs.explore import played
+
+BLOCK = 1_250
+TRIED = 4_000  # schedules in which a rule left out must be seen
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_whatever_happens_what_is_said_was_done_and_nothing_else_stands(block: int) -> None:
+    """Two blocks of seeds are always the same, two are others each day; a failure names its seed."""
+    today = int(time.time() // 86_400)
+    first = BLOCK * (block if block < 2 else 4 * today + block)
+    for seed in range(first, first + BLOCK):
+        complaint, _ = played(seed)
+        assert not complaint, complaint
+
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def no_barrier(patch: pytest.MonkeyPatch) -> None:
+    """A call is sent before its intent is committed."""
+    write = Machine._write
+
+    def hasty(self: Machine) -> None:
+        held = self._held or []
+        self._held = None
+        write(self)
+        self._effects += [self._timed(call) for call in held]
+
+    patch.setattr(Machine, "_write", hasty)
+
+
+def another_key_each_time(patch: pytest.MonkeyPatch) -> None:
+    """The key is made of the attempt."""
+    numbers = itertools.count()
+    intend = Machine._intend
+
+    def numbered(self: Machine, waiting: Any) -> None:
+        call = msgspec.structs.replace(waiting.started.call, key=f"{next(numbers)}")
+        waiting.started = waiting.started._replace(call=call)
+        intend(self, waiting)
+
+    patch.setattr(Machine, "_intend", numbered)
+
+
+def the_run_in_a_tenants_key(patch: pytest.MonkeyPatch) -> None:
+    """Calls of scope `tenant` are told apart by run and place."""
+    digest = Machine._digest
+    patch.setattr(
+        Machine, "_digest", lambda self, place: digest(self, place)[:8] + f"{self.root}{place}".encode()[-8:]
+    )
+
+
+def retries_used_up_taken_for_failure(patch: pytest.MonkeyPatch) -> None:
+    judged = calls.judged
+
+    def hopeful(waiting: Any, answer: Any) -> Any:
+        outcome = judged(waiting, answer)
+        if outcome is not Next.UNKNOWN:
+            return outcome
+        started = waiting.started
+        known = started.run.journal.get(started.place) or Entry(started.tool.name, 1, b"")
+        return msgspec.structs.replace(known, error=(CALL_FAILED, "no answer"))
+
+    patch.setattr(machine, "judged", hopeful)
+
+
+def an_intent_without_outcome_taken_for_not_sent(patch: pytest.MonkeyPatch) -> None:
+    def resume(self: Machine, waiting: Any, intent: Any, retry: Any) -> bool:
+        self._intend(waiting)
+        return False
+
+    patch.setattr(Machine, "_resume", resume)
+
+
+def undone_while_it_may_be_on_its_way(patch: pytest.MonkeyPatch) -> None:
+    undo = Machine._undo
+    patch.setattr(Machine, "_undo", lambda self, place, delay_s=0.0: undo(self, place, 0.0))
+
+
+def an_undone_call_begun_anew_by_a_replay(patch: pytest.MonkeyPatch) -> None:
+    """Its `on_unknown` had decided to undo it; after a crash it is sent again."""
+    patch.setattr(
+        Machine, "_undo_unknown", lambda self, started, over_s: self._intend(self._waiting[started.place])
+    )
+
+
+def an_undone_effect_kept_by_a_redrive(patch: pytest.MonkeyPatch) -> None:
+    stands = anew.stands
+
+    def hopeful(journal: Any, place: str) -> bool:
+        return stands(journal, place) or journal[place].result is not None
+
+    patch.setattr(anew, "stands", hopeful)
+
+
+def a_redrive_asks_the_model_again(patch: pytest.MonkeyPatch) -> None:
+    """What an effect that stands was based on is read anew."""
+    kept = anew.redriven
+    patch.setattr(
+        "onceflow.agents.lane.redriven", lambda journal: {p: e for p, e in kept(journal).items() if e.intent}
+    )
+
+
+def made_again_with_the_key_that_was_undone(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(machine, "later_key", lambda key, undone: key)
+
+
+def made_again_by_a_tenant_with_the_key_that_was_undone(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(keys, "call_key", lambda digest, undone: shared.call_key(digest, 0))
+
+
+def an_undo_not_on_record(patch: pytest.MonkeyPatch) -> None:
+    """That something was undone is forgotten with the process."""
+    record = Machine.record
+
+    def forgetful(self: Machine, place: str, entry: Entry) -> None:
+        record(self, place, entry)
+        if place.startswith("~") and self._news:
+            self._news.pop(place, None)
+
+    patch.setattr(Machine, "record", forgetful)
+
+
+def a_failing_run_forgets_its_calls(patch: pytest.MonkeyPatch) -> None:
+    """A run that fails, and whose process dies, does not ask what became of the calls under way."""
+    patch.setattr(Machine, "_give_up", lambda self, place: False)
+
+
+def a_person_is_not_asked(patch: pytest.MonkeyPatch) -> None:
+    """A redrive makes a call again that may have happened."""
+    patch.setattr(anew, "_kept", lambda journal, place: msgspec.structs.replace(journal[place], error=None))
+
+
+def a_signal_taken_is_kept_for_the_next_wait(patch: pytest.MonkeyPatch) -> None:
+    taken = Lane._taken
+
+    def generous(self: Lane, source: Any, offset: int, size: int, key: bytes, kept: Any) -> Any:
+        noted = taken(self, source, offset, size, key, kept)
+        self._memory.put(key, msgspec.msgpack.encode(kept))
+        return noted._replace(records=((key, msgspec.msgpack.encode(kept)),))
+
+    patch.setattr(Lane, "_taken", generous)
+
+
+def attempts_forgotten_by_a_long_wait(patch: pytest.MonkeyPatch) -> None:
+    """What a call left open is forgotten while it waits to be tried again."""
+    postpone = Machine._postpone
+
+    def careless(self: Machine, waiting: Any, delay_s: float) -> None:
+        waiting.unknown = False
+        postpone(self, waiting, delay_s)
+
+    patch.setattr(Machine, "_postpone", careless)
+
+
+def a_tenants_result_is_nobodys(patch: pytest.MonkeyPatch) -> None:
+    """A run that fails undoes what another run has taken too."""
+    left = shared.left
+    patch.setattr(keys, "left", lambda known, by: left(msgspec.structs.replace(known, takers=()), by))
+
+
+def the_first_segment_ends_the_record_too_early(patch: pytest.MonkeyPatch) -> None:
+    """A run that failed is forgotten when its dead letter is written."""
+    end = Lane._end
+    patch.setattr(
+        Lane, "_end", lambda self, arrived, outcome, segments, *rest: end(self, arrived, outcome, 0, *rest)
+    )
+
+
+def results_of_another_version(patch: pytest.MonkeyPatch) -> None:
+    """The result that stays is another one than the target gave."""
+    encode = Tool.encode_result
+    numbers = itertools.count()
+
+    def changed(self: Tool[Any, Any], result: Any) -> bytes:
+        text = (
+            f"{result.split('#')[0]}#{next(numbers)}x"
+            if isinstance(result, str) and "#" in result
+            else result
+        )
+        return encode(self, text)
+
+    patch.setattr(Tool, "encode_result", changed)
+
+
+RULES: list[Patch] = [
+    no_barrier,
+    another_key_each_time,
+    the_run_in_a_tenants_key,
+    retries_used_up_taken_for_failure,
+    an_intent_without_outcome_taken_for_not_sent,
+    undone_while_it_may_be_on_its_way,
+    an_undone_call_begun_anew_by_a_replay,
+    an_undone_effect_kept_by_a_redrive,
+    a_redrive_asks_the_model_again,
+    made_again_with_the_key_that_was_undone,
+    made_again_by_a_tenant_with_the_key_that_was_undone,
+    an_undo_not_on_record,
+    a_failing_run_forgets_its_calls,
+    a_person_is_not_asked,
+    a_signal_taken_is_kept_for_the_next_wait,
+    attempts_forgotten_by_a_long_wait,
+    a_tenants_result_is_nobodys,
+    the_first_segment_ends_the_record_too_early,
+    results_of_another_version,
+]
+
+
+@pytest.mark.parametrize("without", RULES, ids=lambda rule: rule.__name__)
+def test_a_rule_left_out_is_seen(monkeypatch: pytest.MonkeyPatch, without: Patch) -> None:
+    without(monkeypatch)
+    assert any(played(seed)[0] for seed in range(TRIED))

@@ -1,0 +1,282 @@
+"""What is outside of a cell: Kafka, the targets of calls, and cells that die or are replaced while they still run."""
+
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import msgspec
+
+from onceflow.agents.calls import Completed, RunFailed, StartCall
+from onceflow.agents.capacity import Capacity
+from onceflow.agents.commands import Command
+from onceflow.agents.executor import Answered
+from onceflow.agents.happenings import (
+    Arrived,
+    Barrier,
+    Commanded,
+    Decision,
+    Due,
+    Ended,
+    Happening,
+    Looked,
+    Noted,
+    Redrive,
+    Resumed,
+    Signalled,
+    Sleeping,
+    Slept,
+    Written,
+)
+from onceflow.agents.journal import OpenRun, open_runs, run_prefix, runs_of
+from onceflow.agents.lane import Lane
+from onceflow.agents.machine import Machine
+from onceflow.agents.order import in_turn
+from onceflow.agents.shared import Shared, decode_shared
+from onceflow.agents.signals import Kept, Signal, decode_kept
+from onceflow.event import Incoming, idempotency_key
+from tests.runs.work import works
+
+START_MS = 1_800_000_000_000
+TENANT = "acme"
+
+
+class Wrong(AssertionError):  # noqa: N818 (reads as what it says)
+    """Something was lost, or done twice."""
+
+
+class Sent(NamedTuple):
+    """A record of the log that a cell reads: an event, a signal, or what a person has decided."""
+
+    event: Incoming | None = None
+    redrive: Redrive | None = None
+    signal: Signal | None = None
+    command: Command | None = None
+
+
+class Log:
+    """Kafka: what was sent, which of it is finished, what is in the ledger, and what came out. Committed, all of it."""
+
+    def __init__(self) -> None:
+        self.sent: list[Sent] = []
+        self.finished: set[int] = set()
+        self.ledger: dict[bytes, bytes] = {}
+        self.completions: dict[bytes, Completed | RunFailed] = {}
+        self.letters: list[tuple[Arrived, int]] = []  # of failed runs, and what is kept of each
+
+    def commit(self, decisions: Iterable[Decision]) -> None:
+        """A transaction."""
+        for decision in decisions:
+            if isinstance(decision, Noted):
+                self._write(decision.records)
+                if decision.offset >= 0:
+                    self.finished.add(decision.offset)
+            elif isinstance(decision, Written):
+                self._write([(decision.key, decision.value)])
+                if decision.record.number == 0:
+                    self.finished.add(decision.arrived.offset)
+            elif isinstance(decision, Ended):
+                self._end(decision)
+
+    def _end(self, ended: Ended) -> None:
+        key = ended.arrived.key
+        if key in self.completions:
+            raise Wrong(f"run {key.hex()} has ended twice")
+        self.completions[key] = ended.outcome
+        if ended.segments == 0:
+            self.finished.add(ended.arrived.offset)
+        if isinstance(ended.outcome, RunFailed):
+            self.letters.append((ended.arrived, ended.segments if ended.kept else 0))
+        if ended.kept:
+            self._write([ended.kept])
+        else:
+            prefix = run_prefix(TENANT, key)
+            self._write([(prefix + n.to_bytes(4, "big"), None) for n in range(ended.segments)])
+
+    def _write(self, records: Iterable[tuple[bytes, bytes | None]]) -> None:
+        for key, value in records:
+            if value is None:
+                self.ledger.pop(key, None)
+            else:
+                self.ledger[key] = value
+
+
+class Cell:
+    """A process: a lane, with what it has read, decided and not committed, and calls that it has yet to send."""
+
+    def __init__(self, log: Log, now_ms: int) -> None:
+        self._log = log
+        self.source = SimpleNamespace(topic="log", partition=0, grant=SimpleNamespace(live=True))
+        self.records = dict(log.ledger)
+        self.happenings: list[Happening] = []
+        self.batches: deque[list[Decision]] = deque()
+        self.calls: list[tuple[int, StartCall]] = []  # when each is due
+        self.due: list[tuple[int, Due]] = []
+        self.read = 0
+        self._known = set(log.completions)
+        self._now_ms = now_ms
+        self.lane = Lane(
+            TENANT, Capacity(runs_per_lane=50, runs_per_cell=50), self._start, self._abandon, self
+        )
+        for saved, goes_on in in_turn(open_runs(sorted(self.records.items()))):
+            self._known.add(saved.key)
+            arrived = Arrived.again(saved, self.source, works, None)
+            self.happenings.append(Resumed(arrived) if goes_on else Sleeping(saved.key, self.source))
+
+    def _start(self, calls: Iterable[StartCall]) -> None:
+        self.calls += [(self._now_ms + int(call.delay_s * 1000), call) for call in calls]
+
+    def _abandon(self, runs: Iterable[Machine]) -> None:
+        gone = set(runs)
+        self.calls = [(due_ms, call) for due_ms, call in self.calls if call.run not in gone]
+
+    def take(self, now_ms: int) -> None:
+        """Work on what has happened."""
+        self._now_ms = now_ms
+        given, self.happenings = self.happenings, []
+        batch: list[Decision] = []
+        for decision in self.lane.take(given, now_ms):
+            if isinstance(decision, Slept):
+                self.due.append((decision.due_ms or 1 << 62, Due(decision.key)))
+            elif isinstance(decision, Looked):
+                self.happenings.append(decision)
+            else:
+                batch.append(decision)
+                if isinstance(decision, Noted) and decision.keep_until_ms:
+                    self.due.append((decision.keep_until_ms, Due(b"", decision.records[0][0])))
+        if batch:
+            self.batches.append(batch)
+
+    def commit(self, batches: int) -> None:
+        """Commit the oldest of what was decided."""
+        for _ in range(batches):
+            batch = self.batches.popleft()
+            self._log.commit(batch)
+            for decision in batch:
+                if isinstance(decision, Written) and decision.record.barrier and decision.record.run:
+                    self.happenings.append(Barrier(decision.record.run, decision.record.number))
+
+    def read_next(self, now_ms: int) -> None:
+        """Read a record of the log, if it is not finished."""
+        offset, sent = self.read, self._log.sent[self.read]
+        self.read += 1
+        if offset in self._log.finished:
+            return
+        if sent.signal is not None:
+            at = f"signals/0/{offset}"
+            self.happenings.append(Signalled(self.source, offset, 1, now_ms, sent.signal, at, b"", None))
+        elif sent.command is not None:
+            self.happenings.append(Commanded(self.source, offset, 1, sent.command))
+        elif sent.event is not None:
+            incoming = sent.event
+            key = idempotency_key(TENANT, incoming.source, incoming.id, incoming.data)
+            key = sent.redrive.key if sent.redrive else key
+            if key in self._known:  # dedup: its end is a decision too
+                self.batches.append([Noted(TENANT, self.source, offset, 1)])
+                return
+            self._known.add(key)
+            root = sent.redrive.root if sent.redrive else b""
+            arrived = Arrived(self.source, offset, now_ms, b"", None, incoming, works, key=key)
+            arrived.redrive, arrived.root = sent.redrive, root
+            self.happenings.append(arrived)
+
+    # -- what a lane may read: agents.happenings.Memory --
+
+    def run(self, key: bytes, inbox: Any) -> Arrived | str:
+        found = open_runs(self._scan(run_prefix(TENANT, key)))
+        return Arrived.again(found[0], inbox, works, None) if found else "the ledger does not hold it"
+
+    def inbox(self, source: Any) -> Any:
+        return self.source
+
+    def signals(self, prefix: bytes) -> list[tuple[bytes, Kept]]:
+        return [(key, decode_kept(value)) for key, value in self._scan(prefix)]
+
+    def shared(self, key: bytes) -> Shared | None:
+        value = self.records.get(key)
+        return None if value is None else decode_shared(value)
+
+    def failed(self, key: bytes) -> OpenRun | None:
+        found = runs_of(self._scan(run_prefix(TENANT, key)))
+        return found[0] if found and found[0].failed else None
+
+    def put(self, key: bytes, value: bytes | None) -> None:
+        if value is None:
+            self.records.pop(key, None)
+        else:
+            self.records[key] = value
+
+    def _scan(self, prefix: bytes) -> list[tuple[bytes, bytes]]:
+        return sorted((key, value) for key, value in self.records.items() if key.startswith(prefix))
+
+
+class Request:
+    """A call on its way: it may reach its target until its time-out is over, whoever still waits for it."""
+
+    def __init__(self, cell: Cell, started: StartCall, sent_ms: int) -> None:
+        self.cell: Cell | None = cell  # that waits for the answer
+        self.started = started
+        self.until_ms = sent_ms + int(started.tool.timeout_s * 1000)
+        self.landed = False
+        self.result: Any = None
+
+    @property
+    def subject(self) -> tuple[str, ...]:
+        """What there may be one effect of."""
+        started = self.started
+        if started.tool.scope == "tenant":
+            return (started.tool.name, str(started.call.arguments["what"]))
+        return (started.tool.name, started.run.root, started.place.removeprefix("~"))
+
+
+class Targets:
+    """What calls have changed. A keyed operation is done once per key."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[str, str] = {}
+        self._number = 0
+        self.standing: dict[tuple[str, ...], str] = {}
+        self.done: Counter[str] = Counter()
+
+    def do(self, request: Request) -> str | None:
+        """The effect of a request that reaches its target."""
+        started, subject = request.started, request.subject
+        keyed = started.tool.effect == "keyed"
+        if keyed and started.call.key in self._by_key:
+            return self._by_key[started.call.key]
+        self.done[f"{started.kind} {started.tool.name}"] += 1
+        if started.kind == "undo":
+            if subject not in self.standing and started.undone is not None:
+                raise Wrong(f"{subject} was undone twice")
+            self.standing.pop(subject, None)
+            answer = ""
+        else:
+            self._number += 1
+            answer = f"{started.tool.name}#{self._number}"
+            if subject in self.standing:
+                raise Wrong(f"{subject} was done twice: {self.standing[subject]} and {answer}")
+            self.standing[subject] = answer
+        if keyed:
+            self._by_key[started.call.key] = answer
+        return answer
+
+
+def answered(request: Request, answer: Any) -> Answered:
+    """The answer that a run gets."""
+    return Answered(request.started.run, answer)
+
+
+def ended_runs(log: Log) -> Mapping[bytes, Completed | RunFailed]:
+    """How the last run of each event ended; by the key of its first."""
+    found: dict[bytes, Completed | RunFailed] = {}
+    roots = {sent.redrive.key: sent.redrive.root for sent in log.sent if sent.redrive}
+    for key, outcome in log.completions.items():  # in the order of the commits
+        if isinstance(outcome, RunFailed) and outcome.code == "redrive-refused":
+            continue
+        found[roots.get(key, key)] = outcome
+    return found
+
+
+def event(number: int, steps: list[str]) -> Incoming:
+    """An event that lists what its run is to do."""
+    return Incoming(TENANT, "tests", f"evt-{number}", "work", None, msgspec.json.encode(steps))
