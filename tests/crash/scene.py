@@ -18,7 +18,7 @@ from onceflow.stream.topics import Names, prepare
 from tests.crash.cells import Cell
 from tests.crash.checker import Contents, Event, Sent, echoes, faults
 from tests.crash.checker import Reader as Outputs
-from tests.crash.load import Load, Mix, Record, encode, outcome
+from tests.crash.load import TYPE, Load, Mix, Record, encode, outcome
 from tests.waiting import wait_until
 
 PARTITIONS = 16  # of the shared topic, and so the flow's slots
@@ -98,11 +98,13 @@ class Scene:
         self.cells.append(cell)
         return cell
 
-    def send(self, event: Event, *, topic: str = "") -> None:
-        """Send one event: to `topic`, or to the shared one."""
+    def send(self, event: Event, *, topic: str = "", kind: str = TYPE) -> None:
+        """Send one event of this type: to `topic`, or to the shared one."""
         assert self.load is not None
         key = "" if topic else event.tenant
-        self.load.send(Record(topic or self.shared, 0 if topic else -1, key, encode(event), [], event, ""))
+        self.load.send(
+            Record(topic or self.shared, 0 if topic else -1, key, encode(event, kind), [], event, "")
+        )
 
     # --- what a test does ---
 

@@ -80,7 +80,7 @@ def test_a_parked_run_goes_on_as_a_person_decides(
     for how in ("again", "fail"):
         operator.says("resolve", orders[how].key, f"--{how}")
     operator.says("cancel", orders["cancel"].key)
-    with pytest.raises(ConfigError, match="no open run has this id"):
+    with pytest.raises(ConfigError, match="no run in the ledger has this id"):
         operator.says("resolve", orders["result"].key, "--again")
 
     scene.wait(lambda: len(ended(scene)) == 4, "all have ended")

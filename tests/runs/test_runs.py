@@ -93,8 +93,14 @@ def an_intent_without_outcome_taken_for_not_sent(patch: pytest.MonkeyPatch) -> N
 
 
 def undone_while_it_may_be_on_its_way(patch: pytest.MonkeyPatch) -> None:
-    undo = Machine._undo
-    patch.setattr(Machine, "_undo", lambda self, place, delay_s=0.0: undo(self, place, 0.0))
+    intend = Machine._intend
+
+    def at_once(self: Machine, waiting: Any) -> None:
+        if waiting.started.kind == "undo":
+            waiting.started = waiting.started._replace(delay_s=0.0)
+        intend(self, waiting)
+
+    patch.setattr(Machine, "_intend", at_once)
 
 
 def an_undone_call_begun_anew_by_a_replay(patch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from onceflow.agents.journal import CALL_FAILED, FAILING, NIL, PARKED, UNDO, Entry, OpenRun
+from onceflow.agents.journal import CALL_FAILED, FAILING, NIL, OUTCOME_UNKNOWN, PARKED, UNDO, Entry, OpenRun
 
 HEADER = "onceflow-command"
 CANCELLED = "cancelled"
@@ -50,7 +50,13 @@ def resolution(command: Command, run: OpenRun) -> Mapping[str, Entry] | str:
     parked = run.journal.get(PARKED)
     if command.action == "cancel":
         news = {FAILING: Entry(run.begun.agent, 0, b"", None, (CANCELLED, "cancelled by an operator"))}
-        return news if not run.parked else {**news, PARKED: _settled(run)}
+        if run.parked and parked is not None:
+            news[PARKED] = _settled(run)
+            place = parked.arguments.decode()
+            if place and not place.startswith(UNDO):  # it stays unknown, and is undone where that can be
+                error = (OUTCOME_UNKNOWN, f"{run.journal[place].tool}: cancelled while nobody knew")
+                news[place] = msgspec.structs.replace(run.journal[place], error=error)
+        return news
     if not run.parked or parked is None:
         return "the run is not parked"
     if command.segments != run.segments:

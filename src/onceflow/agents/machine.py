@@ -745,6 +745,9 @@ class Machine(msgspec.Struct, eq=False):
         key = undo_key(call.key) if known is None or known.intent is None else known.intent.key
         call = msgspec.structs.replace(call, key=key, attempt=attempt)
         result = None if entry.result is None else tool.decode_result(entry.result)
+        if result is None and entry.intent is not None:  # it may still be on its way, or at work
+            over_s = (entry.intent.send_by_ms - self.now_ms) / 1000 + tool.timeout_s
+            delay_s = max(delay_s, over_s)
         started = StartCall(self, UNDO + place, tool, call, delay_s, "undo", result)
         waiting = self._waiting[UNDO + place] = Waiting(started, unknown=attempt > 1)
         if retry is not None:
