@@ -9,29 +9,36 @@ from typing import Any
 import pytest
 
 from onceflow.agents.call import Call
-from onceflow.agents.calls import Raised, Returned, StartCall, UnusableResult
+from onceflow.agents.calls import NotSent, Raised, Returned, StartCall, UnusableResult
 from onceflow.agents.executor import Answered, Executor
+from onceflow.agents.gates import Allowance
 from onceflow.agents.machine import Machine
 from onceflow.agents.tool import tool
-from onceflow.errors import GiveUp
+from onceflow.errors import GiveUp, RetryLater
 from tests.waiting import wait_until
 
 
 class Asked:
     """An executor whose answers are gathered as they come."""
 
-    def __init__(self) -> None:
+    def __init__(self, allowance: Allowance = Allowance()) -> None:  # noqa: B008 (a value)
         self.woken = threading.Event()
-        self.executor = Executor(self.woken.set)
+        self.executor = Executor(self.woken.set, allowance)
         self.answers: list[Answered] = []
 
     def call(
-        self, function: Callable[..., Any], *, timeout_s: float = 10, delay_s: float = 0.0, **arguments: Any
+        self,
+        function: Callable[..., Any],
+        *,
+        timeout_s: float = 10,
+        delay_s: float = 0.0,
+        tenant: str = "acme",
+        **arguments: Any,
     ) -> Machine:
         """Start a call of this function as a `read` tool; return the run that asked."""
         decorator: Any = tool(effect="read", timeout=timeout_s)
         run: Any = Machine(None, None)  # type: ignore[arg-type]  # the executor only hands it back
-        call = Call("acme", "run", "key", 1, datetime.now(UTC), arguments)
+        call = Call(tenant, "run", "key", 1, datetime.now(UTC), arguments)
         self.executor.start([StartCall(run, "0", decorator(function), call, delay_s)])
         return run  # type: ignore[no-any-return]
 
@@ -188,7 +195,7 @@ def test_the_calls_of_an_abandoned_run_are_cancelled_and_give_no_answer(asked: A
             cancelled.set()
 
     run = asked.call(notes_its_end)
-    wait_until(lambda: asked.executor._running, 5, "the call to begin")
+    wait_until(lambda: asked.executor._loops[0]._running, 5, "the call to begin")
     asked.executor.abandon([run])
     assert cancelled.wait(5)
     asked.call(greet, name="other")
@@ -214,7 +221,84 @@ def test_closing_waits_for_clean_ups_and_may_be_repeated() -> None:
             cleaned.set()
 
     asked.call(cleans_up)
-    wait_until(lambda: asked.executor._running, 5, "the call to begin")
+    wait_until(lambda: asked.executor._loops[0]._running, 5, "the call to begin")
     asked.executor.close()
     asked.executor.close()
     assert cleaned.is_set()
+
+
+# --- One tenant's tool, and the others ---
+
+
+def test_a_tool_that_blocks_its_thread_is_named_and_holds_up_no_call_that_begins_later(
+    asked: Asked, caplog: pytest.LogCaptureFixture
+) -> None:
+    let_go = threading.Event()
+
+    async def blocks() -> int:
+        let_go.wait(30)
+        return 1
+
+    async def well() -> int:
+        return 2
+
+    asked.call(blocks)
+    wait_until(lambda: "blocks its thread" in caplog.text, 10, "it is named")
+    assert caplog.records[-1].tool == "blocks"  # type: ignore[attr-defined]
+    asked.call(well)
+    assert result(asked.answer()) == 2
+    let_go.set()
+    wait_until(lambda: len(asked.fetch()) == 2, 5, "its own answer")
+
+
+def test_tasks_that_a_tool_leaves_behind_are_reported(asked: Asked, caplog: pytest.LogCaptureFixture) -> None:
+    kept = []
+
+    async def leaves() -> None:
+        kept.append(asyncio.get_running_loop().create_task(asyncio.Event().wait()))
+
+    asked.call(leaves)
+    asked.answer()
+    (record,) = [each for each in caplog.records if "left tasks behind" in each.message]
+    assert (record.tool, record.tasks) == ("leaves", 1)  # type: ignore[attr-defined]
+
+
+def test_no_more_calls_of_a_tool_than_allowed_run_at_once() -> None:
+    asked = Asked(Allowance(at_once=3))
+    running, most, gate = 0, 0, threading.Event()
+
+    async def counts() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.to_thread(gate.wait, 30)
+        running -= 1
+
+    for _ in range(10):
+        asked.call(counts)
+    wait_until(lambda: most == 3, 5, "three run")
+    gate.set()
+    wait_until(lambda: len(asked.fetch()) == 10, 5, "all are answered")
+    assert most == 3
+    asked.executor.close()
+
+
+def test_a_long_rest_is_answered_with_nothing_sent_and_of_that_tenant_only() -> None:
+    asked = Asked()
+    times = []
+
+    async def busy() -> None:
+        times.append(1)
+        raise RetryLater(after=60)
+
+    asked.call(busy)
+    asked.answer()
+    asked.call(busy)
+    wait_until(lambda: len(asked.fetch()) == 2, 5, "the second answer")
+    error = asked.answers[1].answer.error  # type: ignore[union-attr]
+    assert isinstance(error, NotSent)
+    assert 50 < error.after_s <= 60
+    asked.call(busy, tenant="globex")
+    wait_until(lambda: len(asked.fetch()) == 3, 5, "another tenant's")
+    assert len(times) == 2
+    asked.executor.close()

@@ -186,7 +186,11 @@ class UnusableResult(Exception):  # noqa: N818
 
 
 class NotSent(Exception):  # noqa: N818
-    """The time by which the attempt had to be sent was over: nothing was sent."""
+    """Nothing was sent: the time by which the attempt had to be was over, or its tool is left in peace so long (s)."""
+
+    def __init__(self, after_s: float = 0.0) -> None:
+        super().__init__(after_s)
+        self.after_s = after_s
 
 
 # --- what an answer means ---
@@ -252,7 +256,7 @@ def retry_delay_s(waiting: Waiting, answer: Answer) -> float:
     """Seconds until the next attempt: by the tool's policy, with full jitter that a replay would draw again."""
     call, error = waiting.started.call, answer.error if isinstance(answer, Raised) else None
     if isinstance(error, NotSent):
-        return 0.0
+        return error.after_s
     unit = random.Random(f"{call.key}/{call.attempt}").random()  # noqa: S311 (spreads load, no secret)
     delay_s = waiting.started.tool.retry.delay_s(waiting.attempts, unit)
     if isinstance(error, RetryLater) and error.after_s is not None:

@@ -42,6 +42,7 @@ def find_letters(
     slots = existing_slots(flow, cluster, settings)
     letters = read_dead_letters(flow, cluster, settings, slots)
     found = [letter for letter in letters if (letter.at in at if at else wanted(letter))]
+    found.sort(key=lambda letter: (letter.time_ms, letter.at))
     if missing := sorted(set(at) - {letter.at for letter in found}):
         raise ConfigError(
             f"{', '.join(missing)}: no such dead letter; write TOPIC/PARTITION/OFFSET, as `onceflow dead-letters list "

@@ -1,0 +1,65 @@
+"""Gates: how many calls of one tool one tenant has at a time, how fast they follow, and when none is sent.
+
+A tool that fails again and again for a tenant, or that says when to come back, is left in peace: its calls wait at the
+gate, and then one is let through to try (a circuit breaker, Nygard, "Release It!", 2007). What waits there waits for
+nobody else: each tenant and tool has a gate of its own. Pure: who asks says what time it is.
+"""
+
+from typing import NamedTuple
+
+import msgspec
+
+from onceflow.errors import Failed, GiveUp, RetryLater
+
+REST_FIRST_S, REST_LONGEST_S = 1.0, 60.0
+
+
+class Allowance(NamedTuple):
+    """What each tenant may ask of each tool."""
+
+    at_once: int = 32  # calls
+    per_second: float = 0.0  # calls; 0: as many as it likes
+    failures: int = 8  # one after another, until the tool is left in peace; 0: never
+
+
+class Gate(msgspec.Struct):
+    """One tenant's calls of one tool. Times in seconds of a monotonic clock."""
+
+    running: int = 0
+    closed_until: float = 0.0
+    probing: bool = False  # it was closed, and one call is through to try
+    failed: int = 0  # one after another
+    next_at: float = 0.0  # by the rate
+
+    def wait_s(self, allowance: Allowance, now: float) -> float:
+        """Seconds until a call may ask again; 0: it may be sent now; negative: when another one has ended."""
+        if now < self.closed_until:
+            return self.closed_until - now
+        if self.running >= allowance.at_once or (self.probing and self.running):
+            return -1.0
+        return max(0.0, self.next_at - now)
+
+    def sent(self, allowance: Allowance, now: float) -> None:
+        """A call is let through."""
+        self.running += 1
+        if self.closed_until:
+            self.closed_until, self.probing = 0.0, True
+        if allowance.per_second:
+            self.next_at = max(now, self.next_at) + 1 / allowance.per_second
+
+    def ended(self, allowance: Allowance, now: float, error: BaseException | None) -> bool:
+        """A call has ended; whether the tool is left in peace because of it."""
+        self.running -= 1
+        if error is None or isinstance(error, (Failed, GiveUp)):  # it has answered
+            self.failed, self.probing = 0, False
+            return False
+        self.failed += 1
+        rest_s = 0.0
+        if isinstance(error, RetryLater) and error.after_s is not None:
+            rest_s = error.after_s
+        elif allowance.failures and self.failed >= allowance.failures:
+            rest_s = min(REST_LONGEST_S, REST_FIRST_S * 2 ** (self.failed - allowance.failures))
+        if rest_s <= 0:
+            return False
+        self.closed_until = max(self.closed_until, now + rest_s)
+        return True
