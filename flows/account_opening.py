@@ -12,6 +12,12 @@ Now and then (POLL_S) the check itself is asked; after WAIT_S a person gets a ti
 `open-account.completed` says `{"account": …, "status": "escalated", "ticket": …}`, otherwise `"status":
 "open"`. A refused account ends as failed, its check withdrawn. A run that waits holds no thread, and
 survives any restart. The services are simulated, see `flows/outside.py`.
+
+In markets whose check answers at once (the event's `market`), nobody waits; the file flags.toml says which
+they are, and may be changed at any time:
+
+    [check-at-once]
+    SE = true
 """
 
 import os
@@ -43,6 +49,12 @@ async def ask_check(account: str) -> str | None:
     return None
 
 
+@tool(effect="read", retry=RETRY)
+async def check_at_once(account: str) -> str:
+    """What the check of some markets says at once."""
+    return "passed"
+
+
 @tool(effect="keyed", retry=RETRY)
 async def escalate(call: Call, account: str) -> str:
     """Make a ticket for a person."""
@@ -59,6 +71,11 @@ async def open_account(call: Call, account: str) -> str:
 async def open_checked_account(run: Run, event: Event) -> dict[str, Any]:
     """Ask for the check, wait for what it says, and act on it."""
     account = event.data["account"]
+    if run.flag("check-at-once", event.data.get("market")):
+        if await run.call(check_at_once, account) != "passed":
+            raise Failed("refused", f"the identity check refused {account}")
+        await run.call(open_account, account=account)
+        return {"account": account, "status": "open"}
     await run.call(request_check, account=account)
     answer = await run.wait_for(
         "identity.checked",

@@ -86,9 +86,9 @@ def scene(kafka: Kafka, tmp_path: Path, request: pytest.FixtureRequest) -> Itera
         scene.close()
 
 
-def send(scene: Scene, events: list[tuple[str, dict[str, Any]]]) -> None:
+def send(scene: Scene, events: list[tuple[str, dict[str, Any]]], first: int = 0) -> None:
     assert scene.load is not None
-    for number, (kind, data) in enumerate(events):
+    for number, (kind, data) in enumerate(events, first):
         event = event_of(number, kind, data)
         scene.load.send(Record(scene.shared, -1, TENANT, encode(event, kind), [], event, ""))
     scene.load.flush()
@@ -151,6 +151,8 @@ def test_accounts_are_opened_refused_or_escalated(
     """Three kinds of answers of the check: passed, refused, none in time; the cell is killed while all wait."""
     world = tmp_path / "outside"
     times = {"ACCOUNT_POLL_S": "1", "ACCOUNT_WAIT_S": "12"}
+    flags = tmp_path / "flags.toml"
+    times["ONCEFLOW_FLAGS"] = str(flags)
     cell = scene.cell("a", "flows.account_opening", OUTSIDE_DIR=str(world), **times).start()
     accounts = [f"account-{number}" for number in range(30)]
     send(scene, [("account.requested", {"account": account}) for account in accounts])
@@ -172,6 +174,11 @@ def test_accounts_are_opened_refused_or_escalated(
     ends = {"open": ["check", "open"], "refused": ["check", "withdraw"], "escalated": ["check", "ticket"]}
     found = Counter(tuple(operations) for operations in by_subject(world, monkeypatch).values())
     assert found == {tuple(operations): 10 for operations in ends.values()}
+
+    flags.write_text("[check-at-once]\nSE = true\n")
+    send(scene, [("account.requested", {"account": "swede", "market": "SE"})], first=30)
+    scene.wait(lambda: len(ended(scene)) == 31, "it has ended")
+    assert by_subject(world, monkeypatch)["swede"] == ["open"]
 
 
 # --- What naive code does in the same world ---

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from onceflow.config import Limits
 from onceflow.errors import Failed, GiveUp, RetryLater
 
 REST_FIRST_S, REST_LONGEST_S = 1.0, 60.0
@@ -20,6 +21,11 @@ class Allowance(NamedTuple):
     at_once: int = 32  # calls
     per_second: float = 0.0  # calls; 0: as many as it likes
     failures: int = 8  # one after another, until the tool is left in peace; 0: never
+
+
+def allowance_of(limits: Limits) -> Allowance:
+    """What the settings allow."""
+    return Allowance(limits.calls_at_once, limits.calls_per_second, limits.calls_failing)
 
 
 class Gate(msgspec.Struct):

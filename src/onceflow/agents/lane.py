@@ -55,6 +55,7 @@ from onceflow.agents.happenings import (
 from onceflow.agents.journal import (
     FAILED,
     FAILING,
+    GONE,
     Entry,
     OpenRun,
     encode_segment,
@@ -529,11 +530,12 @@ class Lane:
             if isinstance(news, str):
                 refusal = news
             elif not isinstance(news, Arrived):
+                asks = [place for place, entry in news.items() if self._keys.settled_by_others(place, entry)]
                 for place, entry in news.items():
-                    if entry.intent is not None and entry.intent.shared:
+                    if entry.intent is not None and entry.intent.shared and place not in asks:
                         resolved = self._keys.resolved(entry.intent.shared, (key, place), entry, now_ms)
                         self._told(resolved, calls, decided)
-                self._wake(key, now_ms, calls, decided, news)
+                self._wake(key, now_ms, calls, decided, {**news, **dict.fromkeys(asks, GONE)})
         elif (run := self._awake(key)) is not None and command.action == "cancel":
             self._cancel(run, CANCELLED, BY_OPERATOR, now_ms, calls, decided)
         elif command.action == "cancel" and (waiting := [a for a in self._queue if a.key == key]):

@@ -305,7 +305,8 @@ class Machine(msgspec.Struct, eq=False):
 
     def _write(self) -> None:
         """Put the news into the ledger, if it knows the run or has to; calls that are held wait for it."""
-        if not (self._news or self._held or (self._waits and not self.segments)):
+        first = not self.segments and (self._waits or self._parking)
+        if not (self._news or self._held or first):
             return
         entries = (self._news or {}) if self.segments else dict(self.journal)
         portions = list(chunks(entries))
@@ -344,7 +345,10 @@ class Machine(msgspec.Struct, eq=False):
         """Write into the journal."""
         if not isinstance(self.journal, dict):
             self.journal = {}
-        self.journal[place] = entry
+        if entry is GONE:
+            self.journal.pop(place, None)
+        else:
+            self.journal[place] = entry
         if self.segments:
             if self._news is None:
                 self._news = {}

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from onceflow.agents.agent import Routes
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.executor import Executor
-from onceflow.agents.gates import Allowance
+from onceflow.agents.gates import allowance_of
 from onceflow.agents.happenings import (
     Arrived,
     Barrier,
@@ -113,12 +113,7 @@ class Runtime:
         self._slots = slots
         names = self._names = Names.of(self.flow)
         limits = cluster.patiently(lambda: limits_of(cluster, names), stop=lambda: self.stopping)
-        most = (
-            settings.limits.calls_at_once,
-            settings.limits.calls_per_second,
-            settings.limits.calls_failing,
-        )
-        self.executor = Executor(self._doorbell.ring, Allowance(*most))
+        self.executor = Executor(self._doorbell.ring, allowance_of(settings.limits))
         window_ms = int(settings.dedup.window.total_seconds() * 1000)
         self._seen = Seen(
             Store.open(settings.state_dir / "seen"), window_ms=window_ms, span_ms=limits.span_ms

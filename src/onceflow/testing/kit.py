@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -24,6 +25,8 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 STEPS_MAX = 10_000
 
 Results = Mapping[Tool[Any, Any], Any]
+Flags = Mapping[str, bool | Mapping[str, bool]]
+NO_FLAGS: Flags = MappingProxyType({})
 
 
 def event(
@@ -61,12 +64,14 @@ def run_agent(
     signals: Iterable[Signal] = (),
     now: datetime = NOW,
     target: Target | None = None,
+    flags: Flags = NO_FLAGS,
 ) -> Outcome:
     """Run an agent on an event to its end, or until it is parked or waits for a signal that does not come.
 
+    flags: what `run.flag` answers, by name: True, False, or that by market (and `default`).
     signals: come one after another, when there is nothing else to do; before a time-out is waited for.
     """
-    simulation = _simulation(agent, given, results, signals, now, target or Target())
+    simulation = _simulation(agent, given, results, signals, now, target or Target(), flags)
     _to_the_end(simulation)
     return _outcome(simulation)
 
@@ -87,6 +92,7 @@ def crash_everywhere(
     signals: Iterable[Signal] = (),
     target: Target | None = None,
     replies: Iterable[Reply] = tuple(Reply),
+    flags: Flags = NO_FLAGS,
 ) -> Report:
     """Kill the process at every step, with every reply to every request; fail if an effect is done twice or left over.
 
@@ -102,7 +108,7 @@ def crash_everywhere(
 
     def begun() -> Simulation:
         world.forget()
-        return _simulation(agent, given, results, signals, NOW, world)
+        return _simulation(agent, given, results, signals, NOW, world, flags)
 
     clean = begun()
     steps = _to_the_end(clean)
@@ -181,9 +187,14 @@ def _simulation(
     signals: Iterable[Signal],
     now: datetime,
     target: Target,
+    flags: Flags,
 ) -> Simulation:
     now_ms = int(now.timestamp() * 1000)
-    return Simulation([agent], [given], results=results or {}, signals=signals, target=target, now_ms=now_ms)
+    simulation = Simulation(
+        [agent], [given], results=results or {}, signals=signals, target=target, now_ms=now_ms
+    )
+    simulation.flags = dict(flags)
+    return simulation
 
 
 def _to_the_end(simulation: Simulation, dies_after: int = -1) -> int:

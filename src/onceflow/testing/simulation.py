@@ -135,6 +135,7 @@ class Simulation:
         self.called: list[Called] = []
         self.ends: list[tuple[str, Completed | RunFailed]] = []  # run, how
         self.parked: list[str] = []
+        self.flags: dict[str, bool | Mapping[str, bool]] = {}
         self.reply: Callable[[StartCall], Reply] = lambda started: Reply.OK
         self.undoable = {tool.name for tool in results if tool.compensation is not None}
         self._results = {tool: list(r) if isinstance(r, list) else r for tool, r in results.items()}
@@ -200,7 +201,8 @@ class Simulation:
     def _start(self) -> None:
         self._happenings, self._decided, self._calls, self._due = [], [], [], []
         capacity = Capacity(runs_per_lane=1_000, runs_per_cell=1_000)
-        self._lane = Lane(self._tenant, capacity, self._calls.extend, lambda runs: None, self._ledger)
+        calls = (self._calls.extend, lambda runs: None)
+        self._lane = Lane(self._tenant, capacity, *calls, self._ledger, flags=self._flag)
         for saved, goes_on in in_turn(open_runs(self._ledger.scan(b""))):
             if not goes_on:
                 self._happenings.append(Sleeping(saved.key, self._source, saved.begun.line, saved.begun.turn))
@@ -211,6 +213,12 @@ class Simulation:
             agent = self._agents[incoming.type]
             arrived = Arrived(self._source, offset, self.now_ms, b"", None, incoming, agent, key=key)
             self._happenings.append(arrived)
+
+    def _flag(self, name: str, market: str | None) -> bool:
+        flag = self.flags.get(name, False)
+        if isinstance(flag, bool):
+            return flag
+        return flag.get(market or "default", flag.get("default", False))
 
     def _commit(self) -> None:
         decided, self._decided = self._decided, []
