@@ -115,6 +115,8 @@ class Keys:
     def _tell(self, digest: bytes, now_ms: int) -> Iterator[Told]:
         """Who waits asks again, in the order of first asking."""
         for ask in self._waiting.pop(digest, ()):
+            if not ask.run.waits_at(ask.place):
+                continue  # it was cancelled meanwhile
             yield from self._asked(ask, self._memory.shared(shared_key(self._tenant, digest)), now_ms)
 
     def _note(self, digest: bytes, record: Shared | None) -> Noted:

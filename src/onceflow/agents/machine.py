@@ -664,6 +664,10 @@ class Machine(msgspec.Struct, eq=False):
         tool, call = (self._asked or {})[place]
         return tool.shared_digest(call.tenant, call.arguments)
 
+    def waits_at(self, place: str) -> bool:
+        """Whether a call is still waited for."""
+        return not self.ended and place in (self._waiting or {})
+
     def key_free(self, place: str, key: str, now_ms: int) -> list[Effect]:
         """This run is to make the call."""
         waiting = None if self.ended else (self._waiting or {}).get(place)

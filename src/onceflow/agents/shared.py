@@ -121,7 +121,7 @@ def left(known: Shared, by: tuple[bytes, str]) -> tuple[Shared, bool]:
         return msgspec.structs.replace(known, takers=others), False
     if known.result is None and not known.unknown and known.holder != by:
         return known, False  # it is undone already: the run has asked for it twice
-    return msgspec.structs.replace(known, takers=(), holder=by, result=None), True
+    return msgspec.structs.replace(known, takers=(), holder=by, result=None, unknown=""), True
 
 
 def undone(known: Shared) -> Shared:
