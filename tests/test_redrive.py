@@ -331,3 +331,53 @@ def test_an_entry_of_a_run_that_is_redriven_says_that_only_a_person_knows() -> N
     assert entry.open
     assert entry.intent is not None
     assert entry.intent.asks
+
+
+def test_a_blind_compensation_that_the_process_died_in_waits_for_a_person() -> None:
+    @tool(effect="blind")
+    async def ship(call: Call) -> str: ...  # type: ignore[empty-body]
+
+    @ship.compensate
+    async def call_back(call: Call, result: str | None) -> None: ...
+
+    @agent("ships", on="t")
+    async def ships(run: Run, event: Event) -> None:
+        await run.call(ship)
+        raise Failed("sold-out")
+
+    tenant = Tenant(ships)
+    tenant.event(ships)
+    tenant.answer("s-1")
+    tenant.commit()
+    assert tenant.started[0].kind == "undo"
+    tenant.begin_anew()
+    tenant.resume()
+    assert (tenant.started, tenant.ended) == ([], [])
+    assert tenant.memory.saved(KEY).parked
+    segments = tenant.memory.saved(KEY).segments
+    tenant.take(Commanded(tenant.source, 9, 1, Command("result", "acme", KEY.hex(), segments)))
+    assert tenant.outcome.code == "sold-out"
+
+
+def test_a_call_that_is_being_undone_is_not_sent_again_by_a_replay() -> None:
+    @tool(effect="keyed", on_unknown="compensate", retry=RetryPolicy(attempts=1))
+    async def hold(call: Call) -> str: ...  # type: ignore[empty-body]
+
+    @hold.compensate
+    async def release(call: Call, result: str | None) -> None: ...
+
+    @agent("holds", on="t")
+    async def holds(run: Run, event: Event) -> str:
+        try:
+            return await run.call(hold)
+        except CallFailed:
+            return "undone"
+
+    tenant = Tenant(holds)
+    tenant.event(holds)
+    tenant.answer(TimeoutError())
+    tenant.begin_anew()
+    tenant.resume()
+    again = tenant.answer(None)
+    assert again.kind == "undo"
+    assert tenant.outcome == Completed("undone")

@@ -3,6 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from onceflow.agents.agent import agent
@@ -210,3 +211,66 @@ def test_scope_and_key_fields_go_together() -> None:
         tool(effect="keyed", key_fields=("customer",))(welcome.function)
     with pytest.raises(ConfigError, match="leave out scope"):
         tool(effect="read", scope="tenant")(welcome.function)
+
+
+# --- What random schedules have found ---
+
+
+def test_a_run_that_was_cancelled_while_it_waited_is_not_given_the_call(tenant: Tenant) -> None:
+    tenant.event(greets, 1)
+    second, third = tenant.event(greets, 2), tenant.event(greets, 3)
+    tenant.take(Commanded(tenant.source, 9, 1, Command("cancel", "acme", second.hex())))
+    assert [end.code for end in outcomes(tenant)] == ["cancelled"]
+    tenant.answer(GiveUp("no"))
+    tenant.answer("w-3")
+    assert tenant.ended[-1].arrived.key == third
+    assert tenant.ended[-1].outcome == Completed("w-3")
+
+
+@agent("greets-twice", on="x")
+async def greets_twice(run: Run, event: Event) -> None:
+    await run.call(welcome, customer="ann")
+    await run.call(welcome, customer="ann")
+    raise Failed("sold-out")
+
+
+def test_what_one_run_has_asked_for_twice_is_undone_once() -> None:
+    tenant = Tenant(greets_twice)
+    tenant.event(greets_twice)
+    tenant.answer("w-1")
+    assert tenant.answer(None).kind == "undo"
+    assert tenant.started == []
+    assert tenant.outcome.code == "sold-out"
+
+
+def test_its_compensation_keeps_its_key_when_the_process_dies_in_it(tenant: Tenant) -> None:
+    tenant.event(greets_and_fails)
+    tenant.answer("w-1")
+    tenant.commit()
+    before = tenant.started[0].call.key
+    tenant.begin_anew()
+    tenant.resume()
+    again = tenant.answer(None)
+    assert (again.kind, again.call.key) == ("undo", before)
+
+
+def test_a_persons_word_counts_while_nothing_else_is_known() -> None:
+    """Both wait for a person; what the first one says frees the call, and the second run asks anew."""
+    tenant = Tenant(writes)
+    keys = [tenant.event(writes, number) for number in (1, 2)]
+    tenant.answer(TimeoutError())
+    for key, action in zip(keys, ("fail", "result"), strict=True):
+        segments = tenant.memory.saved(key).segments
+        command = Command(action, "acme", key.hex(), segments, result=msgspec.Raw(b'"seen"'))  # type: ignore[arg-type]
+        tenant.take(Commanded(tenant.source, 9, 1, command))
+    assert tenant.answer("l-2").tool.name == "letter"
+    assert tenant.ended[-1].outcome == Completed("l-2")
+
+
+def test_a_run_parked_over_anothers_call_is_in_the_ledger_with_that_call(tenant: Tenant) -> None:
+    tenant.event(writes, 1)
+    second = tenant.event(writes, 2)
+    tenant.answer(TimeoutError())
+    saved = tenant.memory.saved(second)
+    assert saved.parked
+    assert saved.journal["0"].intent is not None
