@@ -15,6 +15,7 @@ from onceflow.agents.run import Run
 from onceflow.agents.tool import tool
 from onceflow.errors import CallFailed, Failed, GiveUp, OutcomeUnknown, RetryLater
 from onceflow.event import Event
+from onceflow.observe.open_runs import steps_of
 from tests.tenant import KEY, NOW, Tenant
 
 
@@ -381,3 +382,22 @@ def test_a_call_that_is_being_undone_is_not_sent_again_by_a_replay() -> None:
     again = tenant.answer(None)
     assert again.kind == "undo"
     assert tenant.outcome == Completed("undone")
+
+
+# --- What is on record of a call, for those who look ---
+
+
+def test_how_long_a_call_took_and_what_it_found_is_on_record() -> None:
+    tenant = Tenant(sells)
+    tenant.event(sells)
+    tenant.started[0].call.retrieved(["doc-1", "doc-2"])
+    tenant.started[0].call.retrieved(["doc-3"], tenant="globex")
+    tenant.now += 1_500
+    tenant.answer(7)
+    tenant.commit()
+    tenant.now += 250
+    tenant.answer("mail-1")
+    found, sent, *_ = steps_of(tenant.memory.saved(KEY))
+    assert (found.what, found.seconds) == ("price", 1.5)
+    assert found.retrieved == {"acme": ["doc-1", "doc-2"], "globex": ["doc-3"]}
+    assert (sent.what, sent.seconds, sent.retrieved) == ("mail", 0.25, {})

@@ -88,7 +88,8 @@ def list_runs(
 
 @runs.command("show")
 def show_run(run: RunId, flow: FlowName, as_json: AsJson = False) -> None:
-    """An open run's journal: calls with their keys and executions, waits, what failed. Results are not shown.
+    """A run's journal: calls with their keys and executions, how long they took, how many records they found, waits, what
+    failed. Results are not shown. A run that has failed is kept, and shown, as long as its dead letter.
 
     Example: `onceflow runs show a78c26d0 --flow clearledger`
     """
@@ -108,10 +109,14 @@ def show_run(run: RunId, flow: FlowName, as_json: AsJson = False) -> None:
     about.add_row("agent", f"{begun.agent} version {begun.version}")
     about.add_row("event", Text(f"{begun.incoming.id} of {begun.incoming.source}, tenant {found.tenant}"))
     about.add_row("read from", f"{begun.origin}, sent {time_text(begun.time_ms)}")
-    table = new_table("place", "what", "state", "executions", "key", "", right=("executions",))
+    columns = ("place", "what", "state", "executions", "took", "key", "found", "")
+    table = new_table(*columns, right=("executions", "took", "found"))
     for step in steps_of(found):
         executions = str(step.executions) if step.executions else ""
-        table.add_row(step.place, step.what, step.state, executions, step.key, Text(step.detail))
+        took = "" if step.seconds is None else f"{step.seconds:.3f} s"
+        found_ = str(sum(len(ids) for ids in step.retrieved.values())) if step.retrieved else ""
+        detail = Text(step.detail)
+        table.add_row(step.place, step.what, step.state, executions, took, step.key, found_, detail)
     show(about, "", table)
 
 

@@ -1,14 +1,17 @@
 """A call as its tool sees it, and how often it is tried."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 import msgspec
 
 from onceflow.errors import ConfigError
+
+LINEAGE_MAX = 100  # ids
 
 
 def check_count(where: str, option: str, value: object) -> None:
@@ -46,6 +49,14 @@ class Call(msgspec.Struct, frozen=True):
     attempt: int  # counts from 1
     deadline: datetime  # aware; after it nobody waits for this attempt
     arguments: Mapping[str, Any]  # by name, defaults applied
+    lineage: list[tuple[str, list[str]]] = []  # what `retrieved` has noted
+
+    def retrieved(self, ids: Iterable[str], tenant: str | None = None) -> None:
+        """Note which records the call has found, and whose they are (by default its own tenant's).
+
+        Kept with the call on record, and shown by `onceflow runs show`: of at most 100 ids.
+        """
+        self.lineage.append((tenant or self.tenant, list(islice(ids, LINEAGE_MAX))))
 
     @property
     def headers(self) -> dict[str, str]:

@@ -209,6 +209,7 @@ class Waiting(msgspec.Struct):
     started: StartCall
     attempts: int = 1  # by the tool's retry policy
     unknown: bool = False  # an earlier attempt may have done it
+    asked_ms: int = 0
 
 
 def judged(waiting: Waiting, answer: Answer) -> Entry | Next:
@@ -249,7 +250,9 @@ def _entry(waiting: Waiting, *, result: bytes | None = None, error: tuple[str, s
     known = started.run.journal.get(started.place)
     intent = None if known is None else known.intent
     tool = started.tool
-    return Entry(tool.name, tool.version, tool.fingerprint(started.call.arguments), result, error, intent)
+    fingerprint = tool.fingerprint(started.call.arguments)
+    lineage = tuple(started.call.lineage)
+    return Entry(tool.name, tool.version, fingerprint, result, error, intent, lineage=lineage)
 
 
 def retry_delay_s(waiting: Waiting, answer: Answer) -> float:

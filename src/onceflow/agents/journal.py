@@ -74,6 +74,9 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
     intent: Intent | None = None
     wait: Wait | None = None
     retry: Retry | None = None  # with `wait`: an attempt that is due then
+    asked_ms: int = 0  # when the agent asked for it; 0: not known
+    done_ms: int = 0  # when it had its outcome
+    lineage: tuple[tuple[str, list[str]], ...] = ()  # tenant and ids of what it has found
 
     @property
     def open(self) -> bool:

@@ -425,7 +425,8 @@ class Machine(msgspec.Struct, eq=False):
         known = self.journal.get(place)
         if tool.effect == "read":
             call = self._call(handle, tool, place, arguments)
-            waiting = self._waiting[place] = Waiting(StartCall(self, place, tool, call, 0.0))
+            waiting = Waiting(StartCall(self, place, tool, call, 0.0), asked_ms=self.now_ms)
+            self._waiting[place] = waiting
             if known is not None and known.retry is not None:
                 self._taken_up(waiting, known.retry, call.key)
             self._effects.append(waiting.started)
@@ -542,7 +543,7 @@ class Machine(msgspec.Struct, eq=False):
             else:
                 self._not_sent(started)
             return
-        call = msgspec.structs.replace(call, attempt=call.attempt + 1)
+        call = msgspec.structs.replace(call, attempt=call.attempt + 1, lineage=[])
         waiting.started = started = self._timed(started._replace(call=call, delay_s=delay_s))
         if tool.effect == "read" or started.kind == "reconcile":
             self._effects.append(started)
@@ -636,12 +637,15 @@ class Machine(msgspec.Struct, eq=False):
 
     def _decided(self, started: StartCall, outcome: Entry) -> None:
         """A call has its outcome."""
-        del self._waiting[started.place]  # type: ignore[union-attr]
+        assert self._waiting is not None
+        asked_ms = self._waiting.pop(started.place).asked_ms
         if started.kind == "undo" and outcome.error is not None:
-            self._waiting.pop(started.place.removeprefix(UNDO), None)  # type: ignore[union-attr]
+            self._waiting.pop(started.place.removeprefix(UNDO), None)
             message = f"its compensation failed: {outcome.error[1]}"
             self._parking = (Reason.UNKNOWN_OUTCOME, message, started.place)
             return
+        asked_ms = asked_ms if outcome.intent is None else outcome.intent.made_ms
+        outcome = msgspec.structs.replace(outcome, asked_ms=asked_ms, done_ms=self.now_ms)
         self.record(started.place, outcome)
         place = started.place.removeprefix(UNDO)
         if started.tool.scope == "tenant":

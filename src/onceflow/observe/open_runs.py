@@ -34,6 +34,8 @@ class Step(NamedTuple):
     detail: str
     key: str
     executions: int
+    seconds: float | None = None  # from asking to the outcome
+    retrieved: Mapping[str, list[str]] = {}  # ids of what it has found, by tenant
 
 
 def state_of(run: OpenRun) -> str:
@@ -226,6 +228,8 @@ def _step(place: str, entry: Entry) -> Step:
         detail,
         "" if intent is None else intent.key,
         0 if intent is None else intent.executions,
+        (entry.done_ms - entry.asked_ms) / 1000 if entry.asked_ms and entry.done_ms else None,
+        dict(entry.lineage),
     )
 
 
