@@ -88,8 +88,8 @@ def list_runs(
 
 @runs.command("show")
 def show_run(run: RunId, flow: FlowName, as_json: AsJson = False) -> None:
-    """A run's journal: calls with their keys and executions, how long they took, how many records they found, waits, what
-    failed. Results are not shown. A run that has failed is kept, and shown, as long as its dead letter.
+    """A run's journal: calls with their keys and executions, how long they took, how many records they found, waits,
+    what failed. Results are not shown. A run that has failed is kept, and shown, as long as its dead letter.
 
     Example: `onceflow runs show a78c26d0 --flow clearledger`
     """
