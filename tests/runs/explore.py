@@ -271,7 +271,7 @@ class Schedule:
         called = run.journal[place.removeprefix(UNDO)]
         root = (run.begun.root or run.key).hex()
         subject: tuple[str, ...] = (called.tool, root, place.removeprefix(UNDO))
-        if called.tool == work.mail.name:
+        if called.tool in (work.mail.name, work.text.name):
             subject = (called.tool, work.customer(run.begun.incoming.id))
         answer = self.targets.standing.get(subject)
         if place.startswith(UNDO):
@@ -312,8 +312,8 @@ class Schedule:
 
     def _as_said(self, root: str, outcome: Completed, stands: set[str]) -> None:
         said = _flat(outcome.value)
-        claims = {each for each in said if "#" in each and not each.startswith(("news", "mail"))}
-        mails = {each for each in said if each.startswith("mail#")}
+        claims = {each for each in said if "#" in each and not each.startswith(("news", "mail", "text"))}
+        mails = {each for each in said if each.startswith(("mail#", "text#"))}
         if not claims <= stands:
             raise Wrong(f"run {root} says that {claims - stands} were done")
         unsaid = stands - claims

@@ -53,6 +53,7 @@ dare = _tool("dare", "blind", on_unknown="fail")
 seek = _tool("seek", "blind", on_unknown="reconcile")
 book = _tool("book", "blind", undo=True, on_unknown="compensate")
 mail = _tool("mail", "keyed", undo=True, scope="tenant", key_fields=("what",))
+text = _tool("text", "keyed", undo=True, scope="tenant", key_fields=("what",), on_unknown="compensate")
 
 UNDOABLE = {hold.name, fee.name, book.name}
 UNKNOWN = "unknown"
@@ -110,6 +111,7 @@ STEPS: dict[str, Callable[[Run, str], Awaitable[Any]]] = {
     "seek": lambda run, place: run.call(seek, place),
     "book": lambda run, place: run.call(book, place),
     "mail": lambda run, place: run.call(mail, customer(run.event.id)),
+    "text": lambda run, place: _caught(run, text, customer(run.event.id)),
     "both": _both,
     "nap": lambda run, place: run.sleep(15),
     "news": _waits,

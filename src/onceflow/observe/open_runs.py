@@ -209,7 +209,7 @@ def _step(place: str, entry: Entry) -> Step:
     what, detail = entry.tool, "" if entry.error is None else entry.error[1]
     if (of_run := _of_run(place, entry)) is not None:
         what, state, detail = of_run
-    elif entry.retry is not None:
+    elif entry.retry is not None and entry.open:
         what = f"undo {entry.tool}" if place.startswith(UNDO) else entry.tool
         detail = (
             f"attempt {entry.retry.executions + 1} at {time_text(entry.wait.due_ms)}" if entry.wait else ""
