@@ -25,7 +25,7 @@ OfReason = Annotated[str, typer.Option("--reason", help="Only those of this reas
 OfTenant = Annotated[str, typer.Option("--tenant", help="Only those of this tenant.")]
 Positions = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[TOPIC/PARTITION/OFFSET]...", help="Where they lie.", show_default=False),
+    typer.Argument(metavar="TOPIC/PARTITION/OFFSET", help="Where they lie.", show_default=False),
 ]
 Everything = Annotated[bool, typer.Option("--all", help="All of them, or all of a reason or a tenant.")]
 

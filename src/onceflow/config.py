@@ -213,7 +213,7 @@ class Limits(_Table):
     runs_per_lane: int = _whole(64, "runs", "Runs in flight of one tenant in a cell")
     runs_per_cell: int = _whole(4096, "runs", "Runs in flight of a cell")
     lane_queue: int = _whole(1024, "events", "Events of one tenant that may wait in a cell for a run")
-    calls_at_once: int = _whole(32, "calls", "Calls of one tool by one tenant at a time, in a cell")
+    calls_at_once: int = _whole(64, "calls", "Calls of one tool by one tenant at a time, in a cell")
     calls_per_second: float = _setting(0.0, "Calls of one tool by one tenant per second; 0: no limit", ge=0)
     calls_failing: int = _whole(8, "calls", "Failures in a row that have a tool left in peace; 0: never", 0)
     prefetch_bytes: int = _whole(32 << 20, "bytes", "What a cell's consumer fetches ahead", 1 << 20, 1 << 31)

@@ -18,7 +18,7 @@ REST_FIRST_S, REST_LONGEST_S = 1.0, 60.0
 class Allowance(NamedTuple):
     """What each tenant may ask of each tool."""
 
-    at_once: int = 32  # calls
+    at_once: int = 64  # calls
     per_second: float = 0.0  # calls; 0: as many as it likes
     failures: int = 8  # one after another, until the tool is left in peace; 0: never
 
