@@ -166,5 +166,5 @@ def find(point: Point) -> tuple[type, str]:
 
 
 def chosen(names: Sequence[str]) -> list[Point]:
-    """The points of these names; all of them if there are none."""
-    return [POINTS[name] for name in names or POINTS]
+    """The points of these names; without any, all that a cell passes whatever its agents do."""
+    return [POINTS[name] for name in names or [point.name for point in ALL]]
