@@ -302,3 +302,28 @@ def test_a_long_rest_is_answered_with_nothing_sent_and_of_that_tenant_only() -> 
     wait_until(lambda: len(asked.fetch()) == 3, 5, "another tenant's")
     assert len(times) == 2
     asked.executor.close()
+
+
+def test_once_a_tool_is_well_again_its_calls_run_beside_each_other() -> None:
+    """Eight calls wait for the one that tries; when that is well, all of them go on at once."""
+    asked = Asked(Allowance(at_once=8, failures=1))
+    together, well, all_there = 0, threading.Event(), threading.Event()
+
+    async def ails() -> None:
+        nonlocal together
+        if not well.is_set():
+            well.set()
+            raise ConnectionError
+        together += 1
+        if together == 9:  # the one that tried, and eight
+            all_there.set()
+        if together > 1:
+            await asyncio.to_thread(all_there.wait, 10)
+
+    asked.call(ails)
+    asked.answer()
+    for _ in range(9):
+        asked.call(ails)
+    wait_until(lambda: len(asked.fetch()) == 10, 10, "all are answered")
+    assert all_there.is_set()
+    asked.executor.close()

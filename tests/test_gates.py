@@ -69,3 +69,19 @@ def test_an_answer_of_any_kind_begins_the_count_anew(error: Exception | None) ->
     gate.ended(ALLOWED, 0, error)
     failed(gate, 2)
     assert gate.wait_s(ALLOWED, 0) == 0
+
+
+def test_a_try_that_was_given_up_says_nothing_about_the_tool() -> None:
+    gate = Gate()
+    failed(gate, 3)
+    gate.sent(ALLOWED, 1)
+    gate.given_up()
+    assert (gate.probing, gate.failed, gate.running) == (True, 3, 0)
+    assert gate.wait_s(ALLOWED, 1) == 0, "another one tries"
+
+
+def test_only_a_gate_that_remembers_nothing_is_forgotten() -> None:
+    gate = Gate()
+    assert gate.idle(0)
+    failed(gate, 1)
+    assert not gate.idle(0)

@@ -116,7 +116,7 @@ class _Loop:
         self._answered = answered
         self._allowance = allowance
         self._gates: dict[tuple[str, str], Gate] = {}
-        self._ended: dict[tuple[str, str], deque[asyncio.Future[None]]] = {}  # who waits at a gate
+        self._ended: dict[tuple[str, str], list[asyncio.Future[None]]] = {}  # who waits at a gate
         self._handed_over: deque[StartCall] = deque()
         self._running: dict[Machine, set[asyncio.Task[None]]] = {}
         self._beat_at = time.monotonic()
@@ -213,25 +213,26 @@ class _Loop:
     async def _gate(self, started: StartCall) -> AsyncIterator[None]:
         """Wait until the call may be sent, and see how it went; a long rest is no time to wait in memory."""
         at, now = (started.call.tenant, started.tool.name), time.monotonic
-        gate = self._gates.setdefault(at, Gate())
-        while (wait_s := gate.wait_s(self._allowance, now())) != 0:
+        while (wait_s := (gate := self._gates.setdefault(at, Gate())).wait_s(self._allowance, now())) != 0:
             if wait_s > LONGEST_IN_MEMORY_S:
                 raise NotSent(wait_s)
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
             else:
                 future: asyncio.Future[None] = self._loop.create_future()
-                self._ended.setdefault(at, deque()).append(future)
+                self._ended.setdefault(at, []).append(future)
                 await future
         gate.sent(self._allowance, now())
         error: BaseException | None = None
         try:
             yield
         except BaseException as raised:
-            error = None if isinstance(raised, (NotSent, asyncio.CancelledError)) else raised
+            error = raised
             raise
         finally:
-            if gate.ended(self._allowance, now(), error):
+            if isinstance(error, (NotSent, asyncio.CancelledError)):
+                gate.given_up()
+            elif gate.ended(self._allowance, now(), error):
                 said = {
                     "tool": started.tool.name,
                     "tenant": started.call.tenant,
@@ -241,13 +242,13 @@ class _Loop:
             self._let_through(at)
 
     def _let_through(self, at: tuple[str, str]) -> None:
-        waiting = self._ended.get(at, deque())
-        while waiting:
-            future = waiting.popleft()
+        """Have all that wait at a gate ask again, in their order: it may be wide open now."""
+        waiting = self._ended.pop(at, [])
+        for future in waiting:
             if not future.done():  # otherwise its run was abandoned
                 future.set_result(None)
-                return
-        self._ended.pop(at, None)
+        if not waiting and self._gates[at].idle(time.monotonic()):
+            del self._gates[at]
 
     async def _in_thread(self, function: Callable[[], Any]) -> Any:
         """Run a plain function in a thread that nobody waits for when the process ends.

@@ -53,6 +53,14 @@ class Gate(msgspec.Struct):
         if allowance.per_second:
             self.next_at = max(now, self.next_at) + 1 / allowance.per_second
 
+    def given_up(self) -> None:
+        """A call that was let through ends without an answer of its tool: that says nothing about the tool."""
+        self.running -= 1
+
+    def idle(self, now: float) -> bool:
+        """Whether nothing is lost when this gate is forgotten."""
+        return not (self.running or self.closed_until or self.probing or self.failed) and self.next_at <= now
+
     def ended(self, allowance: Allowance, now: float, error: BaseException | None) -> bool:
         """A call has ended; whether the tool is left in peace because of it."""
         self.running -= 1

@@ -148,17 +148,6 @@ def parked(agent: str, reason: str, message: str, place: str) -> Entry:
     return Entry(agent, 0, place.encode(), None, (reason, message))
 
 
-def same_wait(known: Entry, name: str, wait: Wait) -> bool:
-    """Whether a wait on record is the one that a replay asks for; its time is the recorded one."""
-    was = known.wait
-    return was is not None and (known.tool, was.type, was.id, was.until) == (
-        name,
-        wait.type,
-        wait.id,
-        wait.until,
-    )
-
-
 def expired(known: Entry) -> Entry:
     """The outcome of a wait whose time is over: a sleep has ended, a signal did not come."""
     wait = known.wait
