@@ -315,6 +315,7 @@ def test_once_a_tool_is_well_again_its_calls_run_beside_each_other() -> None:
             well.set()
             raise ConnectionError
         together += 1
+        await asyncio.to_thread(int)  # so that the others come to the gate while one tries
         if together == 9:  # the one that tried, and eight
             all_there.set()
         if together > 1:
