@@ -64,7 +64,7 @@ class Memory:
 
     def run(self, key: bytes, inbox: Any) -> Arrived:
         saved = self.saved(key)
-        return Arrived.again(saved, inbox, self.agents[saved.begun.agent], None)
+        return Arrived.again(saved, inbox, self.agents[saved.begun.agent])
 
     def inbox(self, source: Any) -> Any:
         return self._inbox
@@ -103,7 +103,7 @@ class Tenant:
     def resume(self) -> None:
         """The runs in the ledger go on."""
         for saved, goes_on in in_turn(open_runs(sorted(self.memory.records.items()))):
-            again = Arrived.again(saved, self.source, self.memory.agents[saved.begun.agent], None)
+            again = Arrived.again(saved, self.source, self.memory.agents[saved.begun.agent])
             sleeping = Sleeping(saved.key, self.source, saved.begun.line, saved.begun.turn)
             self.take(Resumed(again) if goes_on else sleeping)
 

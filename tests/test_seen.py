@@ -14,7 +14,6 @@ from onceflow.state.seen import (
     BrokerClock,
     Completed,
     Judge,
-    Key,
     Position,
     Seen,
     Verdict,
@@ -42,11 +41,19 @@ class Monotonic:
         return self.seconds
 
 
-def key(name: str, *, slot: int = 0, tenant: str = "acme", identity: str = "") -> Key:
-    """A key as dedup makes it; with an identity where conflicts are rejected."""
-    prefix = tenant_prefix(slot, tenant)
-    run = seen_key(prefix, name.encode().rjust(16, b"."))
-    return Key(run, identity_key(prefix, identity.encode().rjust(16, b".")) if identity else None)
+def key(name: str, *, slot: int = 0, tenant: str = "acme") -> bytes:
+    """A run's key as dedup makes it."""
+    return seen_key(tenant_prefix(slot, tenant), name.encode().rjust(16, b"."))
+
+
+def identity(name: str, *, tenant: str = "acme") -> bytes:
+    """The key of an event's source and id, as dedup makes it where conflicts are rejected."""
+    return identity_key(tenant_prefix(0, tenant), name.encode().rjust(16, b"."))
+
+
+def completed(*runs: bytes, at: int = NOW) -> Completed:
+    """Completions of one time."""
+    return Completed(at, list(runs), [])
 
 
 def opened(path: Path, window_ms: int = WINDOW, span_ms: int = SPAN) -> Seen:
@@ -55,7 +62,7 @@ def opened(path: Path, window_ms: int = WINDOW, span_ms: int = SPAN) -> Seen:
 
 def knows(seen: Seen, name: str, time_ms: int, now_ms: int | None = NOW) -> bool:
     """Whether an event of this key and time is a duplicate of something in the view."""
-    return seen.find([key(name).run], [time_ms], now_ms) != [None]
+    return seen.find([key(name)], [time_ms], now_ms) != [None]
 
 
 def clock_at(now_ms: int) -> BrokerClock:
@@ -91,7 +98,7 @@ def seen(tmp_path: Path) -> Iterator[Seen]:
 def test_an_event_is_a_duplicate_if_it_is_at_most_a_window_later_than_the_completion(
     seen: Seen, event_ms: int, now_ms: int | None, duplicate: bool
 ) -> None:
-    seen.write([Completed(key("a"), NOW)], {})
+    seen.write([completed(key("a"))], {})
     assert knows(seen, "a", event_ms, now_ms) is duplicate
     assert not knows(seen, "b", event_ms, now_ms)
 
@@ -99,16 +106,16 @@ def test_an_event_is_a_duplicate_if_it_is_at_most_a_window_later_than_the_comple
 def test_the_last_of_several_completions_counts(seen: Seen) -> None:
     """A key completes again where its copy came after the window; each completion opens a window."""
     for time_ms in (NOW, NOW + WINDOW + 1):
-        seen.write([Completed(key("a"), time_ms)], {})
+        seen.write([completed(key("a"), at=time_ms)], {})
     later = NOW + 2 * WINDOW
     assert knows(seen, "a", later, later)
     assert not knows(seen, "a", later + 2, later + 2)
 
 
 def test_tenants_and_slots_are_apart(seen: Seen) -> None:
-    seen.write([Completed(key("a"), NOW)], {})
+    seen.write([completed(key("a"))], {})
     others = [key("a", tenant="acm"), key("a", tenant="globex"), key("a", slot=1)]
-    assert seen.find([other.run for other in others], [NOW] * 3, NOW) == [None] * 3
+    assert seen.find(others, [NOW] * 3, NOW) == [None] * 3
 
 
 @pytest.mark.parametrize(("before", "after"), [(10, 100), (100, 10), (30, 70)])
@@ -117,7 +124,7 @@ def test_changing_the_window_forgets_nothing(tmp_path: Path, before: int, after:
     times = {before: [12, 105], after: list(range(6, 300, 7))}
     for width, times_ms in times.items():
         seen = opened(tmp_path / "seen", window_ms=3 * width, span_ms=24 * width)
-        seen.write([Completed(key(f"{width}-{at}"), at) for at in times_ms], {})
+        seen.write([completed(key(f"{width}-{at}"), at=at) for at in times_ms], {})
         seen.close()
     seen = opened(tmp_path / "seen", window_ms=3 * after, span_ms=24 * after)
     names = {f"{width}-{at}": at for width, times_ms in times.items() for at in times_ms}
@@ -131,7 +138,7 @@ def test_changing_the_window_forgets_nothing(tmp_path: Path, before: int, after:
 
 def test_keys_and_position_survive_a_restart(tmp_path: Path) -> None:
     seen = opened(tmp_path / "seen")
-    seen.write([Completed(key("a"), NOW)], {0: Position("topic-id", 7)})
+    seen.write([completed(key("a"))], {0: Position("topic-id", 7)})
     seen.close()
     again = opened(tmp_path / "seen")
     assert knows(again, "a", NOW)
@@ -141,9 +148,9 @@ def test_keys_and_position_survive_a_restart(tmp_path: Path) -> None:
 
 def test_dropping_a_slot_takes_its_keys_and_its_position_and_no_others(seen: Seen) -> None:
     slots = (0, 1, 255, 256, 511)
-    names = [key("a", slot=slot).run for slot in slots]
+    names = [key("a", slot=slot) for slot in slots]
     seen.write(
-        [Completed(key("a", slot=slot), NOW) for slot in slots],
+        [completed(*names)],
         {slot: Position("id", 1) for slot in slots},
     )
     for slot in (1, 255, 511):
@@ -155,7 +162,7 @@ def test_dropping_a_slot_takes_its_keys_and_its_position_and_no_others(seen: See
 
 def test_buckets_are_dropped_once_they_are_older_than_the_view_must_reach(seen: Seen) -> None:
     seen.write(
-        [Completed(key("old"), NOW - SPAN - 4 * 24 * HOUR), Completed(key("new"), NOW)], {0: Position("i", 1)}
+        [completed(key("old"), at=NOW - SPAN - 4 * 24 * HOUR), completed(key("new"))], {0: Position("i", 1)}
     )
     assert (seen.expire(NOW - 8 * 24 * HOUR), seen.expire(NOW), seen.expire(NOW)) == (0, 1, 0)
     assert knows(seen, "new", NOW)
@@ -189,7 +196,9 @@ def test_the_view_says_what_a_dictionary_says(history: list[tuple[str, str, int]
         for kind, name, step in history:
             now += step
             if kind == "complete":
-                seen.write([Completed(key(name, slot=slots[name]), now)], {slots[name]: Position("id", now)})
+                seen.write(
+                    [completed(key(name, slot=slots[name]), at=now)], {slots[name]: Position("id", now)}
+                )
                 model[name].append(now)
             elif kind == "drop":
                 seen.drop(slots[name])
@@ -202,7 +211,7 @@ def test_the_view_says_what_a_dictionary_says(history: list[tuple[str, str, int]
             at = now - (step * 7) % 1_500
             since = max(min(at, now), now - 1_000 + 300) - 300
             expected = {other: any(time >= since for time in times) for other, times in model.items()}
-            runs = [key(other, slot=slots[other]).run for other in model]
+            runs = [key(other, slot=slots[other]) for other in model]
             found = seen.find(runs, [at] * 3, now)
             assert {other: value is not None for other, value in zip(model, found, strict=True)} == expected
         seen.close()
@@ -228,20 +237,20 @@ def test_the_broker_s_clock_goes_on_with_ours_and_never_back() -> None:
 
 
 def test_a_key_is_known_from_its_first_on_and_after_its_commit_by_the_view(seen: Seen) -> None:
-    judge = Judge(seen, clock_at(NOW), reject_conflicts=False)
+    judge = Judge(seen, clock_at(NOW))
     a, b = key("a"), key("b")
     assert judge.verdicts([a, a, b, a], [NOW] * 4) == [FIRST, DUPLICATE, FIRST, DUPLICATE]
     assert judge.verdicts([b, a], [NOW] * 2) == [DUPLICATE, DUPLICATE]
-    seen.write([Completed(a, NOW)], {})
-    judge.committed([a])
+    seen.write([completed(a)], {})
+    judge.committed([a], [])
     assert len(judge) == 1
     assert judge.verdicts([a, b], [NOW] * 2) == [DUPLICATE, DUPLICATE]
 
 
 def test_keys_of_a_lost_slot_are_no_longer_in_flight(seen: Seen) -> None:
     """Its new owner runs them; if the slot comes back with nothing completed, they run here again."""
-    judge = Judge(seen, clock_at(NOW), reject_conflicts=True)
-    keys = [key("a", slot=1, identity="1"), key("b", slot=256, identity="2")]
+    judge = Judge(seen, clock_at(NOW))
+    keys = [key("a", slot=1), key("b", slot=256)]
     judge.verdicts(keys, [NOW] * 2)
     judge.forget([1])
     assert judge.verdicts(keys, [NOW] * 2) == [FIRST, DUPLICATE]
@@ -249,27 +258,31 @@ def test_keys_of_a_lost_slot_are_no_longer_in_flight(seen: Seen) -> None:
 
 def test_each_copy_in_a_batch_is_judged_by_its_own_time(seen: Seen) -> None:
     """The view knows the key; of two copies, one lies within the window, one beyond it and so is a first."""
-    seen.write([Completed(key("a"), NOW)], {})
+    seen.write([completed(key("a"))], {})
     late = NOW + WINDOW + 1
-    judge = Judge(seen, clock_at(late), reject_conflicts=False)
+    judge = Judge(seen, clock_at(late))
     times = [NOW, late, NOW + 1, late]
     assert judge.verdicts([key("a")] * 4, times) == [DUPLICATE, FIRST, DUPLICATE, DUPLICATE]
 
 
 def test_the_same_id_with_other_content_is_a_conflict_where_those_are_rejected(seen: Seen) -> None:
-    judge = Judge(seen, clock_at(NOW), reject_conflicts=True)
-    a, other, elsewhere = (
-        key("a", identity="1"),
-        key("b", identity="1"),
-        key("c", tenant="globex", identity="1"),
-    )
-    assert judge.verdicts([a, other, elsewhere, a], [NOW] * 4) == [FIRST, CONFLICT, FIRST, DUPLICATE]
-    seen.write([Completed(a, NOW)], {})
-    judge.committed([a])
-    assert judge.verdicts([other, a, other], [NOW] * 3) == [CONFLICT, DUPLICATE, CONFLICT]
+    judge = Judge(seen, clock_at(NOW))
+    a, other, elsewhere = key("a"), key("b"), key("c", tenant="globex")
+    one, globex_one = identity("1"), identity("1", tenant="globex")
+    verdicts = judge.verdicts([a, other, elsewhere, a], [NOW] * 4, [one, one, globex_one, one])
+    assert verdicts == [FIRST, CONFLICT, FIRST, DUPLICATE]
+    seen.write([Completed(NOW, [a], [(one, a)])], {})
+    judge.committed([a], [one])
+    assert judge.verdicts([other, a, other], [NOW] * 3, [one] * 3) == [CONFLICT, DUPLICATE, CONFLICT]
     beyond = NOW + WINDOW + 1
-    later = Judge(seen, clock_at(beyond), reject_conflicts=True)
-    assert later.verdicts([other], [beyond]) == [FIRST]
+    later = Judge(seen, clock_at(beyond))
+    assert later.verdicts([other], [beyond], [one]) == [FIRST]
+
+
+def test_a_redrive_is_in_conflict_with_nothing(seen: Seen) -> None:
+    """Its source and id are those of the run that failed; it has a key of its own."""
+    judge = Judge(seen, clock_at(NOW))
+    assert judge.verdicts([key("a"), key("redrive")], [NOW] * 2, [identity("1"), None]) == [FIRST, FIRST]
 
 
 # --- Damage ---
@@ -280,8 +293,8 @@ def written(path: Path, keys: int = 3_000) -> Store:
     store = Store.open(path)
     seen = Seen(store, window_ms=WINDOW, span_ms=SPAN)
     names = random.Random(7)
-    completed = [Completed(key(names.randbytes(8).hex()), NOW) for _ in range(keys)]
-    seen.write([Completed(key("a"), NOW), *completed], {0: Position("id", keys)})
+    others = [key(names.randbytes(8).hex()) for _ in range(keys)]
+    seen.write([completed(key("a"), *others)], {0: Position("id", keys)})
     return store
 
 
@@ -312,7 +325,7 @@ def test_a_view_that_cannot_be_opened_is_put_aside_and_begun_anew(tmp_path: Path
     damage(path)  # type: ignore[operator]
     seen = opened(path)
     assert (knows(seen, "a", NOW), seen.position(0)) == (False, None)
-    seen.write([Completed(key("a"), NOW)], {0: Position("id", 1)})
+    seen.write([completed(key("a"))], {0: Position("id", 1)})
     assert knows(seen, "a", NOW)
     seen.close()
     assert (tmp_path / "seen.aside").is_dir()

@@ -110,12 +110,13 @@ def read_event(
     value: bytes | None,
     headers: Headers,
     kafka_key: bytes | None = None,
-    *,
     topic_tenant: str = "",
     plain: "PlainMapping | None" = None,
     size_max: int = SIZE_MAX_BYTES,
 ) -> Incoming | Unusable:
     """The event in a record. `topic_tenant` = the tenant that owns the topic, "" on a shared one."""
+    if value and not headers and plain is None and len(value) <= size_max:
+        return _read_fast(value, topic_tenant) or _read_carefully(value, topic_tenant)
     value = value or b""
     size = len(value)
     binary = has_attributes = False
@@ -547,16 +548,13 @@ class InvalidData(ValueError):  # noqa: N818 (reads as what it says)
 T = TypeVar("T", default=Any)
 
 
-class Event(Generic[T]):
+class Event(msgspec.Struct, Generic[T], frozen=True, eq=False, gc=False):
     """An event as an agent sees it: read-only; `data` is of the type that the agent declares."""
 
-    __slots__ = ("_attributes", "_data", "_incoming", "_key")
-
-    def __init__(self, incoming: Incoming, key: str, data: T) -> None:
-        self._incoming = incoming
-        self._key = key
-        self._data = data
-        self._attributes: Mapping[str, Any] | None = None
+    _incoming: Incoming
+    _key: str
+    _data: T
+    _attributes: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, incoming: Incoming, key: str, data: T) -> "Event[T]":
@@ -601,9 +599,11 @@ class Event(Generic[T]):
     @property
     def attributes(self) -> Mapping[str, Any]:
         """All attributes as JSON values, unknown ones too (`traceparent`); decoded when first asked for."""
-        if self._attributes is None:
-            self._attributes = MappingProxyType(self._incoming.attributes())
-        return self._attributes
+        found = self._attributes
+        if found is None:
+            found = MappingProxyType(self._incoming.attributes())
+            msgspec.structs.force_setattr(self, "_attributes", found)
+        return found
 
     def __repr__(self) -> str:
         return f"Event(tenant={self.tenant!r}, source={self.source!r}, id={self.id!r}, type={self.type!r})"

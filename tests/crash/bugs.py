@@ -219,10 +219,10 @@ def time_of_forwarding(forwarded: Function) -> Function:
 def view_when_seen(verdicts: Function) -> Function:
     """A key is in the view from the moment it is seen: after a crash its event is a copy of what never was."""
 
-    def remembered_at_once(self: Any, keys: Any, times_ms: Any) -> list[Verdict]:
-        found = verdicts(self, keys, times_ms)
+    def remembered_at_once(self: Any, runs: Any, times_ms: Any, identities: Any = ()) -> list[Verdict]:
+        found = verdicts(self, runs, times_ms, identities)
         firsts = [i for i, verdict in enumerate(found) if verdict is Verdict.FIRST]
-        self._seen.write([Completed(keys[i], times_ms[i]) for i in firsts], {})
+        self._seen.write([Completed(times_ms[i], [runs[i]], []) for i in firsts], {})
         return found
 
     return remembered_at_once

@@ -120,7 +120,7 @@ class Cell:
         )
         for saved, goes_on in in_turn(open_runs(sorted(self.records.items()))):
             self._known.add(saved.key)
-            arrived = Arrived.again(saved, self.source, works, None)
+            arrived = Arrived.again(saved, self.source, works)
             self.happenings.append(Resumed(arrived) if goes_on else Sleeping(saved.key, self.source))
 
     def _start(self, calls: Iterable[StartCall]) -> None:
@@ -184,7 +184,7 @@ class Cell:
 
     def run(self, key: bytes, inbox: Any) -> Arrived | str:
         found = open_runs(self._scan(run_prefix(TENANT, key)))
-        return Arrived.again(found[0], inbox, works, None) if found else "the ledger does not hold it"
+        return Arrived.again(found[0], inbox, works) if found else "the ledger does not hold it"
 
     def inbox(self, source: Any) -> Any:
         return self.source

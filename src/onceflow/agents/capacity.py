@@ -14,25 +14,24 @@ class Capacity:
         self._waiting: OrderedDict[str, None] = OrderedDict()
         self._turns: set[str] = set()
 
-    def take(self, tenant: str, in_lane: int) -> bool:
-        """Take room for a run, or queue the lane for a turn."""
+    def may_begin(self, tenant: str, in_lane: int) -> bool:
+        """Whether a run may begin now; if there is no room, the lane is queued for a turn."""
         if self.closed or in_lane >= self.runs_per_lane:
             return False  # the lane asks again when one of its runs ends
         if tenant in self._turns:
-            self._turns.remove(tenant)
+            self.give_back_turn(tenant)
             return True
         if self._waiting or self.in_flight >= self.runs_per_cell:
             self._waiting[tenant] = None
             return False
-        self.in_flight += 1
         return True
 
-    def force(self) -> None:
-        """A run that slept goes on, whether or not there is room."""
+    def begun(self) -> None:
+        """A run is in flight, whether or not there was room: it may have slept. Most end before they need any."""
         self.in_flight += 1
 
-    def give_back(self, runs: int = 1) -> None:
-        """Runs have ended."""
+    def ended(self, runs: int = 1) -> None:
+        """Runs have ended, or fallen asleep."""
         self.in_flight -= runs
 
     def give_back_turn(self, tenant: str) -> None:

@@ -52,7 +52,8 @@ class Arrived(msgspec.Struct):
     agent: Agent[Any, Any]
     forwarded_from: str | None = None
     key: bytes = b""  # the run's key, 16 bytes; dedup fills it in
-    seen: Any = None  # what dedup knows the event by
+    seen: bytes = b""  # what dedup knows the run by
+    identity: bytes | None = None  # and the event's source and id, where conflicts are rejected
     saved: OpenRun | None = (
         None  # what the ledger holds of its run; then `source` is the slot's inbox, `offset` -1
     )
@@ -62,14 +63,23 @@ class Arrived(msgspec.Struct):
     turn: int = 0  # its number there, once it is in the ledger before it has begun
 
     @classmethod
-    def again(cls, saved: OpenRun, inbox: Any, agent: Agent[Any, Any], seen: Any) -> "Arrived":
+    def again(
+        cls,
+        saved: OpenRun,
+        inbox: Any,
+        agent: Agent[Any, Any],
+        seen: bytes = b"",
+        identity: bytes | None = None,
+    ) -> "Arrived":
         """The event of a run that the ledger holds."""
         begun, incoming = saved.begun, saved.begun.incoming
         value = begun.value if begun.value is not None else (incoming.document or incoming.data)
         headers = incoming.headers if begun.headers is None else begun.headers
         origin = begun.origin
-        again = cls(inbox, -1, begun.time_ms, value, headers, incoming, agent, origin, saved.key, seen, saved)
-        again.root, again.line, again.turn = begun.root, begun.line, begun.turn
+        again = cls(
+            inbox, -1, begun.time_ms, value, headers, incoming, agent, origin, saved.key, seen, identity
+        )
+        again.saved, again.root, again.line, again.turn = saved, begun.root, begun.line, begun.turn
         return again
 
     def begun(self) -> Begun:

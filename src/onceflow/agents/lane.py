@@ -19,6 +19,7 @@ import msgspec
 from onceflow.agents.anew import redriven
 from onceflow.agents.calls import (
     Asleep,
+    Completed,
     Effect,
     KeyEffect,
     Parked,
@@ -63,7 +64,7 @@ from onceflow.agents.journal import (
     segment_key,
 )
 from onceflow.agents.keys import Keys, Told
-from onceflow.agents.machine import Machine, no_flags
+from onceflow.agents.machine import Machine, begin, no_flags
 from onceflow.agents.order import Follower, Lines
 from onceflow.agents.signals import FORMAT as SIGNAL_FORMAT
 from onceflow.agents.signals import (
@@ -153,13 +154,14 @@ class Lane:
         """Work on what happened; return what was decided: runs that ended, and what is to be written of others."""
         decided: list[Decision] = []
         calls: list[StartCall] = []
+        may_begin = self._capacity.may_begin
         for happening in happenings:
             if type(happening) is Arrived:
                 if not happening.source.grant.live:
                     continue
                 if happening.agent.order_by and not self._in_turn(happening, decided):
                     continue
-                if self._queue or not self._capacity.take(self.tenant, len(self._runs)):
+                if self._queue or not may_begin(self.tenant, len(self._runs)):
                     self._queue.append(happening)
                 else:
                     self._begin(happening, now_ms, calls, decided)
@@ -196,7 +198,7 @@ class Lane:
                 self._journals = {
                     k: journal for k, journal in self._journals.items() if not done(journal.record)
                 }
-        while self._queue and self._capacity.take(self.tenant, len(self._runs)):
+        while self._queue and may_begin(self.tenant, len(self._runs)):
             self._begin(self._queue.popleft(), now_ms, calls, decided)
         self._capacity.give_back_turn(self.tenant)
         if calls:
@@ -234,23 +236,27 @@ class Lane:
         try:
             data = agent.decode(arrived.incoming.data)
         except InvalidData as error:
-            self._capacity.give_back()
             self._end(arrived, failure(error), 0 if saved is None else saved.segments, now_ms, decided)
             return
-        run = Machine(agent, arrived, root=arrived.root.hex(), flags=self._flags)
-        if (
-            saved is None
-            and arrived.redrive is not None
-            and not self._redriven(run, arrived.redrive, decided)
-        ):
-            self._capacity.give_back()
-            self._end(arrived, RunFailed(REFUSED, NOT_KEPT, ""), 0, now_ms, decided)
+        event = Event(arrived.incoming, arrived.key.hex(), data)
+        if saved is None and arrived.redrive is None and not self._journals and agent.deadline_s is None:
+            begun = begin(agent, arrived, event, now_ms, self._flags)
+            if isinstance(begun, Completed):
+                self._ended(arrived, begun, decided)
+            else:
+                self._under_way(*begun, calls, decided)
             return
+        run = Machine(agent, arrived, flags=self._flags)
+        if arrived.root:
+            run.root = arrived.root.hex()
         if saved is not None:
             run.journal, run.segments = saved.journal, saved.segments
             arrived.saved = None
             for place, entry in news.items():
                 run.record(place, entry)
+        elif arrived.redrive is not None and not self._redriven(run, arrived.redrive, decided):
+            self._ended(arrived, RunFailed(REFUSED, NOT_KEPT, ""), decided)
+            return
         elif self._journals and not run.segments:
             run.journal = self._journal_of(arrived)
         if agent.deadline_s is not None:
@@ -258,13 +264,14 @@ class Lane:
             decided.append(Slept(arrived.key, due_ms))
             if run.segments and now_ms >= due_ms:
                 run.record(FAILING, Entry(agent.name, 0, b"", None, _expired(arrived)))
-        effects = run.begin(Event(arrived.incoming, arrived.key.hex(), data), now_ms)
-        if run.ended and not run.segments:  # at once, as most do that only compute
-            self._capacity.give_back()
-            self._end(arrived, effects[0], 0, now_ms, decided)
-        else:
-            self._runs.add(run)
-            self._note(run, effects, calls, decided)
+        self._under_way(run, run.begin(event, now_ms), calls, decided)
+
+    def _under_way(
+        self, run: Machine, effects: list[Effect], calls: list[StartCall], decided: list[Decision]
+    ) -> None:
+        self._capacity.begun()
+        self._runs.add(run)
+        self._note(run, effects, calls, decided)
 
     def _redriven(self, run: Machine, redrive: Redrive, decided: list[Decision]) -> bool:
         """Begin with what is kept of the failed run, in the decision that forgets that; whether it is still there."""
@@ -312,7 +319,7 @@ class Lane:
                 decided.append(Looked(awaited, arrived.source))
             else:
                 self._runs.discard(run)
-                self._capacity.give_back()
+                self._capacity.ended()
                 if type(effect) is Asleep:
                     self._sleepers.sleeps(arrived.key, self._memory.inbox(arrived.source))
                     decided.append(Slept(arrived.key, effect.due_ms))
@@ -355,6 +362,16 @@ class Lane:
         else:
             for number in range(segments):
                 self._memory.put(segment_key(self.tenant, arrived.key, number), None)
+        self._ended(arrived, outcome, decided, segments, kept)
+
+    def _ended(
+        self,
+        arrived: Arrived,
+        outcome: Any,
+        decided: list[Decision],
+        segments: int = 0,
+        kept: tuple[bytes, bytes] | None = None,
+    ) -> None:
         decided.append(Ended(arrived, outcome, segments, kept))
         if arrived.line:
             self._next(self._lines.leave(arrived.key), decided)
@@ -409,7 +426,6 @@ class Lane:
         """Let a sleeping run go on."""
         arrived = self._called(key)
         if arrived is not None:
-            self._capacity.force()
             self._begin(arrived, now_ms, calls, decided, news)
 
     def _called(self, key: bytes) -> Arrived | None:
@@ -544,7 +560,6 @@ class Lane:
             if saved is None:
                 self._end(waiting[0], RunFailed(CANCELLED, BY_OPERATOR, ""), 0, now_ms, decided)
             else:
-                self._capacity.force()
                 news = resolution(command, saved)
                 assert not isinstance(news, str)
                 self._begin(waiting[0], now_ms, calls, decided, news)
@@ -572,7 +587,7 @@ class Lane:
     def _drop(self, grant: Any) -> None:
         gone = [run for run in self._runs if run.token.source.grant is grant]
         self._runs.difference_update(gone)
-        self._capacity.give_back(len(gone))
+        self._capacity.ended(len(gone))
         self._abandon(gone)
         for run in gone:
             self._sleepers.forget(run.token.key)

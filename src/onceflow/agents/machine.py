@@ -22,7 +22,7 @@ and replayed when its wait ends. Once a run is in the ledger, that alone says wh
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -87,6 +87,49 @@ def no_flags(name: str, market: str | None) -> bool:
     return False
 
 
+class _RaisedByAgent(NamedTuple):
+    error: BaseException
+
+
+def _advanced(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Let an agent go on: a Completed with what it returned, a _RaisedByAgent, or what it awaits."""
+    try:
+        return coroutine.send(None)
+    except StopIteration as stop:
+        return Completed(stop.value)
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 (an agent may raise anything; only its own run fails)
+        return _RaisedByAgent(error)
+
+
+def _machine_of(
+    event: Event[Any],
+    agent: Agent[Any, Any],
+    token: Any,
+    now_ms: int,
+    flags: Callable[[str, str | None], bool],
+) -> "Machine":
+    return Machine(agent, token, root=event.key, flags=flags, now_ms=now_ms)
+
+
+def begin(
+    agent: Agent[Any, Any],
+    token: Any,
+    event: Event[Any],
+    now_ms: int,
+    flags: Callable[[str, str | None], bool],
+) -> "Completed | tuple[Machine, list[Effect]]":
+    """Let the agent of a new event begin. One that only computes ends at once, and needs no Machine."""
+    run = Run(event, None, _machine_of, (agent, token, now_ms, flags))
+    coroutine = agent.function(run, event)
+    found = _advanced(coroutine)
+    if type(found) is Completed and run._made is None:
+        return found
+    machine: Machine = run._machine
+    return machine, machine._stepped(coroutine, found)
+
+
 class Machine(msgspec.Struct, eq=False):
     """One run's state. `begin` once, then what happens to its calls, until it has ended.
 
@@ -117,17 +160,19 @@ class Machine(msgspec.Struct, eq=False):
     def begin(self, event: Event[Any], now_ms: int) -> list[Effect]:
         """Start the agent; return what is to be done."""
         self.now_ms = now_ms
-        self.root = self.root or event.key
+        if not self.root:
+            self.root = event.key
         self._effects = []
-        failing = self.journal.get(FAILING) if self.segments else None
-        if failing is not None and failing.error is not None:
-            self._end = RunFailed(*failing.error, "")
-        again = self.journal.get(AGAIN)
-        if again is not None and again.open and self._end is None:
-            if self._postponed(AGAIN):
-                return self._settled()
-            self.record(AGAIN, msgspec.structs.replace(again, result=NIL))
-        return self._step(self.agent.function(Run(self, event), event))
+        if self.segments:
+            failing = self.journal.get(FAILING)
+            if failing is not None and failing.error is not None:
+                self._end = RunFailed(*failing.error, "")
+            again = self.journal.get(AGAIN)
+            if again is not None and again.open and self._end is None:
+                if self._postponed(AGAIN):
+                    return self._settled()
+                self.record(AGAIN, msgspec.structs.replace(again, result=NIL))
+        return self._step(self.agent.function(Run(event, self), event))
 
     def answer(self, answer: Answer, now_ms: int) -> list[Effect]:
         """Take a call's answer; one that nobody waits for (an earlier attempt's) changes nothing."""
@@ -225,26 +270,26 @@ class Machine(msgspec.Struct, eq=False):
     def _step(self, coroutine: Coroutine[Any, Any, Any]) -> list[Effect]:
         """Let the agent go on to its next call, or to its end."""
         self._coroutine = None
+        return self._stepped(coroutine, _advanced(coroutine))
+
+    def _stepped(self, coroutine: Coroutine[Any, Any, Any], found: Any) -> list[Effect]:
+        """The agent has gone on; `found`: as `_advanced` returns it."""
         end: Completed | RunFailed
-        try:
-            token = coroutine.send(None)
-        except StopIteration as stop:
-            end = Completed(stop.value)
-        except (KeyboardInterrupt, GeneratorExit):
-            raise
-        except BaseException as error:  # noqa: BLE001 (an agent may raise anything; only its own run fails)
+        if found is SUSPENDED:
+            self._coroutine = coroutine
+            return self._settled() if self._lasting else self._effects
+        if type(found) is Completed:
+            end = found
+        elif type(found) is _RaisedByAgent:
             if not (self._end or self._parking or self._waiting or self._waits):
-                delay_s = anew.retry_in_s(self.agent, self.root, self.journal, error)
+                delay_s = anew.retry_in_s(self.agent, self.root, self.journal, found.error)
                 if delay_s >= 0:
                     return self._begin_again(delay_s)
-            end = failure(error)
+            end = failure(found.error)
         else:
-            if token is SUSPENDED:
-                self._coroutine = coroutine
-                return self._settled() if self._lasting else self._effects
             close(coroutine)
-            end = foreign_await(ForeignAwait(token))
-        if not self._lasting:  # it has changed nothing outside
+            end = foreign_await(ForeignAwait(found))
+        if not (self._asked or self.segments or self._waits):  # it has changed nothing outside
             self.ended = True
             return [end]
         if self._end is None:

@@ -8,7 +8,7 @@ inside a `gather`), the same in every replay. What a run decides is in `machine`
 import logging
 import random
 import uuid
-from collections.abc import Awaitable, Collection, Generator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
@@ -39,18 +39,48 @@ T = TypeVar("T")
 log = logging.getLogger("onceflow.run")
 
 
-class Run:
+class Strand(msgspec.Struct, gc=False):
+    """Counts the calls of one line of execution, so that places don't depend on which answer came first."""
+
+    prefix: str = ""
+    count: int = 0
+
+    def next(self) -> str:
+        """The place of the next call."""
+        place = f"{self.prefix}{self.count}"
+        self.count += 1
+        return place
+
+
+class Run(msgspec.Struct, eq=False):
     """What an agent is given: its event, and the only ways to reach the world.
 
     Time, random numbers and ids come from here, so that a replay sees the same ones.
     """
 
-    __slots__ = ("_machine", "_strand", "event")
+    event: Event[Any]
+    _made: Any = None  # the run's Machine; a run that only computes needs none
+    _make: Callable[..., Any] | None = None  # makes it, of `_of`
+    _of: tuple[Any, ...] = ()
+    _own_strand: Strand | None = None
 
-    def __init__(self, machine: "Machine", event: Event[Any]) -> None:
-        self._machine = machine
-        self._strand = _Strand("")
-        self.event = event
+    @property
+    def _machine(self) -> "Machine":
+        if self._made is None:
+            assert self._make is not None
+            self._made = self._make(self.event, *self._of)
+        machine: Machine = self._made
+        return machine
+
+    @property
+    def _strand(self) -> Strand:
+        if self._own_strand is None:
+            self._own_strand = Strand()
+        return self._own_strand
+
+    @_strand.setter
+    def _strand(self, strand: Strand) -> None:
+        self._own_strand = strand
 
     @property
     def id(self) -> str:
@@ -99,7 +129,7 @@ class Run:
         """
         strand = self._strand
         place = strand.next()
-        branches = [_Branch(call, _Strand(f"{place}.{index}.")) for index, call in enumerate(calls)]
+        branches = [_Branch(call, Strand(f"{place}.{index}.")) for index, call in enumerate(calls)]
         open_branches = branches
         while open_branches:
             for branch in open_branches:
@@ -229,24 +259,12 @@ class Run:
         return result
 
 
-class _Strand(msgspec.Struct, gc=False):
-    """Counts the calls of one line of execution, so that places don't depend on which answer came first."""
-
-    prefix: str
-    count: int = 0
-
-    def next(self) -> str:
-        place = f"{self.prefix}{self.count}"
-        self.count += 1
-        return place
-
-
 class _Branch(Generic[T]):
     """One awaitable of a gather, driven by hand."""
 
     __slots__ = ("_iterator", "ended", "error", "result", "strand")
 
-    def __init__(self, awaitable: Awaitable[T], strand: _Strand) -> None:
+    def __init__(self, awaitable: Awaitable[T], strand: Strand) -> None:
         self._iterator = awaitable.__await__()
         self.strand = strand
         self.ended = False

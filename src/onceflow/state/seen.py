@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from functools import lru_cache
+from typing import NamedTuple
 
 import msgspec
 
@@ -48,18 +49,12 @@ class Position(msgspec.Struct, array_like=True, frozen=True):
     offset: int
 
 
-class Key(msgspec.Struct, frozen=True, gc=False):
-    """What an event is known by."""
+class Completed(NamedTuple):
+    """Committed completions of one time, as the view remembers them."""
 
-    run: bytes  # as `seen_key` makes it
-    identity: bytes | None  # as `identity_key` makes it; only where conflicts are rejected
-
-
-class Completed(msgspec.Struct, frozen=True, gc=False):
-    """A committed completion, as the view remembers it."""
-
-    key: Key
     time_ms: int
+    runs: list[bytes]  # as `seen_key` makes them
+    identities: list[tuple[bytes, bytes]]  # as `identity_key` makes them, and whose: a run as in `runs`
 
 
 @lru_cache(maxsize=16_384)
@@ -111,7 +106,7 @@ class Seen:
         self._width_ms = max(-(-window_ms // BUCKETS_PER_WINDOW), -(-span_ms // BUCKETS_MAX), 1)
         self._buckets = _newest_first(store.families)
 
-    def find(self, keys: Sequence[bytes], times_ms: Sequence[int], now_ms: int | None) -> list[bytes | None]:
+    def find(self, keys: list[bytes], times_ms: Sequence[int], now_ms: int | None) -> list[bytes | None]:
         """Return, for each key, the value stored for a completion that makes its event a duplicate.
 
         `times_ms` are the events' times, of the same length as `keys`.
@@ -121,7 +116,8 @@ class Seen:
             return found
         floor = self._window_ms + (0 if now_ms is None else now_ms - self._span_ms)
         cap = now_ms if now_ms is not None else 1 << 62
-        oldest = max(min(*times_ms, cap), floor) - self._window_ms
+        earliest = min(times_ms)
+        oldest = max(min(earliest, cap), floor) - self._window_ms
         open_at: Sequence[int] = range(len(keys))
         for _, end, family in self._buckets:
             if end <= oldest:
@@ -129,15 +125,16 @@ class Seen:
             hits = self._store.get_many(
                 family, keys if len(open_at) == len(keys) else [keys[i] for i in open_at]
             )
-            if any(hits):
-                for index, value in zip(open_at, hits, strict=True):
-                    if value is not None:
-                        since = max(min(times_ms[index], cap), floor) - self._window_ms
-                        if int.from_bytes(value[:8], "big") >= since:
-                            found[index] = value
-                open_at = [index for index in open_at if found[index] is None]
-                if not open_at:
-                    break
+            if hits.count(None) == len(hits):
+                continue
+            for index, value in zip(open_at, hits, strict=True):
+                if value is not None:
+                    since = max(min(times_ms[index], cap), floor) - self._window_ms
+                    if int.from_bytes(value[:8], "big") >= since:
+                        found[index] = value
+            open_at = [index for index in open_at if found[index] is None]
+            if not open_at:
+                break
         return found
 
     def position(self, slot: int) -> Position | None:
@@ -145,29 +142,21 @@ class Seen:
         value = self._store.get(_position_key(slot))
         return None if value is None else msgspec.msgpack.decode(value, type=Position)
 
-    def write(self, completed: Sequence[Completed], positions: Mapping[int, Position]) -> None:
+    def write(self, completed: Iterable[Completed], positions: Mapping[int, Position]) -> None:
         """Remember committed completions and then where each slot's view stands."""
-        puts: list[tuple[bytes, bytes, str]] = []
-        family, first, end, stamp_ms, stamp = "", 0, 0, -1, b""
-        for done in completed:
-            time_ms = done.time_ms
-            if time_ms != stamp_ms:
-                stamp_ms, stamp = time_ms, time_ms.to_bytes(8, "big")
-            if not first <= time_ms < end:
-                first, end, family = self._bucket(time_ms)
-            key = done.key
-            puts.append((key.run, stamp, family))
-            if key.identity is not None:
-                puts.append((key.identity, stamp + key.run[-16:], family))
-            if len(puts) >= BATCH_KEYS:
-                self._store.write(puts)
-                puts = []
-        puts += [
-            (_position_key(slot), msgspec.msgpack.encode(position), "default")
-            for slot, position in positions.items()
-        ]
-        if puts:
-            self._store.write(puts)
+        for time_ms, runs, identities in completed:
+            family, stamp = self._bucket(time_ms), time_ms.to_bytes(8, "big")
+            for first in range(0, len(runs), BATCH_KEYS):
+                self._store.put_all(runs[first : first + BATCH_KEYS], stamp, family)
+            if identities:
+                self._store.write([(identity, stamp + run[-16:], family) for identity, run in identities])
+        if positions:
+            self._store.write(
+                [
+                    (_position_key(slot), msgspec.msgpack.encode(position), "default")
+                    for slot, position in positions.items()
+                ]
+            )
 
     def drop(self, slot: int) -> None:
         """Forget a slot: its keys and its position, together."""
@@ -185,104 +174,100 @@ class Seen:
         """Release the files."""
         self._store.close()
 
-    def _bucket(self, time_ms: int) -> tuple[int, int, str]:
-        for bucket in self._buckets:
-            if bucket[0] <= time_ms < bucket[1]:
-                return bucket
+    def _bucket(self, time_ms: int) -> str:
+        """The family of a time, made if there is none."""
+        for first, end, family in self._buckets:
+            if first <= time_ms < end:
+                return family
         first = time_ms - time_ms % self._width_ms
-        end = first + self._width_ms
-        family = f"seen/{first}/{end}"
+        family = f"seen/{first}/{first + self._width_ms}"
         self._store.add_family(family)
         self._buckets = _newest_first([*(bucket[2] for bucket in self._buckets), family])
-        return first, end, family
+        return family
 
 
 class Judge:
     """Gives each event its verdict. Lives on the worker's thread; holds the keys in flight."""
 
-    def __init__(self, seen: Seen, clock: BrokerClock, *, reject_conflicts: bool) -> None:
+    def __init__(self, seen: Seen, clock: BrokerClock) -> None:
         self._seen = seen
         self._clock = clock
-        self._reject_conflicts = reject_conflicts
-        self._in_flight: dict[
-            bytes, bytes
-        ] = {}  # key of a run -> itself; of an identity -> the run's 16 bytes
+        self._in_flight: set[bytes] = set()  # keys of runs
+        self._holders: dict[bytes, bytes] = {}  # key of an identity -> the run that has it, 16 bytes
 
-    def verdicts(self, keys: Sequence[Key], times_ms: Sequence[int]) -> list[Verdict]:
-        """Judge events in the order given; firsts are in flight from now on."""
-        verdicts: list[Verdict] = [Verdict.DUPLICATE] * len(keys)
-        runs = [key.run for key in keys]
-        open_at: Sequence[int] = range(len(keys))
+    def verdicts(
+        self, runs: Sequence[bytes], times_ms: Sequence[int], identities: Sequence[bytes | None] = ()
+    ) -> list[Verdict]:
+        """Judge events in the order given; firsts are in flight from now on.
+
+        `identities`: where conflicts are rejected, as many as `runs`.
+        """
+        verdicts: list[Verdict] = [Verdict.DUPLICATE] * len(runs)
+        in_flight = self._in_flight
+        open_at: Sequence[int] = range(len(runs))
         while open_at:
             # Copies in one batch wait for their leader's verdict: if the view knows the leader, a later copy
             # may still lie beyond the window and be a first of its own.
             leaders: dict[bytes, int] = {}
             copies: list[int] = []
-            in_flight = self._in_flight
             for index in open_at:
                 run = runs[index]
-                if run not in in_flight and leaders.setdefault(run, index) != index:
-                    copies.append(index)
-            self._judge_leaders(leaders, keys, times_ms, verdicts)
+                if run not in in_flight:
+                    if run in leaders:
+                        copies.append(index)
+                    else:
+                        leaders[run] = index
+            now_ms = self._clock.now_ms()
+            times = times_ms if len(leaders) == len(runs) else [times_ms[i] for i in leaders.values()]
+            known = self._seen.find(list(leaders), times, now_ms)
+            new = [run for run, value in zip(leaders, known, strict=True) if value is None]
+            if identities:
+                new = self._without_conflicts(new, leaders, identities, times_ms, verdicts, now_ms)
+            for run in new:
+                verdicts[leaders[run]] = Verdict.FIRST
+            in_flight.update(new)
             open_at = copies
         return verdicts
 
-    def _judge_leaders(
-        self,
-        leaders: Mapping[bytes, int],
-        keys: Sequence[Key],
-        times_ms: Sequence[int],
-        verdicts: list[Verdict],
-    ) -> None:
-        now_ms = self._clock.now_ms()
-        known = self._seen.find(list(leaders), [times_ms[i] for i in leaders.values()], now_ms)
-        new = [index for index, value in zip(leaders.values(), known, strict=True) if value is None]
-        if self._reject_conflicts and new:
-            new = self._without_conflicts(new, keys, times_ms, verdicts, now_ms)
-        for index in new:
-            verdicts[index] = Verdict.FIRST
-            run = keys[index].run
-            self._in_flight[run] = run
-
     def _without_conflicts(
         self,
-        new: list[int],
-        keys: Sequence[Key],
+        new: list[bytes],
+        leaders: Mapping[bytes, int],
+        identities: Sequence[bytes | None],
         times_ms: Sequence[int],
         verdicts: list[Verdict],
         now_ms: int | None,
-    ) -> list[int]:
-        """Of events that nobody has seen, those whose source and id nobody else has; and their identities are taken."""
-        known = self._seen.find([keys[i].identity or b"" for i in new], [times_ms[i] for i in new], now_ms)
-        left = []
-        for index, value in zip(new, known, strict=True):
-            run_key, identity = keys[index].run[-16:], keys[index].identity or b""
-            holder = self._in_flight.get(identity) or (value[8:] if value else run_key)
-            if holder == run_key:
-                self._in_flight[identity] = run_key
-                left.append(index)
+    ) -> list[bytes]:
+        """Of runs that nobody has seen, those whose source and id nobody else has; and their identities are taken."""
+        asked = [(run, identity) for run in new if (identity := identities[leaders[run]]) is not None]
+        known = self._seen.find([i for _, i in asked], [times_ms[leaders[r]] for r, _ in asked], now_ms)
+        refused = set()
+        for (run, identity), value in zip(asked, known, strict=True):
+            holder = self._holders.get(identity) or (value[8:] if value else run[-16:])
+            if holder == run[-16:]:
+                self._holders[identity] = holder
             else:
-                verdicts[index] = Verdict.CONFLICT
-        return left
+                verdicts[leaders[run]] = Verdict.CONFLICT
+                refused.add(run)
+        return [run for run in new if run not in refused]
 
-    def hold(self, key: Key) -> None:
+    def hold(self, run: bytes, identity: bytes | None) -> None:
         """Take the key of a run that the ledger holds: it is in flight until its completion is committed."""
-        self._in_flight[key.run] = key.run
-        if key.identity is not None:
-            self._in_flight[key.identity] = key.run[-16:]
+        self._in_flight.add(run)
+        if identity is not None:
+            self._holders[identity] = run[-16:]
 
-    def committed(self, keys: Iterable[Key]) -> None:
+    def committed(self, runs: Iterable[bytes], identities: Iterable[bytes]) -> None:
         """Take keys whose completions are committed, and in the view, off the table."""
-        pop = self._in_flight.pop
-        for key in keys:
-            pop(key.run, None)
-            if key.identity is not None:
-                pop(key.identity, None)
+        self._in_flight.difference_update(runs)
+        for identity in identities:
+            self._holders.pop(identity, None)
 
     def forget(self, slots: Iterable[int]) -> None:
         """Take all keys of lost slots off the table."""
         lost = {slot.to_bytes(2, "big") for slot in slots}
-        self._in_flight = {key: run for key, run in self._in_flight.items() if key[:2] not in lost}
+        self._in_flight = {run for run in self._in_flight if run[:2] not in lost}
+        self._holders = {key: run for key, run in self._holders.items() if key[:2] not in lost}
 
     def __len__(self) -> int:
         return len(self._in_flight)

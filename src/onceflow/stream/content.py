@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from onceflow.agents.happenings import Happening
 from onceflow.state.ledger import LedgerRecord
-from onceflow.state.seen import Key
 from onceflow.stream.progress import Skip
 
 
@@ -109,8 +109,20 @@ class Finished(msgspec.Struct, gc=False):
     )
     size: int  # bytes of the record's value
     outgoing: tuple[Outgoing, ...] = ()
-    seen: Key | None = None
+    seen: bytes | None = None  # of a run that ended: what dedup knows it by
+    identity: bytes | None = None  # and its event's source and id by, where conflicts are rejected
     barrier: Any = None  # what is told to the worker once this is committed
+
+
+class Ends(list[Finished]):
+    """Ends of events that need no lane."""
+
+
+class Work(NamedTuple):
+    """What happened to a tenant, for its lane."""
+
+    tenant: str
+    happenings: list[Happening]
 
 
 Contents = Mapping[Input, list[Finished]]  # what a transaction finishes, by input
@@ -127,7 +139,8 @@ class Reads(NamedTuple):
 class Committed(NamedTuple):
     """What a transaction has finished, for the worker's books."""
 
-    seen: list[Key]
+    seen: list[bytes]  # keys of runs
+    identities: list[bytes]
     finished: dict[Input, tuple[int, int]]  # events, and bytes of their values
     barriers: list[Any]
     ledger: list[LedgerRecord]  # which the view has now

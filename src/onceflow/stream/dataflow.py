@@ -27,8 +27,8 @@ from bytewax.recovery import (
 )
 
 from onceflow.agents.lane import Lane
-from onceflow.stream.inlet import Ends
-from onceflow.stream.runtime import Runtime, Work
+from onceflow.stream.content import Ends, Work
+from onceflow.stream.runtime import Runtime
 
 Item = tuple[str, Work | Ends]
 

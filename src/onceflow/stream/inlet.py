@@ -23,7 +23,7 @@ from onceflow.agents.signals import read_signal
 from onceflow.config import Settings
 from onceflow.event import Headers, Incoming, PlainMapping, Reason, Unusable, home_slot, read_event
 from onceflow.stream.cell import Cell, record_error
-from onceflow.stream.content import NO_EVENT, Committed, Finished, Input, Reads
+from onceflow.stream.content import NO_EVENT, Committed, Ends, Finished, Input, Reads
 from onceflow.stream.letters import Forwarding, Letters, command_of, forwarding, redrive_of
 
 log = logging.getLogger(__name__)
@@ -32,10 +32,6 @@ _HOLD_S = 0.5  # a cell that is full for longer pauses its inputs; until then it
 _LOOK_EVERY_S = 0.1
 _POSITIONS_EVERY_S = 1.0
 _SHARE_OF_EVENTS = 10_000  # events over which the share of forwarded ones is taken
-
-
-class Ends(list[Finished]):
-    """Ends of events that need no lane."""
 
 
 class Poll(NamedTuple):
@@ -63,7 +59,7 @@ class Reading:
         self._slots = slots
         self._signals = settings.events.signals
         self._signals_origin = f"{self._signals}/"
-        self._find_agent = routes.find
+        self._agents, self._agent_of_the_rest = routes.by_type, routes.rest
         self._letters = letters
         self._lane_waiting = lane_waiting
         plain = settings.events.plain
@@ -139,8 +135,7 @@ class Reading:
             input = self._cell.inputs.get((messages[0].topic() or "", messages[0].partition() or 0))
             if input is None:
                 continue
-            offsets: list[int] = []
-            self._read(input, messages, offsets, arrived, ends)
+            offsets = self._read(input, messages, arrived, ends)
             input.unfinished += len(offsets)
             count += len(offsets)
             reads.setdefault(input, []).extend(offsets)
@@ -210,13 +205,16 @@ class Reading:
         self,
         input: Input,
         messages: Iterable[Message],
-        offsets: list[int],
         arrived: dict[str, list[Happening]],
         ends: Ends,
-    ) -> None:
-        """Read records of one input; note in `offsets` those that are read now."""
+    ) -> list[int]:
+        """Read records of one input; return the offsets of those that are read now."""
         slot, next_offset, size_max = input.grant.slot, input.next_offset, self._limits.value_bytes
+        own_tenant, plain, is_inbox = input.tenant, self._plain, input.is_inbox
+        is_signals = input.topic == self._signals
+        agents, agent_of_the_rest = self._agents, self._agent_of_the_rest
         batches: dict[str, list[Happening]] = {}  # tenants at home in this slot
+        offsets: list[int] = []
         size = 0
         for message in messages:
             offset = message.offset()
@@ -229,12 +227,12 @@ class Reading:
                 if offset >= input.skip.end:
                     input.skip = None
             offsets.append(offset)
-            value, key = message.value(), message.key()
+            value = message.value()
             headers: Headers = message.headers()  # type: ignore[assignment]  # a list of bytes, as read
             if value:
                 size += len(value)
-            sent = forwarding(headers) if input.is_inbox else None
-            if input.is_inbox and (command := command_of(headers, value, slot, self._slots)) is not None:
+            sent = forwarding(headers) if is_inbox else None
+            if is_inbox and (command := command_of(headers, value, slot, self._slots)) is not None:
                 if isinstance(command, Unusable):
                     ends.append(self._unusable(input, offset, message, command, None))
                 elif command.action == "accept-loss":
@@ -244,10 +242,9 @@ class Reading:
                     happening = Commanded(input, offset, len(value or b""), command)
                     arrived.setdefault(command.tenant, []).append(happening)
                 continue
-            topic_tenant = sent.tenant if sent else input.tenant
-            incoming = read_event(
-                value, headers, key, topic_tenant=topic_tenant, plain=self._plain, size_max=size_max
-            )
+            topic_tenant = sent.tenant if sent else own_tenant
+            key = None if plain is None else message.key()
+            incoming = read_event(value, headers, key, topic_tenant, plain, size_max)
             if type(incoming) is Unusable:
                 ends.append(self._unusable(input, offset, message, incoming, sent))
                 continue
@@ -255,23 +252,21 @@ class Reading:
             tenant = incoming.tenant
             batch = batches.get(tenant)
             if batch is None:
-                home = slot if input.tenant else home_slot(tenant, self._slots)
+                home = slot if own_tenant else home_slot(tenant, self._slots)
                 if home != slot:
                     ends.append(self._forwarded_home(input, offset, message, home))
                     continue
                 batch = batches[tenant] = arrived.setdefault(tenant, [])
             time_ms = sent.time_ms if sent else message.timestamp()[1]
             origin = sent.origin if sent else None
-            if input.topic == self._signals or (
-                origin is not None and origin.startswith(self._signals_origin)
-            ):
+            if is_signals or (origin is not None and origin.startswith(self._signals_origin)):
                 signalled = self._signalled(input, message, incoming, sent)
                 if isinstance(signalled, Unusable):
                     ends.append(self._unusable(input, offset, message, signalled, sent))
                 else:
                     batch.append(signalled)
                 continue
-            agent = self._find_agent(incoming.type)
+            agent = agents.get(incoming.type, agent_of_the_rest)
             if agent is None:
                 detail = f"no agent of this flow takes events of type {incoming.type!r}"
                 untaken = Unusable(Reason.UNKNOWN_TYPE, detail, tenant)
@@ -282,6 +277,7 @@ class Reading:
         input.next_offset = next_offset
         input.unfinished_bytes += size
         self.unfinished_bytes += size
+        return offsets
 
     def _signalled(
         self, input: Input, message: Message, incoming: Incoming, sent: Forwarding | None

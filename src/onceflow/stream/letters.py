@@ -16,8 +16,8 @@ from onceflow.agents.commands import HEADER, Command, decode_command
 from onceflow.agents.happenings import Arrived, Ended, Noted, Redrive, Written
 from onceflow.agents.journal import segment_key
 from onceflow.agents.lane import utc_text
-from onceflow.event import Headers, Incoming, Reason, Unusable, home_slot, idempotency_key
-from onceflow.state.seen import Key, identity_key, seen_key, tenant_prefix
+from onceflow.event import Headers, Reason, Unusable, home_slot, idempotency_key
+from onceflow.state.seen import identity_key, seen_key, tenant_prefix
 from onceflow.stream.content import (
     NO_EVENT,
     NO_RECORD,
@@ -95,9 +95,10 @@ class Letters:
         `inbox` is its slot's.
         """
         arrived, outcome = ended.arrived, ended.outcome
+        types = self._types.get(arrived.agent.name) or self._types_of(arrived.agent.name)
         if type(outcome) is Completed:
             try:
-                value = self._encoded(arrived, self._types_of(arrived)[0], outcome.value, now_ms)
+                value = self._encoded(arrived, types[0], outcome.value, now_ms)
             except Exception as error:  # noqa: BLE001 (whatever has no JSON fails its own run)
                 text = f"what the agent returned has no JSON: {type(error).__name__}: {error}"[:1_000]
                 outcome = RunFailed(Reason.AGENT_FAILED, text, "")
@@ -111,7 +112,7 @@ class Letters:
                 )
         assert type(outcome) is RunFailed
         failure = _Failure(outcome.code, outcome.message[:4_000])
-        value = self._encoded(arrived, self._types_of(arrived)[1], failure, now_ms)
+        value = self._encoded(arrived, types[1], failure, now_ms)
         incoming = arrived.incoming
         letter = self.dead_letter(
             arrived.source,
@@ -218,12 +219,9 @@ class Letters:
         record = Outgoing(self._names.inbox, slot, kafka_key, value, [*kept, *ours])
         return Finished(input, offset, "forwarded", len(value or b""), (record,))
 
-    def _types_of(self, arrived: Arrived) -> tuple[str, str]:
+    def _types_of(self, agent: str) -> tuple[str, str]:
         """The types of a completion, well or failed, by its agent."""
-        name = arrived.agent.name
-        types = self._types.get(name)
-        if types is None:
-            types = self._types[name] = (f"{name}.completed", f"{name}.failed")
+        types = self._types[agent] = (f"{agent}.completed", f"{agent}.failed")
         return types
 
     def _encoded(self, arrived: Arrived, kind: str, data: Any, now_ms: int) -> bytes:
@@ -289,9 +287,9 @@ class Letters:
             )
         barrier = (tenant, record.run, record.number) if record.barrier else None
         if record.number:
-            return Finished(inbox, NO_RECORD, RUN_GOES_ON, 0, tuple(outgoing), None, barrier)
+            return Finished(inbox, NO_RECORD, RUN_GOES_ON, 0, tuple(outgoing), barrier=barrier)
         size = len(arrived.value or b"")
-        return Finished(arrived.source, arrived.offset, RUN_BEGUN, size, tuple(outgoing), None, barrier)
+        return Finished(arrived.source, arrived.offset, RUN_BEGUN, size, tuple(outgoing), barrier=barrier)
 
     def _end(
         self,
@@ -311,7 +309,8 @@ class Letters:
             changes = [
                 Outgoing(self._names.ledger, source.grant.slot, key, value, None) for key, value in records
             ]
-            return Finished(inbox, NO_RECORD, RUN_ENDED, 0, (completion, *letters, *changes), arrived.seen)
+            outgoing = (completion, *letters, *changes)
+            return Finished(inbox, NO_RECORD, RUN_ENDED, 0, outgoing, arrived.seen, arrived.identity)
         return Finished(
             source,
             arrived.offset,
@@ -319,39 +318,37 @@ class Letters:
             len(arrived.value or b""),
             (completion, *letters) if letters else (completion,),
             arrived.seen,
+            arrived.identity,
         )
 
 
 _read_back = msgspec.json.Decoder(ReadBack).decode
 
 
-def key_of_completion(value: bytes, slot: int, *, with_identity: bool) -> Key:
-    """What dedup knows a completion's event by."""
+def keys_of_completion(value: bytes, slot: int, *, with_identity: bool) -> tuple[bytes, bytes | None]:
+    """What dedup knows a completion's run by, and its event's source and id."""
     read = _read_back(value)
     prefix = tenant_prefix(slot, read.tenant)
-    with_identity = with_identity and not read.rootrun  # which says nothing about other events
-    identity = identity_of(read.causesource, read.causeid) if with_identity else None
-    return Key(
-        seen_key(prefix, bytes.fromhex(read.id)), None if identity is None else identity_key(prefix, identity)
-    )
-
-
-def key_of(prefix: bytes, run_key: bytes, incoming: Incoming, *, with_identity: bool) -> Key:
-    """What dedup knows an event by; `prefix`: its tenant's."""
     identity = None
-    if with_identity:
-        identity = identity_key(prefix, identity_of(incoming.source, incoming.id))
-    return Key(seen_key(prefix, run_key), identity)
+    if with_identity and not read.rootrun:  # a redrive says nothing about other events
+        identity = identity_key(prefix, identity_of(read.causesource, read.causeid))
+    return seen_key(prefix, bytes.fromhex(read.id)), identity
 
 
-def name_event(event: Arrived, prefix: bytes, content: str, *, with_identity: bool) -> None:
-    """Give an event its run's key, and what dedup knows it by; `content`: the setting `dedup.content`."""
+def name_event(event: Arrived, prefix: bytes, content: str, with_identity: bool) -> bytes:
+    """Give an event its run's key, and what dedup knows it by, which is returned.
+
+    `prefix`: its tenant's; `content`: the setting `dedup.content`.
+    """
     incoming = event.incoming
     if event.redrive is not None:  # source and id are those of the run that failed
         event.key, with_identity = event.redrive.key, False
     else:
         event.key = idempotency_key(incoming.tenant, incoming.source, incoming.id, incoming.data, content)
-    event.seen = key_of(prefix, event.key, incoming, with_identity=with_identity)
+    event.seen = seen = seen_key(prefix, event.key)
+    if with_identity:
+        event.identity = identity_key(prefix, identity_of(incoming.source, incoming.id))
+    return seen
 
 
 def identity_of(source: str, id: str) -> bytes:

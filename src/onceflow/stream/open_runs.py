@@ -13,10 +13,10 @@ from onceflow.agents.shared import Shared, decode_shared
 from onceflow.agents.signals import Kept, decode_kept
 from onceflow.event import home_slot
 from onceflow.state.ledger import Records
-from onceflow.state.seen import Judge, tenant_prefix
+from onceflow.state.seen import Judge, identity_key, seen_key, tenant_prefix
 from onceflow.stream.content import Grant, Input
 from onceflow.stream.grants import Ready
-from onceflow.stream.letters import key_of
+from onceflow.stream.letters import identity_of
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +69,14 @@ class OpenRuns:
         """The event of an open run; why it cannot go on here."""
         begun = saved.begun
         prefix = tenant_prefix(inbox.grant.slot, saved.tenant)
-        key = key_of(prefix, saved.key, begun.incoming, with_identity=self._with_identity)
-        self._judge.hold(key)
+        seen, identity = seen_key(prefix, saved.key), None
+        if self._with_identity and not begun.root:
+            identity = identity_key(prefix, identity_of(begun.incoming.source, begun.incoming.id))
+        self._judge.hold(seen, identity)
         agent = self._routes.pinned(begun.agent, begun.version)
         if agent is None:
             return f"its agent {begun.agent} version {begun.version} is not listed in the flow"
-        return Arrived.again(saved, inbox, agent, key)
+        return Arrived.again(saved, inbox, agent, seen, identity)
 
     def plan(self, tenant: str, due: Due, due_ms: int) -> None:
         """Tell the tenant's lane at this time."""

@@ -24,7 +24,7 @@ from confluent_kafka import TopicPartition
 
 from onceflow.errors import Fault
 from onceflow.state.ledger import Ledger, LedgerPosition, LedgerRecord
-from onceflow.state.seen import BrokerClock, Completed, Key, Position, Seen
+from onceflow.state.seen import BrokerClock, Completed, Position, Seen
 from onceflow.stream.content import (
     NO_EVENT,
     NO_RECORD,
@@ -344,29 +344,33 @@ class Outbox:
         if time_ms := delivered.time_ms():
             self._clock.observe(time_ms)
         last = delivered.last(self._names.completions)
-        completed: defaultdict[Grant, list[Key]] = defaultdict(list)
+        completed: dict[Grant, Completed] = {}
+        books: dict[Input, tuple[int, int]] = {}
+        barriers: list[Any] = []
         for input, ends in finished.items():
-            completed[input.grant] += [end.seen for end in ends if end.seen is not None]
+            if runs := [end.seen for end in ends if end.seen is not None]:
+                slot = input.grant.slot
+                told = completed.setdefault(input.grant, Completed(last[slot][1], [], []))
+                told.runs.extend(runs)
+                told.identities.extend([(e.identity, e.seen or b"") for e in ends if e.identity is not None])
+            records = len(ends) - [end.offset for end in ends].count(NO_RECORD)
+            books[input] = (records, sum([end.size for end in ends]))
+            barriers += [end.barrier for end in ends if end.barrier is not None]
         with self._view_lock:
-            held = [grant for grant, keys in completed.items() if keys and grant not in self._retired]
+            held = {grant: told for grant, told in completed.items() if grant not in self._retired}
             self._seen.write(
-                [Completed(key, last[grant.slot][1]) for grant in held for key in completed[grant]],
+                held.values(),
                 {grant.slot: Position(self._ids.completions, last[grant.slot][0] + 1) for grant in held},
             )
             ledger = self._remember_ledger(finished, delivered)
         if time.monotonic() - self._expired_at > _EXPIRE_EVERY_S:
             self._expired_at = time.monotonic()
             self._seen.expire(self._clock.now_ms() or 0)
-        books = {input: (len(ends), sum([end.size for end in ends])) for input, ends in finished.items()}
-        barriers: list[Any] = []
-        for input, ends in finished.items():
-            if any(end.offset == NO_RECORD or end.barrier is not None for end in ends):
-                barriers += [end.barrier for end in ends if end.barrier is not None]
-                books[input] = (sum([end.offset != NO_RECORD for end in ends]), books[input][1])
         self._last_size = sum(count for count, _ in books.values())
         self._observe(finished, took_s)
-        keys = [key for keys in completed.values() for key in keys]
-        self._committed(Committed(keys, books, barriers, ledger))
+        seen = [run for told in completed.values() for run in told.runs]
+        identities = [identity for told in completed.values() for identity, _ in told.identities]
+        self._committed(Committed(seen, identities, books, barriers, ledger))
 
     def _remember_ledger(self, finished: Contents, delivered: Delivered) -> list[LedgerRecord]:
         """Write the ledger's view; the grants whose views may be written are those of `_remember`."""

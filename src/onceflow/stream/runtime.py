@@ -11,14 +11,12 @@ import time
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from onceflow.agents.agent import Routes
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.executor import Executor
 from onceflow.agents.gates import allowance_of
 from onceflow.agents.happenings import (
-    Arrived,
     Barrier,
     Due,
     Ended,
@@ -37,16 +35,17 @@ from onceflow.config import Settings
 from onceflow.errors import Fault
 from onceflow.event import home_slot
 from onceflow.state.ledger import Ledger, Records
-from onceflow.state.seen import BrokerClock, Judge, Seen, Verdict, tenant_prefix
+from onceflow.state.seen import BrokerClock, Judge, Seen
 from onceflow.state.store import Store
 from onceflow.stream.cell import Cell
 from onceflow.stream.cluster import Cluster, answers
-from onceflow.stream.content import Committed, Finished, Grant, Input, Pair, Reads, finished_by
+from onceflow.stream.content import Committed, Ends, Grant, Input, Pair, Reads, Work, finished_by
+from onceflow.stream.dedup import Dedup
 from onceflow.stream.flags import Flags
 from onceflow.stream.grants import Added, Grants, News, Ready, Removed, transactional_id
 from onceflow.stream.identity import Identity, take_identity
-from onceflow.stream.inlet import Doorbell, Ends, Reading
-from onceflow.stream.letters import Letters, name_event
+from onceflow.stream.inlet import Doorbell, Reading
+from onceflow.stream.letters import Letters
 from onceflow.stream.metrics import Metrics, count_commit
 from onceflow.stream.open_runs import OpenRuns
 from onceflow.stream.outbox import Outbox
@@ -60,13 +59,7 @@ REVOKE_S = 4.0  # how long a revoke may wait for what is pending to be committed
 REJOIN_S = 10.0  # a member that lost its session is back in its group within seconds
 _IDLE_WAIT_S = 0.004
 _FLUSH_STEP_S = 0.5
-
-
-class Work(NamedTuple):
-    """What happened to a tenant, for its lane."""
-
-    tenant: str
-    happenings: list[Happening]
+_IDLE_LANES = 2_000
 
 
 class Runtime:
@@ -121,12 +114,13 @@ class Runtime:
         self._ledger = Ledger(Store.open(settings.state_dir / "ledger"))
         clock = BrokerClock()
         self._rejects = settings.dedup.conflict == "reject"
-        self._judge = Judge(self._seen, clock, reject_conflicts=self._rejects)
+        self._judge = Judge(self._seen, clock)
         self._records = Records(self._ledger)
         self._open_runs = OpenRuns(
             self._records, self._routes, self._judge, slots, self._inbox_of, with_identity=self._rejects
         )
         self._letters = Letters(self.flow, names, limits.sizes, settings.limits.value_bytes)
+        self._dedup = Dedup(self._judge, self._letters, self._metrics, slots, settings.dedup)
         fatal = FatalError()
         producer = begin_producer(
             settings,
@@ -227,7 +221,7 @@ class Runtime:
             tenant = answered.run.token.incoming.tenant
             happenings.setdefault(tenant, []).append(answered)
         for commit in self._reading.settle():
-            self._judge.committed(commit.seen)
+            self._judge.committed(commit.seen, commit.identities)
             self._records.committed(commit.ledger)
             for tenant, run, number in commit.barriers:
                 happenings.setdefault(tenant, []).append(Barrier(run, number))
@@ -252,43 +246,8 @@ class Runtime:
         return batch
 
     def judge(self, batches: Iterable[tuple[str, Work | Ends]]) -> list[tuple[str, Work | Ends]]:
-        """Dedup: let firsts through to their lanes, and end what is a duplicate or a conflict here."""
-        ends = Ends()
-        work: dict[str, list[Happening]] = {}
-        arrived: list[Arrived] = []
-        for tenant, batch in batches:
-            if type(batch) is Ends:
-                ends += batch
-                continue
-            assert type(batch) is Work
-            rest = self._name(tenant, batch.happenings, arrived)
-            if rest:
-                work.setdefault(tenant, []).extend(rest)
-        # A redrive is compared with all that the view knows: asked for twice, it is done once.
-        verdicts = self._judge.verdicts(
-            [a.seen for a in arrived], [0 if a.redrive else a.time_ms for a in arrived]
-        )
-        firsts = conflicts = 0
-        for event, verdict in zip(arrived, verdicts, strict=True):
-            if verdict is Verdict.FIRST:
-                firsts += 1
-                tenant = event.incoming.tenant
-                if (known := work.get(tenant)) is None:
-                    work[tenant] = [event]
-                else:
-                    known.append(event)
-            elif verdict is Verdict.DUPLICATE:
-                ends.append(Finished(event.source, event.offset, "duplicate", len(event.value or b"")))
-            else:
-                conflicts += 1
-                ends.append(self._letters.conflict(event))
-        self._metrics.events[Verdict.FIRST].inc(firsts)
-        self._metrics.events[Verdict.CONFLICT].inc(conflicts)
-        self._metrics.events[Verdict.DUPLICATE].inc(len(arrived) - firsts - conflicts)
-        judged: list[tuple[str, Work | Ends]] = [(t, Work(t, happenings)) for t, happenings in work.items()]
-        if ends:
-            judged.append(("", ends))
-        return judged
+        """Dedup."""
+        return self._dedup.judge(batches)
 
     def lane(self, tenant: str, snapshot: bytes | None = None) -> Lane:
         """The tenant's lane, made when it is asked for."""
@@ -338,8 +297,9 @@ class Runtime:
         return ends
 
     def discard(self, lane: Lane) -> None:
-        """Forget a lane that is idle."""
-        del self.lanes[lane.tenant]
+        """Bytewax forgets a lane that is idle; so do we, but for some: their tenants' next events come soon."""
+        if len(self.lanes) > _IDLE_LANES:
+            del self.lanes[lane.tenant]
 
     # --- within ---
 
@@ -381,19 +341,6 @@ class Runtime:
 
     def _serves(self, tenant: str) -> bool:
         return self._inbox(tenant) is not None
-
-    def _name(self, tenant: str, happenings: Iterable[Happening], arrived: list[Arrived]) -> list[Happening]:
-        """Give each event its keys, and add it to `arrived`; return what is no event."""
-        content = self._settings.dedup.content
-        prefix = tenant_prefix(home_slot(tenant, self._slots), tenant)
-        rest: list[Happening] = []
-        for event in happenings:
-            if type(event) is not Arrived:
-                rest.append(event)
-            elif event.source.grant.live:
-                name_event(event, prefix, content, with_identity=self._rejects)
-                arrived.append(event)
-        return rest
 
     def _take_news(self, happenings: dict[str, list[Happening]]) -> None:
         postponed, self._postponed = self._postponed, []

@@ -155,15 +155,18 @@ class Transactions:
         Reports cost as much as sending. So of completions and of the ledger only each partition's last is asked for:
         the others lie before it. One that fails is no secret: the transaction can't be committed then.
         """
-        produce, viewed = self._producer.produce, (self._names.completions, self._names.ledger)
-        last = {(record.topic, record.partition): record for record in records if record.topic in viewed}
-        reported = len(last)
+        produce = self._producer.produce
+        last: dict[str, dict[int, Outgoing]] = {self._names.completions: {}, self._names.ledger: {}}
+        for record in records:
+            if (of_topic := last.get(record.topic)) is not None:
+                of_topic[record.partition] = record
+        reported = sum(map(len, last.values()))
         for number, record in enumerate(records, 1):
             report: Report | None = None
-            if record.topic not in viewed:
+            if (of_topic := last.get(record.topic)) is None:
                 report = delivered.other
                 reported += 1
-            elif last[record.topic, record.partition] is record:
+            elif of_topic[record.partition] is record:
                 report = delivered.ordered
             while True:
                 try:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from confluent_kafka import Message
 
 from onceflow.state.ledger import Ledger, LedgerPosition, LedgerRecord
-from onceflow.state.seen import Completed, Key, Position, Seen
+from onceflow.state.seen import Completed, Position, Seen
 from onceflow.stream.cluster import Partition
-from onceflow.stream.letters import key_of_completion
+from onceflow.stream.letters import keys_of_completion
 from onceflow.stream.topics import Ids, Names
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Views:
 
     def write(self, messages: Iterable[Message]) -> None:
         """Take records of both topics, in the order of their partitions."""
-        completed: list[Completed] = []
+        completed: dict[int, Completed] = {}  # by time
         records: list[LedgerRecord] = []
         seen_at: dict[int, Position] = {}
         ledger_at: dict[int, LedgerPosition] = {}
@@ -81,15 +81,21 @@ class Views:
                 ledger_at[slot] = LedgerPosition(self._ids.ledger, next_offset, time_ms)
                 continue
             seen_at[slot] = Position(self._ids.completions, next_offset)
-            if value is not None and (key := _key_of(value, slot, self._with_identity)) is not None:
-                completed.append(Completed(key, time_ms))
-        self.seen.write(completed, seen_at)
+            if value is not None and (found := _keys_of(value, slot, self._with_identity)) is not None:
+                at = completed.get(time_ms)
+                if at is None:
+                    at = completed[time_ms] = Completed(time_ms, [], [])
+                run, identity = found
+                at.runs.append(run)
+                if identity is not None:
+                    at.identities.append((identity, run))
+        self.seen.write([completed[time_ms] for time_ms in sorted(completed)], seen_at)
         self.ledger.write(records, ledger_at)
 
 
-def _key_of(value: bytes, slot: int, with_identity: bool) -> Key | None:
+def _keys_of(value: bytes, slot: int, with_identity: bool) -> tuple[bytes, bytes | None] | None:
     try:
-        return key_of_completion(value, slot, with_identity=with_identity)
+        return keys_of_completion(value, slot, with_identity=with_identity)
     except ValueError as error:
         log.warning("a record in F.completions is no completion", extra={"slot": slot, "cause": str(error)})
         return None

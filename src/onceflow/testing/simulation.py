@@ -95,7 +95,7 @@ class _Ledger:
 
     def again(self, saved: Any, inbox: Any) -> Arrived:
         agent = self._agents[saved.begun.agent, saved.begun.version]
-        return Arrived.again(saved, inbox, agent, None)
+        return Arrived.again(saved, inbox, agent)
 
     def run(self, key: bytes, inbox: Any) -> Arrived | str:
         tenant = next(iter(self.scan(b"")))[0].partition(b"\0")[0].decode()
