@@ -9,7 +9,6 @@ import msgspec
 from onceflow.agents.agent import Agent
 from onceflow.agents.calls import Raised, Returned, StartCall
 from onceflow.agents.capacity import Capacity
-from onceflow.agents.executor import Answered
 from onceflow.agents.happenings import (
     Arrived,
     Barrier,
@@ -25,6 +24,7 @@ from onceflow.agents.happenings import (
 )
 from onceflow.agents.journal import OpenRun, open_runs, run_prefix, runs_of
 from onceflow.agents.lane import Lane
+from onceflow.agents.loop import Answered
 from onceflow.agents.order import in_turn
 from onceflow.agents.shared import Shared, decode_shared
 from onceflow.agents.signals import Kept, Signal, decode_kept

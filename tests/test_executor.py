@@ -10,8 +10,9 @@ import pytest
 
 from onceflow.agents.call import Call
 from onceflow.agents.calls import NotSent, Raised, Returned, StartCall, UnusableResult
-from onceflow.agents.executor import Answered, Executor
+from onceflow.agents.executor import Executor
 from onceflow.agents.gates import Allowance
+from onceflow.agents.loop import Answered
 from onceflow.agents.machine import Machine
 from onceflow.agents.tool import tool
 from onceflow.errors import GiveUp, RetryLater
@@ -195,7 +196,7 @@ def test_the_calls_of_an_abandoned_run_are_cancelled_and_give_no_answer(asked: A
             cancelled.set()
 
     run = asked.call(notes_its_end)
-    wait_until(lambda: asked.executor._loops[0]._running, 5, "the call to begin")
+    wait_until(lambda: asked.executor._loops[0].busy, 5, "the call to begin")
     asked.executor.abandon([run])
     assert cancelled.wait(5)
     asked.call(greet, name="other")
@@ -221,7 +222,7 @@ def test_closing_waits_for_clean_ups_and_may_be_repeated() -> None:
             cleaned.set()
 
     asked.call(cleans_up)
-    wait_until(lambda: asked.executor._loops[0]._running, 5, "the call to begin")
+    wait_until(lambda: asked.executor._loops[0].busy, 5, "the call to begin")
     asked.executor.close()
     asked.executor.close()
     assert cleaned.is_set()

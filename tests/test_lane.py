@@ -9,9 +9,9 @@ import pytest
 from onceflow.agents.agent import Agent, agent
 from onceflow.agents.calls import Completed, Returned, RunFailed, StartCall
 from onceflow.agents.capacity import Capacity
-from onceflow.agents.executor import Answered
 from onceflow.agents.happenings import Arrived, Ended, Happening, Lost, Settled, Turn
 from onceflow.agents.lane import SNAPSHOT_FORMAT, Lane, snapshot_tenant, utc_text
+from onceflow.agents.loop import Answered
 from onceflow.agents.machine import Machine
 from onceflow.agents.run import Run
 from onceflow.agents.tool import tool

@@ -493,6 +493,7 @@ def _pointed(value: bytes, tokens: tuple[str, ...]) -> object:
 
 
 _length = Struct(">I").pack
+_LENGTHS = [_length(size) for size in range(TEXT_MAX_BYTES + 1)]
 
 
 def idempotency_key(tenant: str, source: str, id: str, data: bytes, content: str = "bytes") -> bytes:
@@ -508,9 +509,9 @@ def idempotency_key(tenant: str, source: str, id: str, data: bytes, content: str
     if content != "bytes":
         data = _canonical(data) if content == "canonical" else _ignored(content)
     text = id.encode()
-    return xxh3_128_digest(
-        b"".join((_fields(tenant, source), _length(len(text)), text, xxh3_128_digest(data)))
-    )
+    size = len(text)
+    length = _LENGTHS[size] if size <= TEXT_MAX_BYTES else _length(size)
+    return xxh3_128_digest(_fields(tenant, source) + length + text + xxh3_128_digest(data))
 
 
 @lru_cache(maxsize=16_384)

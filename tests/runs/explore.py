@@ -9,9 +9,9 @@ import msgspec
 
 from onceflow.agents.calls import Completed, FoundNotDone, NotSent, Raised, RunFailed
 from onceflow.agents.commands import Command
-from onceflow.agents.executor import answer_of
 from onceflow.agents.happenings import Redrive
 from onceflow.agents.journal import PARKED, UNDO, OpenRun, open_runs
+from onceflow.agents.loop import answer_of
 from onceflow.agents.signals import Signal
 from onceflow.errors import GiveUp, RetryLater
 from tests.runs import work

@@ -56,7 +56,7 @@ def another_key_each_time(patch: pytest.MonkeyPatch) -> None:
 
     def numbered(self: Machine, waiting: Any) -> None:
         call = msgspec.structs.replace(waiting.started.call, key=f"{next(numbers)}")
-        waiting.started = waiting.started._replace(call=call)
+        waiting.started = msgspec.structs.replace(waiting.started, call=call)
         intend(self, waiting)
 
     patch.setattr(Machine, "_intend", numbered)
@@ -97,7 +97,7 @@ def undone_while_it_may_be_on_its_way(patch: pytest.MonkeyPatch) -> None:
 
     def at_once(self: Machine, waiting: Any) -> None:
         if waiting.started.kind == "undo":
-            waiting.started = waiting.started._replace(delay_s=0.0)
+            waiting.started = msgspec.structs.replace(waiting.started, delay_s=0.0)
         intend(self, waiting)
 
     patch.setattr(Machine, "_intend", at_once)

@@ -10,7 +10,6 @@ import msgspec
 from onceflow.agents.calls import Completed, RunFailed, StartCall
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.commands import Command
-from onceflow.agents.executor import Answered
 from onceflow.agents.happenings import (
     Arrived,
     Barrier,
@@ -30,6 +29,7 @@ from onceflow.agents.happenings import (
 )
 from onceflow.agents.journal import OpenRun, open_runs, run_prefix, runs_of
 from onceflow.agents.lane import Lane
+from onceflow.agents.loop import Answered
 from onceflow.agents.machine import Machine
 from onceflow.agents.order import in_turn
 from onceflow.agents.shared import Shared, decode_shared

@@ -31,7 +31,7 @@ SEND_WITHIN_MS = 10_000  # an execution on record is sent so soon, or put on rec
 Kind = Literal["call", "undo", "reconcile"]
 
 
-class StartCall(NamedTuple):
+class StartCall(msgspec.Struct, frozen=True):
     """Start a call of a tool, `delay_s` from now: the tool itself, what undoes it, or what finds out about it."""
 
     run: "Machine"
@@ -44,7 +44,7 @@ class StartCall(NamedTuple):
     send_by_ms: int = 0  # not to be sent later; 0: whenever
 
 
-class Record(NamedTuple):
+class Record(msgspec.Struct, frozen=True):
     """Write entries of the run's journal into the ledger; `barrier`: and say when they are committed."""
 
     run: "Machine | None"  # None: it has not begun
@@ -155,7 +155,7 @@ def later_key(key: str, undone: int) -> str:
 # --- happenings: answers ---
 
 
-class Returned(NamedTuple):
+class Returned(msgspec.Struct, frozen=True):
     """A call's answer: its encoded result."""
 
     place: str
@@ -163,7 +163,7 @@ class Returned(NamedTuple):
     result: bytes
 
 
-class Raised(NamedTuple):
+class Raised(msgspec.Struct, frozen=True):
     """A call's answer: this attempt failed."""
 
     place: str
@@ -171,7 +171,7 @@ class Raised(NamedTuple):
     error: BaseException
 
 
-class FoundNotDone(NamedTuple):
+class FoundNotDone(msgspec.Struct, frozen=True):
     """A reconciliation's answer: the call did not happen."""
 
     place: str

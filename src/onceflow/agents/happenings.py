@@ -9,8 +9,8 @@ import xxhash
 from onceflow.agents.agent import Agent
 from onceflow.agents.calls import Completed, Parked, Record, RunFailed
 from onceflow.agents.commands import Command
-from onceflow.agents.executor import Answered
 from onceflow.agents.journal import Begun, OpenRun
+from onceflow.agents.loop import Answered
 from onceflow.agents.machine import Machine
 from onceflow.agents.shared import Shared
 from onceflow.agents.signals import Kept, Signal
@@ -142,7 +142,7 @@ class Sleeping(NamedTuple):
     turn: int = 0
 
 
-class Barrier(NamedTuple):
+class Barrier(msgspec.Struct, frozen=True):
     """Happening: a segment of a run's journal is committed."""
 
     run: Machine
@@ -158,7 +158,7 @@ class Ended(msgspec.Struct, frozen=True):
     kept: tuple[bytes, bytes] | None = None  # a record more (Kafka key, value): it is kept, to be redriven
 
 
-class Written(NamedTuple):
+class Written(msgspec.Struct, frozen=True):
     """Decision: a segment of a run's journal goes to the ledger; with `parked`, the run waits for a person."""
 
     arrived: Arrived

@@ -31,7 +31,6 @@ from onceflow.agents.calls import (
 )
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.commands import CANCELLED, resolution
-from onceflow.agents.executor import Answered
 from onceflow.agents.failures import failure
 from onceflow.agents.happenings import (
     Arrived,
@@ -64,6 +63,7 @@ from onceflow.agents.journal import (
     segment_key,
 )
 from onceflow.agents.keys import Keys, Told
+from onceflow.agents.loop import Answered
 from onceflow.agents.machine import Machine, begin, no_flags
 from onceflow.agents.order import Follower, Lines
 from onceflow.agents.signals import FORMAT as SIGNAL_FORMAT
@@ -166,9 +166,9 @@ class Lane:
                 else:
                     self._begin(happening, now_ms, calls, decided)
             elif type(happening) is Answered:
-                run, answer = happening
+                run = happening.run
                 if run in self._runs and run.token.source.grant.live:
-                    self._note(run, run.answer(answer, now_ms), calls, decided)
+                    self._note(run, run.answer(happening.answer, now_ms), calls, decided)
             elif type(happening) is Barrier:
                 run = happening.run
                 if run in self._runs and run.token.source.grant.live:

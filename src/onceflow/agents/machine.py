@@ -510,7 +510,7 @@ class Machine(msgspec.Struct, eq=False):
         intent = Intent(call.key, call.attempt, made_ms, send_by_ms, shared=shared)
         entry = Entry(tool.name, tool.version, tool.fingerprint(call.arguments), intent=intent)
         self.record(started.place, entry)
-        self._held = [*(self._held or ()), started._replace(send_by_ms=send_by_ms)]
+        self._held = [*(self._held or ()), msgspec.structs.replace(started, send_by_ms=send_by_ms)]
 
     def _resume(self, waiting: Waiting, intent: Intent, retry: Retry | None) -> bool:
         """Go on with a call that an earlier process may have sent; whether that decided it."""
@@ -533,7 +533,7 @@ class Machine(msgspec.Struct, eq=False):
         """Count on from what is on record of a call's attempts."""
         waiting.attempts, waiting.unknown = retry.attempts, retry.unknown
         call = msgspec.structs.replace(waiting.started.call, key=key, attempt=retry.executions + 1)
-        waiting.started = self._timed(waiting.started._replace(call=call))
+        waiting.started = self._timed(msgspec.structs.replace(waiting.started, call=call))
 
     def _postponed(self, place: str) -> bool:
         """Whether the next attempt at this place is due later; then that is waited for."""
@@ -566,7 +566,7 @@ class Machine(msgspec.Struct, eq=False):
     def _timed(self, started: StartCall) -> StartCall:
         """The call, its deadline counted from now."""
         deadline = self._deadline(started.tool, started.delay_s)
-        return started._replace(call=msgspec.structs.replace(started.call, deadline=deadline))
+        return msgspec.structs.replace(started, call=msgspec.structs.replace(started.call, deadline=deadline))
 
     def _deadline(self, tool: Tool[Any, Any], delay_s: float) -> datetime:
         return utc(self.now_ms + int((delay_s + tool.timeout_s) * 1000))
@@ -579,7 +579,7 @@ class Machine(msgspec.Struct, eq=False):
         if not (isinstance(answer, Raised) and isinstance(answer.error, NotSent)):
             waiting.attempts += 1
         if isinstance(answer, FoundNotDone):
-            started = waiting.started = started._replace(kind="call")
+            started = waiting.started = msgspec.structs.replace(started, kind="call")
         if delay_s > LONGEST_IN_MEMORY_S and started.kind != "reconcile":
             if self._end is None or started.kind == "undo":
                 self._postpone(waiting, delay_s)
@@ -589,7 +589,7 @@ class Machine(msgspec.Struct, eq=False):
                 self._not_sent(started)
             return
         call = msgspec.structs.replace(call, attempt=call.attempt + 1, lineage=[])
-        waiting.started = started = self._timed(started._replace(call=call, delay_s=delay_s))
+        waiting.started = started = self._timed(msgspec.structs.replace(started, call=call, delay_s=delay_s))
         if tool.effect == "read" or started.kind == "reconcile":
             self._effects.append(started)
             return
@@ -601,7 +601,7 @@ class Machine(msgspec.Struct, eq=False):
         ):
             self._intend(waiting)
         else:
-            self._effects.append(started._replace(send_by_ms=intent.send_by_ms))
+            self._effects.append(msgspec.structs.replace(started, send_by_ms=intent.send_by_ms))
 
     def _not_sent(self, started: StartCall) -> None:
         """A call on record is not sent any more: the run has failed meanwhile."""
@@ -655,7 +655,9 @@ class Machine(msgspec.Struct, eq=False):
         if policy == "reconcile":
             call = msgspec.structs.replace(started.call, attempt=started.call.attempt + 1)
             waiting.attempts = 1
-            waiting.started = self._timed(started._replace(call=call, kind="reconcile", delay_s=over_s))
+            waiting.started = self._timed(
+                msgspec.structs.replace(started, call=call, kind="reconcile", delay_s=over_s)
+            )
             self._effects.append(waiting.started)
             return False
         if policy == "park":
@@ -724,7 +726,9 @@ class Machine(msgspec.Struct, eq=False):
             return []
         self.now_ms = now_ms
         started = waiting.started
-        waiting.started = started._replace(call=msgspec.structs.replace(started.call, key=key))
+        waiting.started = msgspec.structs.replace(
+            started, call=msgspec.structs.replace(started.call, key=key)
+        )
         self._intend(waiting)
         return self._settled()
 
@@ -748,7 +752,9 @@ class Machine(msgspec.Struct, eq=False):
             return []
         self.now_ms = now_ms
         started = waiting.started
-        waiting.started = started._replace(call=msgspec.structs.replace(started.call, key=key))
+        waiting.started = msgspec.structs.replace(
+            started, call=msgspec.structs.replace(started.call, key=key)
+        )
         self._intend(waiting)
         self._held = None  # on record, for a person to decide about; not to be sent
         self._unresolved(waiting, message, 0.0)

@@ -1,13 +1,13 @@
 """Dedup, the second operator: events get their keys and verdicts; only firsts go on to their lanes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from onceflow.agents.happenings import Arrived, Happening
 from onceflow.config import Dedup as Settings
 from onceflow.event import home_slot
 from onceflow.state.seen import Judge, Verdict, tenant_prefix
 from onceflow.stream.content import Ends, Finished, Work
-from onceflow.stream.letters import Letters, name_event
+from onceflow.stream.letters import Letters, name_events
 from onceflow.stream.metrics import Metrics
 
 
@@ -17,7 +17,7 @@ class Dedup:
     def __init__(
         self, judge: Judge, letters: Letters, metrics: Metrics, slots: int, settings: Settings
     ) -> None:
-        self._judge, self._letters, self._verdicts = judge, letters, metrics.events
+        self._judge, self._letters, self._counters = judge, letters, metrics.events
         self._slots = slots
         self._content = settings.content
         self._rejects = settings.conflict == "reject"
@@ -25,45 +25,51 @@ class Dedup:
     def judge(self, batches: Iterable[tuple[str, Work | Ends]]) -> list[tuple[str, Work | Ends]]:
         """Let firsts through, and all that is no event; end here what is a duplicate or a conflict."""
         ends = Ends()
-        work: dict[str, list[Happening]] = {}
-        arrived: list[Arrived] = []
+        judged: list[tuple[str, Work | Ends]] = []
+        arrived: list[tuple[str, list[Arrived]]] = []
         runs: list[bytes] = []
         for tenant, batch in batches:
             if type(batch) is Ends:
                 ends += batch
                 continue
             assert type(batch) is Work
-            prefix = tenant_prefix(home_slot(tenant, self._slots), tenant)
-            for happening in batch.happenings:
-                if type(happening) is not Arrived:
-                    work.setdefault(tenant, []).append(happening)
-                elif happening.source.grant.live:
-                    arrived.append(happening)
-                    runs.append(name_event(happening, prefix, self._content, self._rejects))
+            events = [each for each in batch.happenings if type(each) is Arrived and each.source.grant.live]
+            if len(events) < len(batch.happenings):
+                rest = [each for each in batch.happenings if type(each) is not Arrived]
+                judged.append((tenant, Work(tenant, rest)))
+            if events:
+                prefix = tenant_prefix(home_slot(tenant, self._slots), tenant)
+                runs += name_events(events, prefix, self._content, self._rejects)
+                arrived.append((tenant, events))
         if arrived:
-            self._let_through(arrived, runs, work, ends)
-        judged: list[tuple[str, Work | Ends]] = [(t, Work(t, happenings)) for t, happenings in work.items()]
+            verdicts = self._verdicts_of([event for _, events in arrived for event in events], runs)
+            for tenant, events in arrived:
+                firsts = self._firsts(events, [next(verdicts) for _ in events], ends)
+                if firsts:
+                    judged.append((tenant, Work(tenant, firsts)))
         if ends:
             judged.append(("", ends))
         return judged
 
-    def _let_through(
-        self, arrived: list[Arrived], runs: list[bytes], work: dict[str, list[Happening]], ends: Ends
-    ) -> None:
+    def _verdicts_of(self, events: list[Arrived], runs: list[bytes]) -> Iterator[Verdict]:
         # A redrive is compared with all that the view knows: asked for twice, it is done once.
-        times_ms = [0 if event.redrive else event.time_ms for event in arrived]
-        identities = [event.identity for event in arrived] if self._rejects else ()
+        times_ms = [0 if event.redrive else event.time_ms for event in events]
+        identities = [event.identity for event in events] if self._rejects else ()
         verdicts = self._judge.verdicts(runs, times_ms, identities)
-        for event, verdict in zip(arrived, verdicts, strict=True):
+        for verdict in Verdict:
+            self._counters[verdict].inc(verdicts.count(verdict))
+        return iter(verdicts)
+
+    def _firsts(self, events: list[Arrived], verdicts: list[Verdict], ends: Ends) -> list[Happening]:
+        """The firsts of one tenant's events; the others' ends go to `ends`."""
+        if verdicts.count(Verdict.FIRST) == len(events):
+            return [*events]
+        firsts: list[Happening] = []
+        for event, verdict in zip(events, verdicts, strict=True):
             if verdict is Verdict.FIRST:
-                tenant = event.incoming.tenant
-                if (known := work.get(tenant)) is None:
-                    work[tenant] = [event]
-                else:
-                    known.append(event)
+                firsts.append(event)
             elif verdict is Verdict.DUPLICATE:
                 ends.append(Finished(event.source, event.offset, "duplicate", len(event.value or b"")))
             else:
                 ends.append(self._letters.conflict(event))
-        for verdict in Verdict:
-            self._verdicts[verdict].inc(verdicts.count(verdict))
+        return firsts

@@ -384,7 +384,8 @@ class Doorbell:
 
     def ring(self) -> None:
         """Something is there; from any thread."""
-        self._signal.set()
+        if not self._signal.is_set():
+            self._signal.set()
 
     def wait(self, timeout_s: float) -> None:
         """Wait until somebody rings, or the time is over."""

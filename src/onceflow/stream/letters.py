@@ -4,7 +4,7 @@ All of them are records for one partition of one of the flow's topics. A value t
 blocks it: a completion becomes a failed one, a dead letter keeps the first part of what it is about.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -267,9 +267,9 @@ class Letters:
 
     def journal(self, written: Written, inbox: Input) -> Finished:
         """A segment of a run's journal. The first ends the event's record; `inbox` is its slot's."""
-        arrived, record, key, value, parked = written
+        arrived, record, parked = written.arrived, written.record, written.parked
         slot, tenant = inbox.grant.slot, arrived.incoming.tenant
-        outgoing = [Outgoing(self._names.ledger, slot, key, value, None)]
+        outgoing = [Outgoing(self._names.ledger, slot, written.key, written.value, None)]
         if parked is not None:
             outgoing.append(
                 self.dead_letter(
@@ -335,20 +335,23 @@ def keys_of_completion(value: bytes, slot: int, *, with_identity: bool) -> tuple
     return seen_key(prefix, bytes.fromhex(read.id)), identity
 
 
-def name_event(event: Arrived, prefix: bytes, content: str, with_identity: bool) -> bytes:
-    """Give an event its run's key, and what dedup knows it by, which is returned.
+def name_events(
+    events: Iterable[Arrived], prefix: bytes, content: str, with_identity: bool
+) -> Iterator[bytes]:
+    """Give events of one tenant their runs' keys, and what dedup knows them by, which is returned.
 
-    `prefix`: its tenant's; `content`: the setting `dedup.content`.
+    `prefix`: the tenant's; `content`: the setting `dedup.content`.
     """
-    incoming = event.incoming
-    if event.redrive is not None:  # source and id are those of the run that failed
-        event.key, with_identity = event.redrive.key, False
-    else:
-        event.key = idempotency_key(incoming.tenant, incoming.source, incoming.id, incoming.data, content)
-    event.seen = seen = seen_key(prefix, event.key)
-    if with_identity:
-        event.identity = identity_key(prefix, identity_of(incoming.source, incoming.id))
-    return seen
+    for event in events:
+        incoming = event.incoming
+        if event.redrive is not None:  # source and id are those of the run that failed
+            event.key = event.redrive.key
+        else:
+            event.key = idempotency_key(incoming.tenant, incoming.source, incoming.id, incoming.data, content)
+            if with_identity:
+                event.identity = identity_key(prefix, identity_of(incoming.source, incoming.id))
+        event.seen = seen_key(prefix, event.key)
+        yield event.seen
 
 
 def identity_of(source: str, id: str) -> bytes:

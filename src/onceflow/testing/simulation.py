@@ -17,7 +17,6 @@ from onceflow.agents.agent import Agent
 from onceflow.agents.call import NotDone
 from onceflow.agents.calls import Answer, Completed, NotSent, Raised, RunFailed, StartCall
 from onceflow.agents.capacity import Capacity
-from onceflow.agents.executor import Answered, answer_of, function_of
 from onceflow.agents.happenings import (
     Arrived,
     Barrier,
@@ -35,6 +34,7 @@ from onceflow.agents.happenings import (
 )
 from onceflow.agents.journal import OpenRun, open_runs, run_prefix, runs_of
 from onceflow.agents.lane import Lane
+from onceflow.agents.loop import Answered, answer_of, function_of
 from onceflow.agents.order import in_turn
 from onceflow.agents.shared import Shared, decode_shared
 from onceflow.agents.signals import Kept, Signal, decode_kept

@@ -1,0 +1,351 @@
+"""An asyncio loop in a thread of its own, and the calls that it carries out.
+
+Each call is a task. What a call costs beside its tool is kept small: thousands end in a second. So there is one timer
+for all time-outs of the same length, and no wrapper around a call that its tool does not need. Plain functions run in
+threads: one that hangs keeps its thread until it returns, its run gets the time-out.
+"""
+
+import asyncio
+import inspect
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from contextvars import ContextVar
+from functools import partial
+from threading import Thread
+from typing import Any
+
+import msgspec
+
+from onceflow.agents.call import is_not_done
+from onceflow.agents.calls import (
+    RESULT_MAX_BYTES,
+    Answer,
+    FoundNotDone,
+    NotSent,
+    Raised,
+    Returned,
+    StartCall,
+    UnusableResult,
+)
+from onceflow.agents.gates import Allowance, Gate
+from onceflow.agents.machine import LONGEST_IN_MEMORY_S, Machine
+
+log = logging.getLogger("onceflow.executor")
+
+THREADS_MAX = 64  # plain (not async) tools that run at the same time
+BLOCKED_S = 1.0
+CLOSE_S = 1.0  # how long a blocked thread is waited for at the end
+BEAT_S = 0.25
+FORGET_EVERY_S = 5.0
+
+now = time.monotonic  # an asyncio loop's clock too
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """A run's call has an answer."""
+
+    run: Machine
+    answer: Answer
+
+
+class _Calling(msgspec.Struct, eq=False):
+    """A call under way."""
+
+    started: StartCall
+    task: "asyncio.Task[None] | None" = None
+    due: float = 0.0
+    too_late: bool = False  # its time is over: it was cancelled for that
+    left: "set[asyncio.Task[Any]] | None" = None  # the tasks that its tool has begun
+
+
+class Loop:
+    """See above. `answered` is called in the loop's thread, with each answer."""
+
+    def __init__(self, answered: Callable[[Answered], None], allowance: Allowance) -> None:
+        self._answered = answered
+        self._allowance = allowance
+        self._gates: dict[tuple[str, str], Gate] = {}
+        self._at_gates: dict[tuple[str, str], list[asyncio.Future[None]]] = {}  # who waits there
+        self._handed_over: deque[StartCall] = deque()
+        self._told = False  # that something was handed over
+        self._running: set[_Calling] = set()
+        self._due: dict[
+            float, dict[_Calling, None]
+        ] = {}  # by their time-out; those that began first come first
+        self._beat_at = self._forgot_at = now()
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_task_factory(_remembered)
+        self._permits = asyncio.Semaphore(THREADS_MAX)
+        self._thread = Thread(target=self._run, name="onceflow-executor", daemon=True)
+        self._thread.start()
+
+    # --- from other threads ---
+
+    def start(self, calls: Iterable[StartCall]) -> None:
+        """Take calls over."""
+        self._handed_over.extend(calls)
+        if not self._told:  # whoever takes them first says that nobody was told, and then looks
+            self._told = True
+            self._loop.call_soon_threadsafe(self._take)
+
+    def cancel(self, runs: list[Machine]) -> None:
+        """Cancel the calls of these runs: nobody waits for them."""
+        self._loop.call_soon_threadsafe(self._cancel, runs)
+
+    def close(self) -> None:
+        """Cancel all calls and end the thread; one that is blocked is left behind."""
+        if self._loop.is_closed():
+            return
+        self._loop.call_soon_threadsafe(self._cancel, None)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(CLOSE_S if self.blocked_by() else None)
+
+    def blocked_by(self) -> "asyncio.Task[Any] | None":
+        """The task that has kept the thread for too long; None: none has."""
+        if now() - self._beat_at < BLOCKED_S:
+            return None
+        return asyncio.current_task(self._loop)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is under way."""
+        return bool(self._running)
+
+    # --- the thread ---
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._beat()
+        try:
+            self._loop.run_forever()
+        finally:
+            pending = asyncio.all_tasks(self._loop)
+            if pending:  # cancelled: let their clean-up run, but not for ever
+                self._loop.run_until_complete(asyncio.wait(pending, timeout=1.0))
+            self._loop.close()
+
+    def _beat(self) -> None:
+        self._beat_at = at = now()
+        self._loop.call_later(BEAT_S, self._beat)
+        if at - self._forgot_at > FORGET_EVERY_S:
+            self._forgot_at = at
+            self._gates = {key: gate for key, gate in self._gates.items() if not gate.idle(at)}
+
+    def _take(self) -> None:
+        self._told = False
+        while self._handed_over:
+            started = self._handed_over.popleft()
+            calling = _Calling(started)
+            # Not by the loop's factory, which is for the tasks of tools.
+            calling.task = asyncio.Task(self._call(calling), loop=self._loop, name=started.tool.name)
+            self._running.add(calling)
+
+    def _cancel(self, runs: list[Machine] | None) -> None:
+        for calling in self._running:
+            if calling.task is not None and (runs is None or calling.started.run in runs):
+                calling.task.cancel()
+
+    async def _call(self, calling: _Calling) -> None:
+        """From a call's start to its answer; none if it was cancelled."""
+        started = calling.started
+        answer: Answer
+        try:
+            if started.delay_s > 0:
+                await asyncio.sleep(started.delay_s)
+            at = (started.call.tenant, started.tool.name)
+            gate = self._gates.get(at)
+            if gate is None:
+                gate = self._gates[at] = Gate()
+            if gate.wait_s(self._allowance, now()) != 0:
+                gate = await self._wait_at_gate(at)
+            gate.sent(self._allowance, now())
+            error: BaseException | None = None
+            try:
+                answer = await self._sent(calling)
+            except BaseException as raised:
+                error = raised
+                raise
+            finally:
+                self._ended(gate, at, error)
+        except BaseException as error:  # noqa: BLE001 (what a tool raises is its answer, SystemExit and the like too)
+            if calling.task is not None and calling.task.cancelling():
+                return  # the run was abandoned: nobody waits for the answer
+            answer = Raised(started.place, started.call.attempt, error)
+        finally:
+            self._running.discard(calling)
+            calling.task = None  # which refers to its context, and that to the call
+        self._answered(Answered(started.run, answer))
+
+    async def _sent(self, calling: _Calling) -> Answer:
+        """Carry a call out, now."""
+        started = calling.started
+        tool, call = started.tool, started.call
+        if started.send_by_ms and time.time() * 1000 > started.send_by_ms:
+            raise NotSent
+        _current.set(calling)
+        self._limit(calling, tool.timeout_s)
+        try:
+            if started.kind == "call" and tool.is_async:
+                given = call.arguments
+                result = await (tool.function(call, **given) if tool.takes_call else tool.function(**given))
+            else:
+                function = function_of(started)
+                result = await (function() if _is_async(function) else self._in_thread(function))
+        except BaseException as error:
+            if calling.too_late:
+                assert calling.task is not None
+                if calling.task.uncancel() == 0 and isinstance(error, asyncio.CancelledError):
+                    raise TimeoutError(f"no answer within {tool.timeout_s:g} s") from error
+            raise
+        finally:
+            del self._due[tool.timeout_s][calling]
+            if calling.left:
+                _report(started, calling.left)
+        return answer_of(started, result)
+
+    # --- time-outs ---
+
+    def _limit(self, calling: _Calling, timeout_s: float) -> None:
+        calling.due = now() + timeout_s
+        due = self._due.get(timeout_s)
+        if due is None:
+            due = self._due[timeout_s] = {}
+            self._loop.call_at(calling.due, self._end_late, timeout_s)
+        due[calling] = None
+
+    def _end_late(self, timeout_s: float) -> None:
+        """Cancel the calls whose time is over; ask again when the next one's may be."""
+        due = self._due[timeout_s]
+        again_at = now() + timeout_s
+        for calling in due:
+            if calling.due > now():
+                again_at = calling.due
+                break
+            if not calling.too_late:
+                calling.too_late = True
+                assert calling.task is not None
+                calling.task.cancel()
+        if due:
+            self._loop.call_at(again_at, self._end_late, timeout_s)
+        else:
+            del self._due[timeout_s]
+
+    # --- gates ---
+
+    async def _wait_at_gate(self, at: tuple[str, str]) -> Gate:
+        """Wait until a call may be sent; a long rest is no time to wait in memory."""
+        while True:
+            gate = self._gates.setdefault(at, Gate())
+            wait_s = gate.wait_s(self._allowance, now())
+            if wait_s == 0:
+                return gate
+            if wait_s > LONGEST_IN_MEMORY_S:
+                raise NotSent(wait_s)
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            else:
+                future: asyncio.Future[None] = self._loop.create_future()
+                self._at_gates.setdefault(at, []).append(future)
+                await future
+
+    def _ended(self, gate: Gate, at: tuple[str, str], error: BaseException | None) -> None:
+        """A call has gone through a gate; have all that wait there ask again, in their order."""
+        if isinstance(error, (NotSent, asyncio.CancelledError)):
+            gate.given_up()
+        elif gate.ended(self._allowance, now(), error):
+            said = {"tool": at[1], "tenant": at[0], "cause": type(error).__name__}
+            log.warning("a tool is left in peace for a while", extra=said)
+        if at in self._at_gates:
+            for future in self._at_gates.pop(at):
+                if not future.done():  # otherwise its run was abandoned
+                    future.set_result(None)
+
+    # --- plain functions ---
+
+    async def _in_thread(self, function: Callable[[], Any]) -> Any:
+        """Run a plain function in a thread that nobody waits for when the process ends.
+
+        The permit is given back when the function returns, not when its caller stops waiting: functions that
+        hang can't use up the machine's threads.
+        """
+        await self._permits.acquire()
+        future: asyncio.Future[Any] = self._loop.create_future()
+
+        def work() -> None:
+            outcome: Any
+            error: BaseException | None
+            try:
+                outcome, error = function(), None
+            except StopIteration as stop:  # a future refuses it
+                outcome, error = None, RuntimeError(f"the tool raised StopIteration({stop.value!r})")
+            except BaseException as raised:  # noqa: BLE001 (handed to the caller)
+                outcome, error = None, raised
+            with suppress(RuntimeError):  # the executor was closed meanwhile: nobody waits
+                self._loop.call_soon_threadsafe(finish, outcome, error)
+
+        def finish(outcome: Any, error: BaseException | None) -> None:
+            self._permits.release()
+            if future.cancelled():
+                return
+            if error is None:
+                future.set_result(outcome)
+            else:
+                future.set_exception(error)
+
+        Thread(target=work, name="onceflow-tool", daemon=True).start()
+        return await future
+
+
+_current: ContextVar[_Calling | None] = ContextVar("the call under way", default=None)
+
+
+def _remembered(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> "asyncio.Task[Any]":
+    """Make a task for a tool, and note it with its call."""
+    task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
+    if (calling := _current.get()) is not None:
+        if calling.left is None:
+            calling.left = set()
+        calling.left.add(task)
+    return task
+
+
+def _report(started: StartCall, left: "set[asyncio.Task[Any]]") -> None:
+    if count := sum(not task.done() for task in left):
+        log.warning(
+            "a tool has left tasks behind that nobody awaits",
+            extra={"tool": started.tool.name, "tasks": count},
+        )
+
+
+def function_of(started: StartCall) -> "partial[Any]":
+    """What is called, with its arguments."""
+    tool, call = started.tool, started.call
+    if started.kind == "undo":
+        assert tool.compensation is not None
+        return partial(tool.compensation, call, started.undone)
+    if started.kind == "reconcile":
+        assert tool.reconciliation is not None
+        return partial(tool.reconciliation, call)
+    return partial(tool.function, *((call,) if tool.takes_call else ()), **call.arguments)
+
+
+def _is_async(function: "partial[Any]") -> bool:
+    return inspect.iscoroutinefunction(function.func)
+
+
+def answer_of(started: StartCall, result: Any) -> Answer:
+    """The answer of a call that returned; a result that can't be stored is not asked for again."""
+    place, attempt = started.place, started.call.attempt
+    if started.kind == "reconcile" and is_not_done(result):
+        return FoundNotDone(place, attempt)
+    try:
+        stored = started.tool.encode_result(None if started.kind == "undo" else result)
+    except TypeError as error:
+        return Raised(place, attempt, UnusableResult(str(error)))
+    if len(stored) > RESULT_MAX_BYTES:
+        text = f"its result takes {len(stored)} bytes, at most {RESULT_MAX_BYTES} can be stored; return less"
+        return Raised(place, attempt, UnusableResult(text))
+    return Returned(place, attempt, stored)
