@@ -10,8 +10,10 @@ import typer
 from benchmarks import core, growth, incident, latency, memory, plots, recovery, report, throughput, topics
 from benchmarks import waits as module_waits
 from benchmarks.cell import FLOWS
+from benchmarks.peers import compare, crash, rates
 from benchmarks.process import ROOT
 from benchmarks.report import Report
+from onceflow.errors import ConfigError
 
 app = typer.Typer(
     help="What onceflow can do, measured from outside on a real Kafka that is started for it. Times are those of two "
@@ -226,6 +228,31 @@ def measure_incident(
     """
     found = incident.run(kafka, events=events, kills=kills, seed=seed)
     report.show(console, incident.HEAD, incident.rows(found.details["outcomes"]))
+    finish(found, json)
+
+
+@app.command("peers")
+def measure_peers(
+    runs: Annotated[int, typer.Option(help="Runs that onceflow does, each time.", min=1000)] = 200_000,
+    seconds: Annotated[
+        float, typer.Option(help="For how long each peer is measured, each time.", min=1)
+    ] = 15,
+    rounds: Rounds = 2,
+    open_runs: Annotated[int, typer.Option("--open", help="Runs open at the kill.", min=2)] = 1_000,
+    json: Output = None,
+) -> None:
+    """Durable runs beside DBOS on PostgreSQL, and Restate; and a worker of each killed (some 15 min).
+
+    The aims are 20,000 runs of one keyed call a second, 30 times what each peer does, and no effect twice. The peers go
+    into ~/.cache/onceflow/peers at the first use (400 MB); PostgreSQL's programs and npm must be there.
+    """
+    try:
+        found = compare.run(runs=runs, seconds=seconds, rounds=rounds, open_runs=open_runs)
+    except ConfigError as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(error.exit_status) from error
+    report.show(console, rates.HEAD, rates.rows(found.details["rates"]))
+    report.show(console, crash.HEAD, crash.rows(found.details["crashes"]))
     finish(found, json)
 
 
