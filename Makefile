@@ -5,10 +5,10 @@ PYTHON ?= $(or $(shell for p in python3.12 python3.11 python3; do \
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit check format soak bench lock clean
+.PHONY: help setup demo test unit check format soak bench bench-peers lock clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 setup: .venv/.ready ## create .venv with locked packages (CPython 3.11 or 3.12; PYTHON=... to choose)
 
@@ -46,6 +46,9 @@ soak: setup ## random faults on two and three cells for an hour, then the tests 
 bench: setup ## every benchmark, and its table (over an hour; `python -m benchmarks --help` for one alone)
 	$(BIN)/python -m benchmarks all --json reports
 	$(BIN)/python -m benchmarks table reports
+
+bench-peers: setup ## durable runs beside DBOS and Restate, which are installed into a cache (20 minutes)
+	$(BIN)/python -m benchmarks peers
 
 lock: ## renew requirements.lock from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \

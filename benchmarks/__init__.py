@@ -2,5 +2,6 @@
 
 Read `load` (what goes in), `raw` (the baseline), `watch` and `throughput` (how a rate is measured), then the
 benchmarks: `core`, `topics`, `latency`, `recovery`, `growth`, `memory`. Each returns a `report.Report`; `report` makes
-the table of them, and `plots` the figures.
+the table of them, and `plots` the figures. `incident` and `peers` look at effects: `outside` notes them, `counts` says
+what was done twice.
 """

@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -67,34 +67,46 @@ class Bench:
 
 
 @contextlib.contextmanager
-def bench(servers: str | None, flows: Sequence[str]) -> Iterator[Bench]:
-    """Surroundings on this Kafka, or one that is started; its topics of these flows and our own are deleted at the end.
-
-    If the benchmark fails, the logs stay.
-    """
-    console = screen()
+def scratch(console: Console) -> Iterator[Path]:
+    """A directory for logs and state; if the benchmark fails, it stays."""
     directory = Path(tempfile.mkdtemp(prefix="onceflow-bench-"))
-    home = directory / "kafka"
-    kafka: Kafka | None = None
     done = False
     try:
-        if servers is None:
-            broker = devkafka.start(home, progress=partial(console.print, soft_wrap=True))
-            kafka = Kafka(broker.bootstrap_servers, broker.pid)
-        else:
-            kafka = Kafka(servers, None)
-            for flow in flows:
-                kafka.refuse_flow(flow)
-        yield Bench(kafka, directory, console)
+        yield directory
         done = True
     finally:
-        if servers is None:
-            devkafka.stop(home)
-            shutil.rmtree(home / "data", ignore_errors=True)
-        elif kafka is not None:
-            for prefix in (kafka.prefix, *(f"{flow}." for flow in flows)):
-                kafka.delete(prefix)
         if done:
             shutil.rmtree(directory)
         else:
             console.print(f"logs are in {directory}")
+
+
+@contextlib.contextmanager
+def bench(
+    servers: str | None, flows: Sequence[str], broker: Mapping[str, str] = devkafka.NO_SETTINGS
+) -> Iterator[Bench]:
+    """Surroundings on this Kafka, or one that is started; its topics of these flows and our own are deleted at the end.
+
+    `broker`: settings of the one that is started.
+    """
+    console = screen()
+    kafka: Kafka | None = None
+    with scratch(console) as directory:
+        home = directory / "kafka"
+        try:
+            if servers is None:
+                say = partial(console.print, soft_wrap=True)
+                started = devkafka.start(home, settings=broker, progress=say)
+                kafka = Kafka(started.bootstrap_servers, started.pid)
+            else:
+                kafka = Kafka(servers, None)
+                for flow in flows:
+                    kafka.refuse_flow(flow)
+            yield Bench(kafka, directory, console)
+        finally:
+            if servers is None:
+                devkafka.stop(home)
+                shutil.rmtree(home / "data", ignore_errors=True)
+            elif kafka is not None:
+                for prefix in (kafka.prefix, *(f"{flow}." for flow in flows)):
+                    kafka.delete(prefix)

@@ -3,7 +3,9 @@
 import json
 import shutil
 import sys
+from collections.abc import Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from benchmarks.bench import Bench
@@ -43,7 +45,15 @@ def make_topics(bench: Bench, flow: Flow, events: Events) -> str:
 class Cell:
     """A cell with directories of its own; `start` may be called again when its process has ended."""
 
-    def __init__(self, bench: Bench, name: str, flow: Flow, events: Events) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        name: str,
+        flow: Flow,
+        events: Events,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """`environment`: what its flow is told besides."""
         self.name = name
         self._flow = flow
         self._directory = bench.directory / name
@@ -56,6 +66,7 @@ class Cell:
             "ONCEFLOW_EVENTS__SIGNALS": events.signals,
             "ONCEFLOW_STATE_DIR": str(self._directory / "state"),
             "ONCEFLOW_LOG": "json",
+            **environment,
         }
 
     def start(self) -> Process:

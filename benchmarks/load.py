@@ -54,18 +54,20 @@ class Load:
 class Numbers(msgspec.Struct, frozen=True):
     """Which events are sent, in order: `count` records, new events from `first` on, and copies of earlier ones.
 
-    A copy is of one at most `within` events before it, or, if that is 0, of any event from number 0 on.
+    A copy is of one at most `within` events before it, or, if that is 0, of any event from number 0 on. `copies`: the
+    share of the records that are copies.
     """
 
     first: int
     count: int
     within: int = COPY_WITHIN
+    copies: float = COPIES
 
     def __iter__(self) -> Iterator[int]:
         draw = random.Random(SEED + self.first).random
         fresh, lowest = self.first, self.first if self.within else 0
         for _ in range(self.count):
-            if fresh > lowest and draw() < COPIES:
+            if fresh > lowest and draw() < self.copies:
                 oldest = max(lowest, fresh - self.within) if self.within else 0
                 yield oldest + int(draw() * (fresh - oldest))
             else:

@@ -1,7 +1,11 @@
 """A process under measurement: started, looked at in /proc while it runs, killed or ended."""
 
+import contextlib
 import os
+import pwd
+import random
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +14,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 TAIL = 2_000  # bytes of a log that are shown
+_PORTS = range(20_000, 30_000)
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -23,7 +28,10 @@ class Used(NamedTuple):
 class Process:
     """One process and its log."""
 
-    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str], log: Path, environment: Mapping[str, str], account: str | None = None
+    ) -> None:
+        """`account`: whom it runs as, if not as whoever starts it."""
         self.log = log
         with log.open("wb") as file:
             self._process = subprocess.Popen(
@@ -33,8 +41,16 @@ class Process:
                 stdout=file,
                 stderr=file,
                 stdin=subprocess.DEVNULL,
+                user=account,
+                group=None if account is None else pwd.getpwnam(account).pw_gid,
+                extra_groups=None if account is None else [],
             )
         self._peak_mib = 0.0
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._process.pid
 
     def running(self) -> bool:
         """Whether it runs; it isn't reaped, so that what it used can be asked for at its end."""
@@ -85,5 +101,32 @@ class Process:
 
 def cpu_s(pid: int) -> float:
     """CPU seconds, user and system, that a running process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = _fields(Path(f"/proc/{pid}/stat"))
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+
+def family_cpu_s(pid: int) -> float:
+    """The same of a process, its children and their children, those included that have ended."""
+    found: dict[int, tuple[int, float]] = {}  # process -> its parent, and its seconds
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            fields = _fields(file)
+            found[int(file.parent.name)] = (int(fields[1]), sum(map(int, fields[11:15])) / _TICKS_PER_S)
+    family = {pid}
+    while more := {child for child, (parent, _) in found.items() if parent in family} - family:
+        family |= more
+    return sum(found[member][1] for member in family if member in found)
+
+
+def free_port() -> int:
+    """A port that nobody listens on now, below the range of outgoing connections, so that none takes it meanwhile."""
+    while True:
+        port = random.choice(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def _fields(file: Path) -> list[str]:
+    """What the kernel says of a process, from its state on; its name before that may hold anything."""
+    return file.read_text().rpartition(")")[2].split()
