@@ -445,7 +445,7 @@ def test_damaged_events_are_judged_alike_by_both_readers_and_the_standard_librar
             at = chance.randrange(len(value))
             end = at + chance.choice((0, 0, 1, 1, chance.randrange(40)))
             value = value[:at] + chance.choice((b"", chance.choice(pieces), value[at:end] * 2)) + value[end:]
-        fast, careful = event_module._read_fast(value, ""), event_module._read_carefully(value, "")
+        fast, careful = event_module.read_fast(value, ""), event_module._read_carefully(value, "")
         assert fast is None or fast == careful, value
         assert read_event(value, None) == careful
         undecodable = isinstance(careful, Unusable) and careful.reason is Reason.UNDECODABLE

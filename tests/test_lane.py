@@ -9,7 +9,7 @@ import pytest
 from onceflow.agents.agent import Agent, agent
 from onceflow.agents.calls import Completed, Returned, RunFailed, StartCall
 from onceflow.agents.capacity import Capacity
-from onceflow.agents.happenings import Arrived, Ended, Happening, Lost, Settled, Turn
+from onceflow.agents.happenings import Arrivals, Arrived, Ended, Happening, Lost, Settled, Turn
 from onceflow.agents.lane import SNAPSHOT_FORMAT, Lane, snapshot_tenant, utc_text
 from onceflow.agents.loop import Answered
 from onceflow.agents.machine import Machine
@@ -65,6 +65,12 @@ class World:
         key = offset.to_bytes(16, "big")
         return Arrived(self.source, offset, NOW, b"{}", None, incoming, by, key=key, **more)
 
+    def events(self, *offsets: int, by: Agent[Any, Any] = two_steps, data: bytes = b"1") -> Arrivals:
+        """Events that were read together."""
+        each = [self.event(offset, by=by, data=data) for offset in offsets]
+        columns = ([e.offset for e in each], [e.time_ms for e in each], [e.incoming for e in each])
+        return Arrivals(self.source, by, *columns, [e.key for e in each], [e.key for e in each])
+
     def answer(self) -> Answered:
         """The oldest call that was started returns its place."""
         started = self.started.pop(0)
@@ -80,7 +86,7 @@ def ended_at(ended: list[Ended]) -> list[int]:
     return [end.arrived.offset for end in ended]
 
 
-def take(lane: Lane, *happenings: Happening) -> list[Ended]:
+def take(lane: Lane, *happenings: Happening) -> list[Any]:
     return lane.take(happenings, NOW)
 
 
@@ -106,6 +112,73 @@ def test_data_that_the_agent_cannot_take_ends_as_failed_and_gives_its_room_back(
     assert isinstance(ended.outcome, RunFailed)
     assert ended.outcome.code == "invalid-data"
     assert (lane.idle, world.capacity.in_flight) == (True, 0)
+
+
+# --- Events that were read together ---
+
+
+@agent("odd-asks", on="t")
+async def odd_asks(run: Run, event: Event[int]) -> str:
+    """Its run ends at once unless its number is odd; the number is the last digit of the event's id."""
+    number = int(event.id[-1])
+    return await run.call(fetch, name="odd") if number % 2 else f"even {number}"
+
+
+def test_runs_that_end_at_once_are_one_decision_and_take_no_room() -> None:
+    world = World(runs_per_cell=1)
+    lane = world.lane()
+    (ended,) = take(lane, world.events(0, 2, 4, by=odd_asks))
+    assert (ended.arrivals.offsets, ended.values) == ([0, 2, 4], ["even 0", "even 2", "even 4"])
+    assert (lane.idle, world.capacity.in_flight) == (True, 0)
+
+
+def test_those_that_do_not_end_at_once_go_on_like_any_other() -> None:
+    world = World()
+    lane = world.lane()
+    (ended,) = take(lane, world.events(0, 1, 2, 3, by=odd_asks))
+    assert (ended.arrivals.offsets, ended.values) == ([0, 2], ["even 0", "even 2"])
+    assert (world.offsets_begun(), world.capacity.in_flight) == ([1, 3], 2)
+    assert ended_at(take(lane, world.answer(), world.answer())) == [1, 3]
+    assert (lane.idle, world.capacity.in_flight) == (True, 0)
+
+
+def test_of_events_read_together_no_more_begin_than_may_and_the_others_wait_in_their_order() -> None:
+    world = World(runs_per_lane=2)
+    lane = world.lane()
+    (ended,) = take(lane, world.events(1, 2, 3, 4, 5, 6, by=odd_asks))
+    assert (ended.values, world.offsets_begun(), lane.waiting) == (["even 2"], [1, 3], 3)
+    first, second = take(lane, world.answer())
+    assert ended_at([first, second]) == [1, 4]
+    assert (world.offsets_begun(), lane.waiting) == ([3, 5], 1)
+
+
+def test_of_events_read_together_one_with_data_that_the_agent_cannot_take_fails_alone() -> None:
+    world = World()
+    lane = world.lane()
+    together = world.events(0, 2, 4, by=odd_asks)
+    together.incomings[1] = world.event(2, data=b'"text"').incoming
+    failed, ended = take(lane, together)
+    assert (failed.arrived.offset, failed.outcome.code) == (2, "invalid-data")
+    assert ended.arrivals.offsets == [0, 4]
+
+
+def test_an_event_read_together_with_others_goes_on_with_the_journal_that_is_remembered() -> None:
+    world = World()
+    lane = world.lane()
+    take(lane, world.events(7, 8))
+    take(lane, world.answer())
+    later = World()
+    again = later.lane(snapshot=lane.snapshot())
+    take(again, later.events(7, 8))
+    assert [(call.run.token.offset, call.place) for call in later.started] == [(7, "1"), (8, "0")]
+
+
+def test_events_of_a_slot_that_is_lost_do_not_begin() -> None:
+    world = World()
+    together = world.events(0, 1, by=odd_asks)
+    world.grant.live = False
+    assert take(world.lane(), together) == []
+    assert world.started == []
 
 
 # --- Bounds and turns ---

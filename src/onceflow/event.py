@@ -116,7 +116,7 @@ def read_event(
 ) -> Incoming | Unusable:
     """The event in a record. `topic_tenant` = the tenant that owns the topic, "" on a shared one."""
     if value and not headers and plain is None and len(value) <= size_max:
-        return _read_fast(value, topic_tenant) or _read_carefully(value, topic_tenant)
+        return read_fast(value, topic_tenant) or _read_carefully(value, topic_tenant)
     value = value or b""
     size = len(value)
     binary = has_attributes = False
@@ -142,7 +142,7 @@ def read_event(
         )
     if plain is not None:
         return _read_plain(value, headers or (), kafka_key, topic_tenant, plain)
-    return _read_fast(value, topic_tenant) or _read_carefully(value, topic_tenant)
+    return read_fast(value, topic_tenant) or _read_carefully(value, topic_tenant)
 
 
 class _Envelope(msgspec.Struct, gc=False):
@@ -196,7 +196,7 @@ def _is_tenant(text: str) -> bool:
     return _TENANT.fullmatch(text) is not None
 
 
-def _read_fast(value: bytes, topic_tenant: str) -> Incoming | None:
+def read_fast(value: bytes, topic_tenant: str) -> Incoming | None:
     """The event, if every copy of every attribute is plainly good; None = the careful reader decides."""
     if len(value) > _SHALLOW_BYTES and too_deep(value):
         return None
@@ -264,7 +264,7 @@ def _binary_fast(
     headers: Sequence[tuple[str, bytes | None]],
     topic_tenant: str,
 ) -> Incoming | None:
-    """As `_read_fast`, for attributes from headers."""
+    """As `read_fast`, for attributes from headers."""
     unique = dict(attributes)
     if len(unique) != len(attributes):
         return None
@@ -297,7 +297,7 @@ def _read_plain(
     except msgspec.ValidationError:
         is_cloud_event = False  # JSON, but no object
     if is_cloud_event:
-        return _read_fast(value, topic_tenant) or _read_carefully(value, topic_tenant)
+        return read_fast(value, topic_tenant) or _read_carefully(value, topic_tenant)
     try:
         attributes = plain.attributes(value, headers, kafka_key)
     except UnicodeDecodeError as error:

@@ -56,7 +56,7 @@ def test_a_filled_completion_is_byte_by_byte_what_a_cell_writes() -> None:
         arrived = Arrived(source, 7, NOW_MS, load.value(number), None, incoming, dedup, key=key)
         data = Event.of(incoming, key.hex(), None).raw
         (written,) = letters.completion(Ended(arrived, Completed(data)), NOW_MS).outgoing
-        assert written.value == completion(load, number, "dedup", utc_text(NOW_MS).encode())
+        assert [*written.values] == [completion(load, number, "dedup", utc_text(NOW_MS).encode())]
         assert (written.partition, written.key) == (slot, load.tenant(number).decode())
 
 

@@ -151,12 +151,13 @@ def completion_outside_the_transaction(produce: Function) -> Function:
         completions, others = _parted(records, ".completions")
         plain = Producer({"bootstrap.servers": os.environ["ONCEFLOW_KAFKA__BOOTSTRAP_SERVERS"]})
         for record in completions:
-            plain.produce(
-                record.topic, record.value, record.key, record.partition, delivered.ordered,
-                headers=record.headers,
-            )  # fmt: skip
+            for value in record.values:
+                plain.produce(
+                    record.topic, value, record.key, record.partition, delivered.ordered,
+                    headers=record.headers,
+                )  # fmt: skip
         plain.flush()
-        return len(completions) + produce(self, others, delivered)
+        return sum(len(record.values) for record in completions) + produce(self, others, delivered)
 
     return through_another_producer
 
@@ -283,7 +284,7 @@ def view_of_the_window_alone(init: Function) -> Function:
     return shorter
 
 
-@bug("onceflow.stream.letters:idempotency_key")
+@bug("onceflow.stream.dedup:idempotency_key")
 def key_without_lengths(_key: Function) -> Function:
     """Fields run into each other: "ab" + "c" is "a" + "bc", and the second of two events is taken for a copy."""
     hashed = inspect.getmodule(_key).xxh3_128_digest  # type: ignore[union-attr]

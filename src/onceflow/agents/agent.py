@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, get_args, get_origin
 
 import msgspec
@@ -46,6 +47,11 @@ class Agent(Generic[T, R]):
     deadline_s: float | None
     retry: RetryPolicy | None = None
     order_by: tuple[str, ...] = ()
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether its runs have neither an order nor a deadline."""
+        return self.deadline_s is None and not self.order_by
 
     def line_of(self, incoming: Incoming) -> bytes:
         """What the runs that follow one another have in common; empty: the event has no such value, and no order."""

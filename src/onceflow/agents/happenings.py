@@ -111,6 +111,61 @@ class Arrived(msgspec.Struct):
         return f"{self.source.topic}/{self.source.partition}/{self.offset}"
 
 
+class Arrivals(msgspec.Struct):
+    """Happening: events of one tenant for one agent, read from one input together; the columns are of equal length.
+
+    Most events come so, and their runs end at once. What is special (forwarded, in order, with headers of its own) is
+    an Arrived.
+    """
+
+    source: Any  # a Source
+    agent: Agent[Any, Any]
+    offsets: list[int]
+    times_ms: list[int]
+    incomings: list[Incoming]
+    keys: list[bytes] = []  # the runs'; dedup fills these in
+    seen: list[bytes] = []
+    identities: list[bytes] = []  # where conflicts are rejected
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def one(self, index: int) -> Arrived:
+        """One of the events."""
+        incoming = self.incomings[index]
+        return Arrived(
+            self.source,
+            self.offsets[index],
+            self.times_ms[index],
+            incoming.document,
+            None,
+            incoming,
+            self.agent,
+            None,
+            self.keys[index],
+            self.seen[index],
+            self.identities[index] if self.identities else None,
+        )
+
+    def take_out(self, indices: list[int]) -> "Arrivals":
+        """Take some of the events out, by their index, ascending; return these."""
+        taken = Arrivals(self.source, self.agent, [], [], [])
+        for mine, theirs in zip(self._columns, taken._columns, strict=True):
+            if mine:
+                theirs.extend([mine.pop(index) for index in reversed(indices)])
+                theirs.reverse()
+        return taken
+
+    @property
+    def _columns(self) -> tuple[list[Any], ...]:
+        return (self.offsets, self.times_ms, self.incomings, self.keys, self.seen, self.identities)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the records' values."""
+        return sum([len(incoming.document) for incoming in self.incomings])
+
+
 class Turn(NamedTuple):
     """Happening: the cell has room again for runs of this lane."""
 
@@ -156,6 +211,13 @@ class Ended(msgspec.Struct, frozen=True):
     outcome: Completed | RunFailed
     segments: int = 0  # that the ledger has of it
     kept: tuple[bytes, bytes] | None = None  # a record more (Kafka key, value): it is kept, to be redriven
+
+
+class EndedAtOnce(msgspec.Struct, frozen=True):
+    """Decision: runs ended without having asked for anything; what their agent returned."""
+
+    arrivals: Arrivals
+    values: list[Any]
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -225,6 +287,7 @@ class Looked(NamedTuple):
 
 Happening = (
     Arrived
+    | Arrivals
     | Answered
     | Turn
     | Lost
@@ -237,7 +300,7 @@ Happening = (
     | Commanded
     | Looked
 )
-Decision = Ended | Written | Noted | Slept | Looked
+Decision = Ended | EndedAtOnce | Written | Noted | Slept | Looked
 
 
 class Memory(Protocol):

@@ -33,12 +33,14 @@ from onceflow.agents.capacity import Capacity
 from onceflow.agents.commands import CANCELLED, resolution
 from onceflow.agents.failures import failure
 from onceflow.agents.happenings import (
+    Arrivals,
     Arrived,
     Barrier,
     Commanded,
     Decision,
     Due,
     Ended,
+    EndedAtOnce,
     Happening,
     Looked,
     Lost,
@@ -154,17 +156,10 @@ class Lane:
         """Work on what happened; return what was decided: runs that ended, and what is to be written of others."""
         decided: list[Decision] = []
         calls: list[StartCall] = []
-        may_begin = self._capacity.may_begin
         for happening in happenings:
-            if type(happening) is Arrived:
-                if not happening.source.grant.live:
-                    continue
-                if happening.agent.order_by and not self._in_turn(happening, decided):
-                    continue
-                if self._queue or not may_begin(self.tenant, len(self._runs)):
-                    self._queue.append(happening)
-                else:
-                    self._begin(happening, now_ms, calls, decided)
+            if type(happening) is Arrivals:
+                if happening.source.grant.live:
+                    self._begin_all(happening, now_ms, calls, decided)
             elif type(happening) is Answered:
                 run = happening.run
                 if run in self._runs and run.token.source.grant.live:
@@ -173,6 +168,9 @@ class Lane:
                 run = happening.run
                 if run in self._runs and run.token.source.grant.live:
                     self._note(run, run.committed(happening.number, now_ms), calls, decided)
+            elif type(happening) is Arrived:
+                if happening.source.grant.live:
+                    self._arrived(happening, now_ms, calls, decided)
             elif type(happening) is Resumed:
                 if (arrived := happening.arrived).source.grant.live:
                     if arrived.line:
@@ -198,7 +196,7 @@ class Lane:
                 self._journals = {
                     k: journal for k, journal in self._journals.items() if not done(journal.record)
                 }
-        while self._queue and may_begin(self.tenant, len(self._runs)):
+        while self._queue and self._may_begin():
             self._begin(self._queue.popleft(), now_ms, calls, decided)
         self._capacity.give_back_turn(self.tenant)
         if calls:
@@ -223,6 +221,57 @@ class Lane:
                 )
         return msgspec.msgpack.encode(Snapshot(SNAPSHOT_FORMAT, self.tenant, journals))
 
+    def _may_begin(self) -> bool:
+        return self._capacity.may_begin(self.tenant, len(self._runs))
+
+    def _arrived(
+        self, arrived: Arrived, now_ms: int, calls: list[StartCall], decided: list[Decision]
+    ) -> None:
+        if arrived.agent.order_by and not self._in_turn(arrived, decided):
+            return
+        if self._queue or not self._may_begin():
+            self._queue.append(arrived)
+        else:
+            self._begin(arrived, now_ms, calls, decided)
+
+    def _begin_all(
+        self, arrivals: Arrivals, now_ms: int, calls: list[StartCall], decided: list[Decision]
+    ) -> None:
+        """Let the runs of these events begin; those that end at once are one decision."""
+        agent, keys = arrivals.agent, arrivals.keys
+        others: list[int] = []  # whose runs did not end at once
+        values: list[Any] = []
+        free = not (self._journals or self._queue) and self._may_begin()
+        for index, incoming in enumerate(arrivals.incomings):
+            if not free:
+                others.append(index)
+                self._arrived(arrivals.one(index), now_ms, calls, decided)
+                continue
+            try:
+                data = agent.decode(incoming.data)
+            except InvalidData as error:
+                others.append(index)
+                self._ended(arrivals.one(index), failure(error), decided)
+                continue
+            event = Event(incoming, keys[index].hex(), data)
+            begun = begin(agent, event, self._machine_of, arrivals, index, now_ms)
+            if isinstance(begun, Completed):
+                values.append(begun.value)
+            else:
+                others.append(index)
+                self._under_way(*begun, calls, decided)
+                free = not self._queue and self._may_begin()
+        if values:
+            if others:
+                arrivals.take_out(others)
+            decided.append(EndedAtOnce(arrivals, values))
+
+    def _machine_of(self, event: Event[Any], arrivals: Arrivals, index: int, now_ms: int) -> Machine:
+        return self._machine(event, arrivals.one(index), now_ms)
+
+    def _machine(self, event: Event[Any], arrived: Arrived, now_ms: int) -> Machine:
+        return Machine(arrived.agent, arrived, root=event.key, flags=self._flags, now_ms=now_ms)
+
     def _begin(
         self,
         arrived: Arrived,
@@ -240,7 +289,7 @@ class Lane:
             return
         event = Event(arrived.incoming, arrived.key.hex(), data)
         if saved is None and arrived.redrive is None and not self._journals and agent.deadline_s is None:
-            begun = begin(agent, arrived, event, now_ms, self._flags)
+            begun = begin(agent, event, self._machine, arrived, now_ms)
             if isinstance(begun, Completed):
                 self._ended(arrived, begun, decided)
             else:

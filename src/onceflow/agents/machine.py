@@ -103,30 +103,22 @@ def _advanced(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return _RaisedByAgent(error)
 
 
-def _machine_of(
-    event: Event[Any],
-    agent: Agent[Any, Any],
-    token: Any,
-    now_ms: int,
-    flags: Callable[[str, str | None], bool],
-) -> "Machine":
-    return Machine(agent, token, root=event.key, flags=flags, now_ms=now_ms)
-
-
 def begin(
     agent: Agent[Any, Any],
-    token: Any,
     event: Event[Any],
-    now_ms: int,
-    flags: Callable[[str, str | None], bool],
+    make: Callable[..., "Machine"],
+    *of: Any,
 ) -> "Completed | tuple[Machine, list[Effect]]":
-    """Let the agent of a new event begin. One that only computes ends at once, and needs no Machine."""
-    run = Run(event, None, _machine_of, (agent, token, now_ms, flags))
+    """Let the agent of a new event begin. One that only computes ends at once, and needs no Machine.
+
+    `make(event, *of)` makes it.
+    """
+    run = Run(event, None, make, of)
     coroutine = agent.function(run, event)
     found = _advanced(coroutine)
-    if type(found) is Completed and run._made is None:
+    if isinstance(found, Completed) and run._made is None:
         return found
-    machine: Machine = run._machine
+    machine = run._machine
     return machine, machine._stepped(coroutine, found)
 
 

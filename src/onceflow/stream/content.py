@@ -1,6 +1,6 @@
 """What the parts of a cell hand to each other: grants, inputs, and what a transaction is made of."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -80,16 +80,15 @@ class Pair(NamedTuple):
 
 
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
-    """A record for one of the flow's topics."""
+    """Records for one of the flow's topics: one value each, and all with the same partition, key and headers."""
 
     topic: str
     partition: int
     key: bytes | str | None
-    value: bytes | None
+    values: Sequence[bytes | None]
     headers: list[tuple[str, str | bytes | None]] | None
 
 
-NO_RECORD = -1
 RUN_BEGUN = "run begun"
 RUN_GOES_ON = "run goes on"
 RUN_ENDED = "run ended"
@@ -97,21 +96,28 @@ NO_EVENT = "no event"  # a signal, or what an operator asks for
 
 
 class Finished(msgspec.Struct, gc=False):
-    """A record's end, with what it led to; or what a run led to whose record has ended before.
+    """The end of records that end alike, with what they led to; or what a run led to whose record has ended before.
 
     All of it is in one transaction, or none.
     """
 
     input: Any  # an Input
-    offset: int  # NO_RECORD: of a run that the ledger holds; then `input` is its slot's inbox
+    offsets: Sequence[int]  # empty: of a run that the ledger holds; then `input` is its slot's inbox
     verdict: (
         str  # a field of Tally; RUN_BEGUN: a first whose run goes on; the other two where there is no record
     )
-    size: int  # bytes of the record's value
+    size: int  # bytes of the records' values
     outgoing: tuple[Outgoing, ...] = ()
-    seen: bytes | None = None  # of a run that ended: what dedup knows it by
-    identity: bytes | None = None  # and its event's source and id by, where conflicts are rejected
+    seen: Sequence[bytes] = ()  # of runs that ended: what dedup knows them by
+    identities: Sequence[
+        tuple[bytes, bytes]
+    ] = ()  # where conflicts are rejected: of an event, and whose: as in `seen`
     barrier: Any = None  # what is told to the worker once this is committed
+
+    @property
+    def weight(self) -> int:
+        """How much of a transaction it is: records that end, or 1."""
+        return len(self.offsets) or 1
 
 
 class Ends(list[Finished]):

@@ -1,14 +1,23 @@
 """Dedup, the second operator: events get their keys and verdicts; only firsts go on to their lanes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from typing import NamedTuple
 
-from onceflow.agents.happenings import Arrived, Happening
+from onceflow.agents.happenings import Arrivals, Arrived, Happening
 from onceflow.config import Dedup as Settings
-from onceflow.event import home_slot
-from onceflow.state.seen import Judge, Verdict, tenant_prefix
+from onceflow.event import home_slot, idempotency_key
+from onceflow.state.seen import Judge, Verdict, identity_key, seen_key, tenant_prefix
 from onceflow.stream.content import Ends, Finished, Work
-from onceflow.stream.letters import Letters, name_events
+from onceflow.stream.letters import Letters, identity_of
 from onceflow.stream.metrics import Metrics
+
+
+class _Named(NamedTuple):
+    """Events with their keys, whose verdicts come next."""
+
+    tenant: str
+    events: Arrivals | Arrived
+    number: int  # of them
 
 
 class Dedup:
@@ -25,51 +34,98 @@ class Dedup:
     def judge(self, batches: Iterable[tuple[str, Work | Ends]]) -> list[tuple[str, Work | Ends]]:
         """Let firsts through, and all that is no event; end here what is a duplicate or a conflict."""
         ends = Ends()
-        judged: list[tuple[str, Work | Ends]] = []
-        arrived: list[tuple[str, list[Arrived]]] = []
+        work: dict[str, list[Happening]] = {}
+        named: list[_Named] = []
         runs: list[bytes] = []
+        times_ms: list[int] = []
+        identities: list[bytes | None] = []
         for tenant, batch in batches:
             if type(batch) is Ends:
                 ends += batch
                 continue
             assert type(batch) is Work
-            events = [each for each in batch.happenings if type(each) is Arrived and each.source.grant.live]
-            if len(events) < len(batch.happenings):
-                rest = [each for each in batch.happenings if type(each) is not Arrived]
-                judged.append((tenant, Work(tenant, rest)))
-            if events:
-                prefix = tenant_prefix(home_slot(tenant, self._slots), tenant)
-                runs += name_events(events, prefix, self._content, self._rejects)
-                arrived.append((tenant, events))
-        if arrived:
-            verdicts = self._verdicts_of([event for _, events in arrived for event in events], runs)
-            for tenant, events in arrived:
-                firsts = self._firsts(events, [next(verdicts) for _ in events], ends)
-                if firsts:
-                    judged.append((tenant, Work(tenant, firsts)))
+            prefix = tenant_prefix(home_slot(tenant, self._slots), tenant)
+            for happening in batch.happenings:
+                if type(happening) is Arrivals:
+                    if happening.source.grant.live:
+                        self._name_all(happening, prefix)
+                        named.append(_Named(tenant, happening, len(happening)))
+                        runs += happening.seen
+                        times_ms += happening.times_ms
+                        identities += happening.identities
+                elif type(happening) is Arrived:
+                    if happening.source.grant.live:
+                        self._name(happening, prefix)
+                        named.append(_Named(tenant, happening, 1))
+                        runs.append(happening.seen)
+                        # A redrive is compared with all that the view knows: asked for twice, it is done once.
+                        times_ms.append(0 if happening.redrive else happening.time_ms)
+                        if self._rejects:
+                            identities.append(happening.identity)
+                else:
+                    work.setdefault(tenant, []).append(happening)
+        if named:
+            self._let_through(named, self._judge.verdicts(runs, times_ms, identities), work, ends)
+        judged: list[tuple[str, Work | Ends]] = [(t, Work(t, happenings)) for t, happenings in work.items()]
         if ends:
             judged.append(("", ends))
         return judged
 
-    def _verdicts_of(self, events: list[Arrived], runs: list[bytes]) -> Iterator[Verdict]:
-        # A redrive is compared with all that the view knows: asked for twice, it is done once.
-        times_ms = [0 if event.redrive else event.time_ms for event in events]
-        identities = [event.identity for event in events] if self._rejects else ()
-        verdicts = self._judge.verdicts(runs, times_ms, identities)
+    def _name_all(self, arrivals: Arrivals, prefix: bytes) -> None:
+        content, incomings = self._content, arrivals.incomings
+        arrivals.keys = [idempotency_key(i.tenant, i.source, i.id, i.data, content) for i in incomings]
+        begin = seen_key(prefix, b"")
+        arrivals.seen = [begin + key for key in arrivals.keys]
+        if self._rejects:
+            arrivals.identities = [identity_key(prefix, identity_of(i.source, i.id)) for i in incomings]
+
+    def _name(self, event: Arrived, prefix: bytes) -> None:
+        incoming = event.incoming
+        if event.redrive is not None:  # source and id are those of the run that failed
+            event.key = event.redrive.key
+        else:
+            event.key = idempotency_key(
+                incoming.tenant, incoming.source, incoming.id, incoming.data, self._content
+            )
+            if self._rejects:
+                event.identity = identity_key(prefix, identity_of(incoming.source, incoming.id))
+        event.seen = seen_key(prefix, event.key)
+
+    def _let_through(
+        self, named: list[_Named], verdicts: list[Verdict], work: dict[str, list[Happening]], ends: Ends
+    ) -> None:
+        """Firsts go to `work`, in the order of their tenants' events; the others' ends to `ends`."""
         for verdict in Verdict:
             self._counters[verdict].inc(verdicts.count(verdict))
-        return iter(verdicts)
+        start = 0
+        for tenant, events, number in named:
+            judged, start = verdicts[start : start + number], start + number
+            firsts = events if judged.count(Verdict.FIRST) == number else self._firsts(events, judged, ends)
+            if firsts is not None:
+                if (known := work.get(tenant)) is None:
+                    work[tenant] = [firsts]
+                else:
+                    known.append(firsts)
 
-    def _firsts(self, events: list[Arrived], verdicts: list[Verdict], ends: Ends) -> list[Happening]:
-        """The firsts of one tenant's events; the others' ends go to `ends`."""
-        if verdicts.count(Verdict.FIRST) == len(events):
-            return [*events]
-        firsts: list[Happening] = []
-        for event, verdict in zip(events, verdicts, strict=True):
-            if verdict is Verdict.FIRST:
-                firsts.append(event)
-            elif verdict is Verdict.DUPLICATE:
-                ends.append(Finished(event.source, event.offset, "duplicate", len(event.value or b"")))
+    def _firsts(
+        self, events: Arrivals | Arrived, verdicts: list[Verdict], ends: Ends
+    ) -> Arrivals | Arrived | None:
+        """Those that are left; the others' ends go to `ends`."""
+        if type(events) is Arrived:
+            if verdicts[0] is Verdict.DUPLICATE:
+                size = len(events.value or b"")
+                ends.append(Finished(events.source, (events.offset,), "duplicate", size))
             else:
-                ends.append(self._letters.conflict(event))
-        return firsts
+                ends.append(self._letters.conflict(events))
+            return None
+        assert type(events) is Arrivals
+        if Verdict.CONFLICT in verdicts:
+            at = [index for index, verdict in enumerate(verdicts) if verdict is Verdict.CONFLICT]
+            ends.extend(self._letters.conflict(events.one(index)) for index in at)
+            events.take_out(at)
+            verdicts = [verdict for verdict in verdicts if verdict is not Verdict.CONFLICT]
+        at = [index for index, verdict in enumerate(verdicts) if verdict is Verdict.DUPLICATE]
+        if at:
+            copies = events.take_out(at)
+            ends.append(Finished(copies.source, copies.offsets, "duplicate", copies.size))
+        return events if len(events) else None

@@ -4,7 +4,7 @@ All of them are records for one partition of one of the flow's topics. A value t
 blocks it: a completion becomes a failed one, a dead letter keeps the first part of what it is about.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -13,14 +13,13 @@ import xxhash
 
 from onceflow.agents.calls import Completed, RunFailed
 from onceflow.agents.commands import HEADER, Command, decode_command
-from onceflow.agents.happenings import Arrived, Ended, Noted, Redrive, Written
+from onceflow.agents.happenings import Arrived, Ended, EndedAtOnce, Noted, Redrive, Written
 from onceflow.agents.journal import segment_key
-from onceflow.agents.lane import utc_text
-from onceflow.event import Headers, Reason, Unusable, home_slot, idempotency_key
+from onceflow.agents.lane import NO_OFFSET, utc_text
+from onceflow.event import Headers, Reason, Unusable, home_slot
 from onceflow.state.seen import identity_key, seen_key, tenant_prefix
 from onceflow.stream.content import (
     NO_EVENT,
-    NO_RECORD,
     RUN_BEGUN,
     RUN_ENDED,
     RUN_GOES_ON,
@@ -95,7 +94,7 @@ class Letters:
         `inbox` is its slot's.
         """
         arrived, outcome = ended.arrived, ended.outcome
-        types = self._types.get(arrived.agent.name) or self._types_of(arrived.agent.name)
+        types = self._types_of(arrived.agent.name)
         if type(outcome) is Completed:
             try:
                 value = self._encoded(arrived, types[0], outcome.value, now_ms)
@@ -168,7 +167,7 @@ class Letters:
             ours.append(("onceflow-truncated", str(len(value or b"")).encode()))
             value = None if value is None else value[: self._kept_max]
             theirs = _first_headers(theirs, self._kept_max)
-        return Outgoing(self._names.dead_letters, slot, tenant.encode(), value, [*theirs, *ours])
+        return Outgoing(self._names.dead_letters, slot, tenant.encode(), (value,), [*theirs, *ours])
 
     def conflict(self, event: Arrived) -> Finished:
         """The end of an event whose source and id are those of another one."""
@@ -184,7 +183,7 @@ class Letters:
             slot=event.source.grant.slot,
             origin=event.origin,
         )
-        return Finished(event.source, event.offset, "conflict", len(event.value or b""), (letter,))
+        return Finished(event.source, (event.offset,), "conflict", len(event.value or b""), (letter,))
 
     def forwarded(
         self,
@@ -215,18 +214,18 @@ class Letters:
                 tenant="",
                 slot=input.grant.slot,
             )
-            return Finished(input, offset, "unusable", len(value or b""), (letter,))
-        record = Outgoing(self._names.inbox, slot, kafka_key, value, [*kept, *ours])
-        return Finished(input, offset, "forwarded", len(value or b""), (record,))
+            return Finished(input, (offset,), "unusable", len(value or b""), (letter,))
+        record = Outgoing(self._names.inbox, slot, kafka_key, (value,), [*kept, *ours])
+        return Finished(input, (offset,), "forwarded", len(value or b""), (record,))
 
     def _types_of(self, agent: str) -> tuple[str, str]:
         """The types of a completion, well or failed, by its agent."""
-        types = self._types[agent] = (f"{agent}.completed", f"{agent}.failed")
+        types = self._types.get(agent)
+        if types is None:
+            types = self._types[agent] = (f"{agent}.completed", f"{agent}.failed")
         return types
 
     def _encoded(self, arrived: Arrived, kind: str, data: Any, now_ms: int) -> bytes:
-        if self._now_ms != now_ms:
-            self._now_ms, self._now_text = now_ms, utc_text(now_ms)
         incoming = arrived.incoming
         return self._encode(
             _Completion(
@@ -237,21 +236,26 @@ class Letters:
                 incoming.tenant,
                 incoming.source,
                 incoming.id,
-                self._now_text,
+                self._text_of(now_ms),
                 data,
                 arrived.root.hex() if arrived.root else msgspec.UNSET,
             )
         )
 
+    def _text_of(self, now_ms: int) -> str:
+        if self._now_ms != now_ms:
+            self._now_ms, self._now_text = now_ms, utc_text(now_ms)
+        return self._now_text
+
     def noted(self, noted: Noted, inbox: Input) -> Finished:
         """A signal's or a command's record is finished; `inbox` is its slot's."""
         slot = inbox.grant.slot
-        outgoing = [Outgoing(self._names.ledger, slot, key, value, None) for key, value in noted.records]
+        outgoing = [Outgoing(self._names.ledger, slot, key, (value,), None) for key, value in noted.records]
         if (kept := noted.unclaimed) is not None:
             outgoing.append(
                 self.dead_letter(
                     inbox,
-                    NO_RECORD,
+                    NO_OFFSET,
                     kept.value,
                     kept.headers,
                     reason=Reason.UNCLAIMED_SIGNAL,
@@ -261,15 +265,15 @@ class Letters:
                     origin=kept.origin,
                 )
             )
-        if noted.offset == NO_RECORD:
-            return Finished(inbox, NO_RECORD, RUN_GOES_ON, 0, tuple(outgoing))
-        return Finished(noted.source, noted.offset, NO_EVENT, noted.size, tuple(outgoing))
+        if noted.offset == NO_OFFSET:
+            return Finished(inbox, (), RUN_GOES_ON, 0, tuple(outgoing))
+        return Finished(noted.source, (noted.offset,), NO_EVENT, noted.size, tuple(outgoing))
 
     def journal(self, written: Written, inbox: Input) -> Finished:
         """A segment of a run's journal. The first ends the event's record; `inbox` is its slot's."""
         arrived, record, parked = written.arrived, written.record, written.parked
         slot, tenant = inbox.grant.slot, arrived.incoming.tenant
-        outgoing = [Outgoing(self._names.ledger, slot, written.key, written.value, None)]
+        outgoing = [Outgoing(self._names.ledger, slot, written.key, (written.value,), None)]
         if parked is not None:
             outgoing.append(
                 self.dead_letter(
@@ -287,9 +291,9 @@ class Letters:
             )
         barrier = (tenant, record.run, record.number) if record.barrier else None
         if record.number:
-            return Finished(inbox, NO_RECORD, RUN_GOES_ON, 0, tuple(outgoing), barrier=barrier)
+            return Finished(inbox, (), RUN_GOES_ON, 0, tuple(outgoing), barrier=barrier)
         size = len(arrived.value or b"")
-        return Finished(arrived.source, arrived.offset, RUN_BEGUN, size, tuple(outgoing), barrier=barrier)
+        return Finished(arrived.source, (arrived.offset,), RUN_BEGUN, size, tuple(outgoing), barrier=barrier)
 
     def _end(
         self,
@@ -299,26 +303,51 @@ class Letters:
         inbox: Input | None,
     ) -> Finished:
         arrived, segments = ended.arrived, ended.segments
-        source = arrived.source
-        completion = Outgoing(
-            self._completions, source.grant.slot, arrived.incoming.tenant, value, CLOUDEVENTS_JSON
-        )
+        source, tenant = arrived.source, arrived.incoming.tenant
+        slot = source.grant.slot
+        completion = Outgoing(self._completions, slot, tenant, (value,), CLOUDEVENTS_JSON)
+        identities = () if arrived.identity is None else ((arrived.identity, arrived.seen),)
         if segments:
-            keys = [segment_key(arrived.incoming.tenant, arrived.key, number) for number in range(segments)]
+            keys = [segment_key(tenant, arrived.key, number) for number in range(segments)]
             records = [(key, None) for key in keys] if ended.kept is None else [ended.kept]
-            changes = [
-                Outgoing(self._names.ledger, source.grant.slot, key, value, None) for key, value in records
-            ]
+            changes = [Outgoing(self._names.ledger, slot, key, (value,), None) for key, value in records]
             outgoing = (completion, *letters, *changes)
-            return Finished(inbox, NO_RECORD, RUN_ENDED, 0, outgoing, arrived.seen, arrived.identity)
-        return Finished(
-            source,
-            arrived.offset,
+            return Finished(inbox, (), RUN_ENDED, 0, outgoing, (arrived.seen,), identities)
+        size = len(arrived.value or b"")
+        outgoing = (completion, *letters)
+        return Finished(source, (arrived.offset,), "first", size, outgoing, (arrived.seen,), identities)
+
+    def completions(self, ended: EndedAtOnce, now_ms: int) -> Iterator[Finished]:
+        """The ends of runs that ended at once."""
+        arrivals, values = ended.arrivals, ended.values
+        kind, source, encode, time = (
+            self._types_of(arrivals.agent.name)[0],
+            self._source,
+            self._encode,
+            self._text_of(now_ms),
+        )
+        try:
+            written = [
+                encode(_Completion("1.0", key.hex(), source, kind, i.tenant, i.source, i.id, time, value))
+                for i, key, value in zip(arrivals.incomings, arrivals.keys, values, strict=True)
+            ]
+        except Exception:  # noqa: BLE001 (one of them has no JSON: which of them fail is seen one by one)
+            written = []
+        if not written or max(map(len, written)) > self._value_max:
+            for index, value in enumerate(values):
+                yield self.completion(Ended(arrivals.one(index), Completed(value)), now_ms)
+            return
+        slot, tenant = arrivals.source.grant.slot, arrivals.incomings[0].tenant
+        outgoing = Outgoing(self._completions, slot, tenant, written, CLOUDEVENTS_JSON)
+        identities = list(zip(arrivals.identities, arrivals.seen, strict=True)) if arrivals.identities else ()
+        yield Finished(
+            arrivals.source,
+            arrivals.offsets,
             "first",
-            len(arrived.value or b""),
-            (completion, *letters) if letters else (completion,),
-            arrived.seen,
-            arrived.identity,
+            arrivals.size,
+            (outgoing,),
+            arrivals.seen,
+            identities,
         )
 
 
@@ -333,25 +362,6 @@ def keys_of_completion(value: bytes, slot: int, *, with_identity: bool) -> tuple
     if with_identity and not read.rootrun:  # a redrive says nothing about other events
         identity = identity_key(prefix, identity_of(read.causesource, read.causeid))
     return seen_key(prefix, bytes.fromhex(read.id)), identity
-
-
-def name_events(
-    events: Iterable[Arrived], prefix: bytes, content: str, with_identity: bool
-) -> Iterator[bytes]:
-    """Give events of one tenant their runs' keys, and what dedup knows them by, which is returned.
-
-    `prefix`: the tenant's; `content`: the setting `dedup.content`.
-    """
-    for event in events:
-        incoming = event.incoming
-        if event.redrive is not None:  # source and id are those of the run that failed
-            event.key = event.redrive.key
-        else:
-            event.key = idempotency_key(incoming.tenant, incoming.source, incoming.id, incoming.data, content)
-            if with_identity:
-                event.identity = identity_key(prefix, identity_of(incoming.source, incoming.id))
-        event.seen = seen_key(prefix, event.key)
-        yield event.seen
 
 
 def identity_of(source: str, id: str) -> bytes:

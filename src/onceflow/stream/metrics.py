@@ -29,13 +29,13 @@ def count_commit(metrics: Metrics, finished: Contents, took_s: float) -> None:
     records = runs = failed = forwarded = 0
     reasons: Counter[str] = Counter()
     for ends in finished.values():
-        verdicts = Counter([end.verdict for end in ends])
-        runs += verdicts["first"] + verdicts[RUN_ENDED]
-        forwarded += verdicts["forwarded"]
-        written = [len(end.outgoing) for end in ends]
-        records += sum(written)
-        if verdicts["unusable"] or verdicts["conflict"] or max(written) > 1:
-            for end in ends:
+        for end in ends:
+            records += sum([len(outgoing.values) for outgoing in end.outgoing])
+            if end.verdict == "first" or end.verdict == RUN_ENDED:
+                runs += end.weight
+            elif end.verdict == "forwarded":
+                forwarded += end.weight
+            if len(end.outgoing) > 1 or end.verdict in ("unusable", "conflict"):
                 reason = reason_of(end)
                 if reason:
                     reasons[reason] += 1

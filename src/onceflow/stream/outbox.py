@@ -15,7 +15,7 @@ inlet is told.
 
 import logging
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from threading import Condition, Event, Lock, Thread
 from typing import Any, NamedTuple
@@ -27,7 +27,6 @@ from onceflow.state.ledger import Ledger, LedgerPosition, LedgerRecord
 from onceflow.state.seen import BrokerClock, Completed, Position, Seen
 from onceflow.stream.content import (
     NO_EVENT,
-    NO_RECORD,
     RUN_BEGUN,
     RUN_ENDED,
     RUN_GOES_ON,
@@ -109,6 +108,7 @@ class Outbox:
         self._pair = _NO_PAIR
         self._pair_number = 0
         self._pending: list[Finished] = []
+        self._pending_weight = 0
         self._reads: list[Reads] = []
         self._passed: set[Input] = set()
         self._passed_at = 0.0
@@ -125,7 +125,7 @@ class Outbox:
         self._progress: dict[Input, InputProgress] = {}  # the committer's thread alone
         self._inboxes: dict[Grant, Input] = {}
         self._kept: Contents = {}  # of a transaction that was refused
-        self._last_size = 0
+        self._last_weight = 0
         self._expired_at = 0.0
         self._view_lock = Lock()
         self._retired: set[Grant] = set()
@@ -156,13 +156,16 @@ class Outbox:
 
     def put(self, finished: Iterable[Finished]) -> None:
         """Take ends of events, to be committed."""
+        ends = list(finished)
+        weight = sum([end.weight for end in ends])
         with self._changed:
             if not self._pending:
                 self._first_pending_at = time.monotonic()
-            before = len(self._pending)
-            self._pending.extend(finished)
+                self._changed.notify_all()
+            self._pending += ends
+            self._pending_weight += weight
             self._put_sequence += 1
-            if before == 0 or len(self._pending) >= BATCH_FULL:
+            if self._pending_weight >= BATCH_FULL:
                 self._changed.notify_all()
 
     def flush(self, timeout_s: float, pair: Pair | None = None) -> bool:
@@ -234,6 +237,7 @@ class Outbox:
                 self._changed.wait(due_s)
             pair, number, reads, tracked = self._pair, self._pair_number, self._reads, self._tracked
             new, self._pending = self._pending, []
+            self._last_weight, self._pending_weight = self._pending_weight, 0
             claims, self._claims = self._claims, []
             passed, self._passed = self._passed, set()
             self._reads, self._tracked, self._urgent = [], [], False
@@ -260,11 +264,11 @@ class Outbox:
         The more the last transaction held, the longer it pays to wait for more: at once when little is
         pending.
         """
-        if self._claims or self._urgent or self._kept or len(self._pending) >= BATCH_FULL:
+        if self._claims or self._urgent or self._kept or self._pending_weight >= BATCH_FULL:
             return 0.0
         if not self._pending:
             return self._passed_at + _PASSED_WAIT_S - time.monotonic() if self._passed else None
-        wait_s = self._interval_s * min(1.0, self._last_size / BATCH_FULL)
+        wait_s = self._interval_s * min(1.0, self._last_weight / BATCH_FULL)
         return self._first_pending_at + wait_s - time.monotonic()
 
     def _track(self, pair: Pair, tracked: list[tuple[Input, InputProgress]]) -> None:
@@ -280,10 +284,10 @@ class Outbox:
         """Count ends that are taken for the first time; what an abort sends again was counted."""
         for input, ends in finished.items():
             progress = self._progress[input]
-            progress.finish([end.offset for end in ends])
-            for verdict, count in Counter([end.verdict for end in ends]).items():
-                if (name := _TALLIED.get(verdict, verdict)) is not None:
-                    setattr(progress.tally, name, getattr(progress.tally, name) + count)
+            for end in ends:
+                progress.finish(end.offsets)
+                if (name := _TALLIED.get(end.verdict, end.verdict)) is not None:
+                    setattr(progress.tally, name, getattr(progress.tally, name) + end.weight)
 
     def _carry_out(self, transaction: Transaction) -> None:
         pair, number, finished, claims, passed, sequence = transaction
@@ -333,7 +337,7 @@ class Outbox:
         for input in written:
             progress = encode_progress(self._progress[input].progress(self._cell))
             key = progress_key(input.topic, input.partition)
-            records.append(Outgoing(self._names.progress, input.grant.slot, key, progress, None))
+            records.append(Outgoing(self._names.progress, input.grant.slot, key, (progress,), None))
         return records
 
     def _offsets(self, inputs: Iterable[Input]) -> list[TopicPartition]:
@@ -348,14 +352,15 @@ class Outbox:
         books: dict[Input, tuple[int, int]] = {}
         barriers: list[Any] = []
         for input, ends in finished.items():
-            if runs := [end.seen for end in ends if end.seen is not None]:
-                slot = input.grant.slot
-                told = completed.setdefault(input.grant, Completed(last[slot][1], [], []))
-                told.runs.extend(runs)
-                told.identities.extend([(e.identity, e.seen or b"") for e in ends if e.identity is not None])
-            records = len(ends) - [end.offset for end in ends].count(NO_RECORD)
-            books[input] = (records, sum([end.size for end in ends]))
-            barriers += [end.barrier for end in ends if end.barrier is not None]
+            for end in ends:
+                if end.seen:
+                    if (told := completed.get(input.grant)) is None:
+                        told = completed[input.grant] = Completed(last[input.grant.slot][1], [], [])
+                    told.runs.extend(end.seen)
+                    told.identities.extend(end.identities)
+                if end.barrier is not None:
+                    barriers.append(end.barrier)
+            books[input] = (sum([len(end.offsets) for end in ends]), sum([end.size for end in ends]))
         with self._view_lock:
             held = {grant: told for grant, told in completed.items() if grant not in self._retired}
             self._seen.write(
@@ -366,7 +371,6 @@ class Outbox:
         if time.monotonic() - self._expired_at > _EXPIRE_EVERY_S:
             self._expired_at = time.monotonic()
             self._seen.expire(self._clock.now_ms() or 0)
-        self._last_size = sum(count for count, _ in books.values())
         self._observe(finished, took_s)
         seen = [run for told in completed.values() for run in told.runs]
         identities = [identity for told in completed.values() for identity, _ in told.identities]
@@ -380,7 +384,7 @@ class Outbox:
             return []
         held = [input for input in finished if input.grant not in self._retired]
         records = [
-            LedgerRecord(outgoing.partition, outgoing.key, outgoing.value)
+            LedgerRecord(outgoing.partition, outgoing.key, outgoing.values[0])
             for input in held
             for end in finished[input]
             for outgoing in end.outgoing

@@ -20,6 +20,7 @@ from onceflow.agents.happenings import (
     Barrier,
     Due,
     Ended,
+    EndedAtOnce,
     Happening,
     Looked,
     Lost,
@@ -271,7 +272,9 @@ class Runtime:
         happenings = [happening for batch in batches for happening in batch.happenings]
         letters, ends = self._letters, Ends()
         for decision in lane.take(happenings, now_ms):
-            if isinstance(decision, Ended) and not decision.segments:
+            if isinstance(decision, EndedAtOnce):
+                ends.extend(letters.completions(decision, now_ms))
+            elif isinstance(decision, Ended) and not decision.segments:
                 ends.append(letters.completion(decision, now_ms))
             elif isinstance(decision, Slept):
                 if decision.due_ms:

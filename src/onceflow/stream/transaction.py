@@ -135,7 +135,7 @@ class Transactions:
         try:
             self._producer.begin_transaction()
             reported = self._produce(records, delivered)
-            self._flush(len(records), reported, delivered)
+            self._flush(sum([len(outgoing.values) for outgoing in records]), reported, delivered)
             if delivered.error is not None:
                 if delivered.error.code() == KafkaError._PURGE_QUEUE:
                     # Thrown away because of another record, whose own report wasn't asked for: the client names it.
@@ -155,37 +155,38 @@ class Transactions:
         Reports cost as much as sending. So of completions and of the ledger only each partition's last is asked for:
         the others lie before it. One that fails is no secret: the transaction can't be committed then.
         """
-        produce = self._producer.produce
         last: dict[str, dict[int, Outgoing]] = {self._names.completions: {}, self._names.ledger: {}}
-        for record in records:
-            if (of_topic := last.get(record.topic)) is not None:
-                of_topic[record.partition] = record
+        for outgoing in records:
+            if (of_topic := last.get(outgoing.topic)) is not None:
+                of_topic[outgoing.partition] = outgoing
         reported = sum(map(len, last.values()))
-        for number, record in enumerate(records, 1):
-            report: Report | None = None
-            if (of_topic := last.get(record.topic)) is None:
-                report = delivered.other
-                reported += 1
-            elif of_topic[record.partition] is record:
-                report = delivered.ordered
+        served = 0
+        for outgoing in records:
+            values = outgoing.values
+            if (of_topic := last.get(outgoing.topic)) is None:
+                reported += len(values)
+                self._produce_all(outgoing, values, delivered.other)
+            elif of_topic[outgoing.partition] is outgoing:
+                self._produce_all(outgoing, values[:-1], None)
+                self._produce_all(outgoing, values[-1:], delivered.ordered)
+            else:
+                self._produce_all(outgoing, values, None)
+            served += len(values)
+            if served >= _SERVE_EVERY:
+                served = 0
+                self._producer.poll(0)
+        return reported
+
+    def _produce_all(self, outgoing: Outgoing, values: Sequence[bytes | None], report: Report | None) -> None:
+        produce = self._producer.produce
+        topic, key, partition, headers = outgoing.topic, outgoing.key, outgoing.partition, outgoing.headers
+        for value in values:
             while True:
                 try:
-                    produce(
-                        record.topic,
-                        record.value,
-                        record.key,
-                        record.partition,
-                        report,
-                        None,
-                        0,
-                        record.headers,
-                    )
+                    produce(topic, value, key, partition, report, None, 0, headers)
                     break
                 except BufferError:  # the client's queue is full: let it send some
                     self._producer.poll(0.05)
-            if number % _SERVE_EVERY == 0:
-                self._producer.poll(0)
-        return reported
 
     def _flush(self, sent: int, reported: int, delivered: Delivered) -> None:
         started_at = time.monotonic()

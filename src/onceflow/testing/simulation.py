@@ -232,7 +232,7 @@ class Simulation:
             elif isinstance(decision, Noted):
                 if decision.offset >= 0:
                     self._signals_done = max(self._signals_done, decision.offset + 1)
-            else:
+            elif isinstance(decision, (Ended, Written)):
                 self._unfinished.pop(decision.arrived.offset, None)
                 self._say_committed(decision)
                 if isinstance(decision, Written) and decision.record.barrier and decision.record.run:

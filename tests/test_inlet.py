@@ -1,0 +1,185 @@
+"""The inlet: records become events, and what is plain is read like everything else, only faster."""
+
+import random
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from confluent_kafka import Message
+
+from onceflow.agents.agent import agent, routes
+from onceflow.agents.happenings import Arrivals, Arrived, Happening
+from onceflow.agents.run import Run
+from onceflow.config import Settings
+from onceflow.event import Event, home_slot
+from onceflow.stream.content import Ends, Finished, Grant, Input
+from onceflow.stream.inlet import Reading
+from onceflow.stream.letters import Letters
+from onceflow.stream.topics import Names
+
+SLOTS = 16
+NAMES = Names.of("flow")
+HERE = home_slot("acme", SLOTS)
+NEIGHBOUR = next(name for name in map("tenant-{}".format, range(500)) if home_slot(name, SLOTS) == HERE)
+ELSEWHERE = next(name for name in map("tenant-{}".format, range(500)) if home_slot(name, SLOTS) != HERE)
+
+
+@agent("takes", on="t")
+async def takes(run: Run, event: Event) -> None: ...
+
+
+@agent("also-takes", on="u")
+async def also_takes(run: Run, event: Event) -> None: ...
+
+
+@agent("in-order", on="ordered", order_by="data")
+async def in_order(run: Run, event: Event) -> None: ...
+
+
+def event(tenant: str = "acme", kind: str = "t", *, id: str = "1") -> bytes:
+    return (
+        b'{"specversion":"1.0","id":"%b","source":"erp","type":"%b","tenant":"%b","data":7}'
+        % (id.encode(), kind.encode(), tenant.encode())
+    )  # fmt: skip
+
+
+VALUES = [
+    event(),
+    event(NEIGHBOUR),
+    event(kind="u"),
+    event(kind="ordered"),
+    event(kind="nobody-takes-it"),
+    event(ELSEWHERE),
+    event(id="\\u0001"),
+    event(id="ü"),
+    event("not a tenant"),
+    event() + b"x",
+    event() + b" " * 1024,
+    b"",
+    b"[]",
+    None,
+]
+HEADERS = [None, [], [("ce_specversion", b"1.0")], [("traceparent", b"00-1")]]
+
+
+class World:
+    """An input and who reads it."""
+
+    def __init__(self, tenant: str = "", topic: str = "events") -> None:
+        settings = Settings(limits={"value_bytes": 1024, "prefetch_bytes": 1 << 20})  # type: ignore[arg-type]
+        letters = Letters("flow", NAMES, dict.fromkeys(NAMES, 1_000_000), 300)
+        self.input = Input(topic, 3, Grant(HERE), topic_id="id", tenant=tenant)
+        self.cell: Any = SimpleNamespace(inputs={(topic, 3): self.input}, poll=self._polled)
+        self.messages: list[Message] = []
+        taken = routes([takes, also_takes, in_order])
+        self.reading = Reading(self.cell, settings, SLOTS, taken, letters, lambda _tenant: 0)
+        self.arrived: dict[str, list[Happening]] = {}
+        self.ends = Ends()
+
+    def _polled(self) -> list[Message]:
+        messages, self.messages = self.messages, []
+        return messages
+
+    @property
+    def events(self) -> list[tuple[Any, ...]]:
+        """What goes on, in the order of offsets: tenant, offset, time, agent, event."""
+        each = [(t, one) for t, happenings in self.arrived.items() for one in singly(happenings)]
+        found = [(t, one.offset, one.time_ms, one.agent.name, one.incoming, one.value) for t, one in each]
+        return sorted(found, key=lambda one: one[1])
+
+    @property
+    def others(self) -> list[tuple[Any, ...]]:
+        """What ends here, in the order of offsets."""
+        return sorted((end.offsets[0], end.verdict, end.size, end.outgoing) for end in self.ends)
+
+    @property
+    def books(self) -> tuple[int, ...]:
+        return (self.input.next_offset, self.input.unfinished_bytes, self.reading.unfinished_bytes)
+
+
+def singly(happenings: Iterable[Happening]) -> list[Arrived]:
+    found: list[Arrived] = []
+    for happening in happenings:
+        if isinstance(happening, Arrivals):
+            happening.keys = happening.seen = [b""] * len(happening)
+            found += [happening.one(index) for index in range(len(happening))]
+        else:
+            assert isinstance(happening, Arrived)
+            found.append(happening)
+    return found
+
+
+def message(offset: int, value: bytes | None, headers: Any = None, topic: str = "events") -> Message:
+    return Message(topic=topic, partition=3, offset=offset, key=b"k", value=value, headers=headers,
+                   timestamp=(1, 1_000 + offset))  # fmt: skip
+
+
+@pytest.mark.parametrize("tenant", ["", "acme"])
+@pytest.mark.parametrize("seed", range(30))
+def test_what_is_read_together_is_what_is_read_one_by_one(seed: int, tenant: str) -> None:
+    choose = random.Random(seed)
+    together, each = World(tenant), World(tenant)
+    offset = 0
+    for _ in range(choose.randint(1, 5)):
+        plain = choose.random() < 0.7
+        messages = []
+        for _ in range(choose.randint(1, 12)):
+            offset += choose.choice((1, 1, 1, 3))  # a transaction's marker, an aborted record
+            headers = None if plain else choose.choice(HEADERS)
+            messages.append(
+                message(offset, choose.choice(VALUES[: choose.choice((2, len(VALUES)))]), headers)
+            )
+        offsets = together.reading._read(together.input, messages, together.arrived, together.ends)
+        assert offsets == each.reading._read_each(each.input, messages, each.arrived, each.ends)
+    assert together.events == each.events
+    assert together.others == each.others
+    assert together.books == each.books
+
+
+def test_plain_events_of_a_tenant_come_together() -> None:
+    world = World()
+    values = [event(id="1"), event(NEIGHBOUR), event(id="2"), event(kind="u", id="3"), event(id="4")]
+    world.messages = [message(offset, value) for offset, value in enumerate(values)]
+    poll = world.reading.poll()
+    assert [arrivals.offsets for arrivals in poll.arrived["acme"]] == [[0, 2], [3], [4]]  # type: ignore[union-attr]
+    assert [arrivals.agent.name for arrivals in poll.arrived["acme"]] == ["takes", "also-takes", "takes"]  # type: ignore[union-attr]
+    assert [arrivals.offsets for arrivals in poll.arrived[NEIGHBOUR]] == [[1]]  # type: ignore[union-attr]
+    assert [(read.offsets, read.position) for read in poll.reads] == [([0, 1, 2, 3, 4], 5)]
+    assert world.input.unfinished == 5
+
+
+def test_events_that_must_follow_one_another_come_one_by_one() -> None:
+    world = World()
+    world.messages = [message(offset, event(kind="ordered")) for offset in range(3)]
+    assert [type(each) for each in world.reading.poll().arrived["acme"]] == [Arrived] * 3
+
+
+def test_records_of_several_partitions_are_told_apart() -> None:
+    world = World()
+    other = Input("others", 3, Grant(HERE), topic_id="other")
+    world.cell.inputs["others", 3] = other
+    world.messages = [message(0, event()), message(7, event(), topic="others"), message(1, event())]
+    reads = {str(read.input): (read.offsets, read.position) for read in world.reading.poll().reads}
+    assert reads == {"events/3": ([0, 1], 2), "others/3": ([7], 8)}
+
+
+def test_what_was_read_before_a_restart_is_not_read_again() -> None:
+    world = World()
+    world.input.next_offset = 2
+    world.messages = [message(offset, event()) for offset in range(4)]
+    (read,) = world.reading.poll().reads
+    assert (read.offsets, read.position) == ([2, 3], 4)
+
+
+def ends_of(world: World) -> list[Finished]:
+    return world.reading.poll().ends
+
+
+def test_a_record_that_is_no_event_takes_no_other_with_it() -> None:
+    world = World()
+    world.messages = [message(0, event()), message(1, b"{"), message(2, event())]
+    poll = world.reading.poll()
+    assert [one.offset for one in singly(poll.arrived["acme"])] == [0, 2]
+    (end,) = poll.ends
+    assert ([*end.offsets], end.verdict) == ([1], "unusable")
