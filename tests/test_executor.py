@@ -39,7 +39,7 @@ class Asked:
         """Start a call of this function as a `read` tool; return the run that asked."""
         decorator: Any = tool(effect="read", timeout=timeout_s)
         run: Any = Machine(None, None)  # type: ignore[arg-type]  # the executor only hands it back
-        call = Call(tenant, "run", "key", 1, datetime.now(UTC), arguments)
+        call = Call(tenant, "run", "key", 1, arguments)
         self.executor.start([StartCall(run, "0", decorator(function), call, delay_s)])
         return run  # type: ignore[no-any-return]
 
@@ -179,6 +179,14 @@ def test_a_result_that_cannot_be_stored_is_not_asked_for_again(asked: Asked) -> 
     assert isinstance(answer, Raised)
     assert isinstance(answer.error, UnusableResult)
     assert "cannot be stored" in str(answer.error)
+
+
+def test_a_call_s_deadline_counts_from_when_it_is_sent(asked: Asked) -> None:
+    async def has_left(call: Call) -> float:
+        return (call.deadline - datetime.now(UTC)).total_seconds()
+
+    asked.call(has_left, delay_s=0.2, timeout_s=5)
+    assert 4.5 < result(asked.answer()) <= 5
 
 
 def test_a_delayed_call_waits_and_its_time_out_counts_from_its_start(asked: Asked) -> None:

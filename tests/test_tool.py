@@ -59,7 +59,7 @@ def test_only_a_pure_tool_without_call_and_tenant_can_be_called_directly_in_a_ru
 
 
 def test_outside_a_run_a_tool_is_its_plain_function() -> None:
-    call = Call("acme", "run", "key", 1, datetime.now(UTC), {})
+    call = Call("acme", "run", "key", 1, {})
     assert declare(plain, effect="pure")(1, y=3) == 4
     assert asyncio.run(declare(fetch, effect="read")(call, "/a")) == "acme /a"
 
@@ -214,21 +214,21 @@ def test_a_tool_that_changes_something_is_not_called_outside_a_run(effect: Any) 
 def test_a_key_tells_tenants_runs_places_arguments_and_versions_apart() -> None:
     one = declare(keyed, effect="keyed", free_fields=("note",))
     other = declare(keyed, effect="keyed", free_fields=("note",), version=2)
-    usual = ("acme", "ab", {"order_id": "1", "note": "x"}, "0")
+    usual = ("acme", "ab", one.fingerprint({"order_id": "1", "note": "x"}), "0")
     key = one.key(*usual)
     assert re.fullmatch("[0-9a-f]{32}", key)
-    assert one.key("acme", "ab", {"order_id": "1", "note": "other words"}, "0") == key
+    assert one.key("acme", "ab", one.fingerprint({"order_id": "1", "note": "other words"}), "0") == key
     assert key not in {
         one.key("b", *usual[1:]),
         one.key("acme", "cd", *usual[2:]),
         one.key(*usual[:3], "1"),
-        one.key("acme", "ab", {"order_id": "2", "note": "x"}, "0"),
+        one.key("acme", "ab", one.fingerprint({"order_id": "2", "note": "x"}), "0"),
         other.key(*usual),
     }
 
 
 def test_a_call_hands_its_key_on() -> None:
-    call = Call("acme", "ab", "k", 1, datetime.now(UTC), {})
+    call = Call("acme", "ab", "k", 1, {})
     assert call.headers == {"Idempotency-Key": "k"}
     assert call.meta == {"onceflow/idempotency-key": "k"}
 

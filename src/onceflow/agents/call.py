@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
 
@@ -47,9 +47,18 @@ class Call(msgspec.Struct, frozen=True):
     run_id: str
     key: str  # the same at every attempt; to be passed on as the target's idempotency key
     attempt: int  # counts from 1
-    deadline: datetime  # aware; after it nobody waits for this attempt
     arguments: Mapping[str, Any]  # by name, defaults applied
+    deadline_ms: int = 0  # set when the attempt is sent
     lineage: list[tuple[str, list[str]]] = []  # what `retrieved` has noted
+
+    @property
+    def deadline(self) -> datetime:
+        """After it nobody waits for this attempt; aware."""
+        return datetime.fromtimestamp(self.deadline_ms / 1000, UTC)
+
+    def sent(self, now_ms: int, timeout_s: float) -> None:
+        """Note that this attempt is sent now."""
+        msgspec.structs.force_setattr(self, "deadline_ms", now_ms + int(timeout_s * 1000))
 
     def retrieved(self, ids: Iterable[str], tenant: str | None = None) -> None:
         """Note which records the call has found, and whose they are (by default its own tenant's).

@@ -203,10 +203,20 @@ class Next(StrEnum):
     UNKNOWN = "unknown"  # and nobody may call it again: its tool's `on_unknown` decides
 
 
+class Asked(msgspec.Struct, frozen=True, gc=False):
+    """A call as the agent asks for it."""
+
+    tool: Tool[Any, Any]
+    place: str
+    arguments: dict[str, Any]
+    fingerprint: bytes  # of the arguments
+
+
 class Waiting(msgspec.Struct):
     """A call of a run that was asked for and has no outcome yet."""
 
     started: StartCall
+    fingerprint: bytes  # of its arguments
     attempts: int = 1  # by the tool's retry policy
     unknown: bool = False  # an earlier attempt may have done it
     asked_ms: int = 0
@@ -247,12 +257,20 @@ def judged(waiting: Waiting, answer: Answer) -> Entry | Next:
 
 def _entry(waiting: Waiting, *, result: bytes | None = None, error: tuple[str, str] | None = None) -> Entry:
     started = waiting.started
-    known = started.run.journal.get(started.place)
+    run, tool, lineage = started.run, started.tool, started.call.lineage
+    known = run.journal.get(started.place)
     intent = None if known is None else known.intent
-    tool = started.tool
-    fingerprint = tool.fingerprint(started.call.arguments)
-    lineage = tuple(started.call.lineage)
-    return Entry(tool.name, tool.version, fingerprint, result, error, intent, lineage=lineage)
+    return Entry(
+        tool.name,
+        tool.version,
+        waiting.fingerprint,
+        result,
+        error,
+        intent,
+        asked_ms=waiting.asked_ms if intent is None else intent.made_ms,
+        done_ms=run.now_ms,
+        lineage=tuple(lineage) if lineage else (),
+    )
 
 
 def retry_delay_s(waiting: Waiting, answer: Answer) -> float:

@@ -183,8 +183,10 @@ class Loop:
         """Carry a call out, now."""
         started = calling.started
         tool, call = started.tool, started.call
-        if started.send_by_ms and time.time() * 1000 > started.send_by_ms:
+        now_ms = int(time.time() * 1000)
+        if started.send_by_ms and now_ms > started.send_by_ms:
             raise NotSent
+        call.sent(now_ms, tool.timeout_s)
         _current.set(calling)
         self._limit(calling, tool.timeout_s)
         try:

@@ -20,7 +20,6 @@ and replayed when its wait ends. Once a run is in the ledger, that alone says wh
 """
 
 from collections.abc import Callable, Coroutine, Mapping
-from datetime import datetime
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -32,6 +31,7 @@ from onceflow.agents.call import Call
 from onceflow.agents.calls import (
     SEND_WITHIN_MS,
     Answer,
+    Asked,
     AskKey,
     Asleep,
     Completed,
@@ -75,7 +75,7 @@ from onceflow.agents.journal import (
     first_due_ms,
     parked,
 )
-from onceflow.agents.run import SUSPENDED, ForeignAwait, Run, utc
+from onceflow.agents.run import SUSPENDED, ForeignAwait, Run
 from onceflow.agents.tool import Tool
 from onceflow.event import Event, Reason
 
@@ -192,7 +192,7 @@ class Machine(msgspec.Struct, eq=False):
         started = [] if self.ended or self._barriers is None else self._barriers.pop(number, [])
         self.now_ms = now_ms
         if self._end is None or not any(call.kind == "call" for call in started):
-            return [self._timed(call) for call in started]
+            return [*started]
         self._effects = []
         for call in started:  # the run was cancelled meanwhile
             self._not_sent(call)
@@ -351,7 +351,9 @@ class Machine(msgspec.Struct, eq=False):
         for number, portion in enumerate(portions, self.segments):
             self._effects.append(Record(self, number, portion, bool(self._held) and number == last))
         if self._held:
-            self._barriers = {**(self._barriers or {}), last: self._held}
+            if self._barriers is None:
+                self._barriers = {}
+            self._barriers[last] = self._held
         self.segments = last + 1
         self._news, self._held = None, None
 
@@ -442,15 +444,16 @@ class Machine(msgspec.Struct, eq=False):
             self.record(place, expired(self.journal[place]))
         return self.journal[place]
 
-    def ask(self, handle: "Run", tool: Tool[Any, Any], place: str, arguments: dict[str, Any]) -> None:
+    def ask(self, event: Event[Any], asked: Asked) -> None:
         """Note that the agent asks for a call of a keyed or blind tool, whether or not it is on record."""
-        tool.check()
+        asked.tool.check()
         if self._asked is None:
             self._asked = {}
-        self._asked[place] = (tool, self._call(handle, tool, place, arguments))
+        self._asked[asked.place] = (asked.tool, self._call(event, asked))
 
-    def start(self, handle: "Run", tool: Tool[Any, Any], place: str, arguments: dict[str, Any]) -> bool:
+    def start(self, event: Event[Any], asked: Asked) -> bool:
         """Ask for a call, unless it is under way or the run is over; whether it was decided at once."""
+        tool, place = asked.tool, asked.place
         if self._waiting is None:
             self._waiting = {}
         if place in self._waiting or self._parking is not None:
@@ -461,20 +464,20 @@ class Machine(msgspec.Struct, eq=False):
             return False
         known = self.journal.get(place)
         if tool.effect == "read":
-            call = self._call(handle, tool, place, arguments)
-            waiting = Waiting(StartCall(self, place, tool, call, 0.0), asked_ms=self.now_ms)
+            call = self._call(event, asked)
+            started = StartCall(self, place, tool, call, 0.0)
+            waiting = Waiting(started, asked.fingerprint, asked_ms=self.now_ms)
             self._waiting[place] = waiting
             if known is not None and known.retry is not None:
                 self._taken_up(waiting, known.retry, call.key)
             self._effects.append(waiting.started)
             return False
         assert self._asked is not None
-        waiting = self._waiting[place] = Waiting(StartCall(self, place, tool, self._asked[place][1], 0.0))
+        started = StartCall(self, place, tool, self._asked[place][1], 0.0)
+        waiting = self._waiting[place] = Waiting(started, asked.fingerprint)
         if known is None or known.intent is None:
             if tool.scope == "tenant":
-                self._effects.append(
-                    AskKey(self, place, tool, self._digest(place), tool.fingerprint(arguments))
-                )
+                self._effects.append(AskKey(self, place, tool, self._digest(place), asked.fingerprint))
             else:
                 self._intend(waiting)
             return False
@@ -483,11 +486,12 @@ class Machine(msgspec.Struct, eq=False):
             return self._undo_unknown(waiting.started, 0.0)
         return self._resume(waiting, known.intent, known.retry)
 
-    def _call(self, handle: "Run", tool: Tool[Any, Any], place: str, arguments: dict[str, Any]) -> Call:
-        key = tool.key(handle.tenant, handle.root, arguments, place)
-        if (undone := self.journal.get(UNDONE + place)) is not None:
+    def _call(self, event: Event[Any], asked: Asked) -> Call:
+        tenant = event.tenant
+        key = asked.tool.key(tenant, self.root, asked.fingerprint, asked.place)
+        if (undone := self.journal.get(UNDONE + asked.place)) is not None:
             key = later_key(key, undone.version)
-        return Call(handle.tenant, handle.id, key, 1, self._deadline(tool, 0.0), arguments)
+        return Call(tenant, event.key, key, 1, asked.arguments)
 
     # -- calls of keyed and blind tools --
 
@@ -500,9 +504,10 @@ class Machine(msgspec.Struct, eq=False):
         send_by_ms = self.now_ms + int(started.delay_s * 1000) + SEND_WITHIN_MS
         shared = self._digest(started.place.removeprefix(UNDO)) if tool.scope == "tenant" else b""
         intent = Intent(call.key, call.attempt, made_ms, send_by_ms, shared=shared)
-        entry = Entry(tool.name, tool.version, tool.fingerprint(call.arguments), intent=intent)
-        self.record(started.place, entry)
-        self._held = [*(self._held or ()), msgspec.structs.replace(started, send_by_ms=send_by_ms)]
+        self.record(started.place, Entry(tool.name, tool.version, waiting.fingerprint, intent=intent))
+        if self._held is None:
+            self._held = []
+        self._held.append(msgspec.structs.replace(started, send_by_ms=send_by_ms))
 
     def _resume(self, waiting: Waiting, intent: Intent, retry: Retry | None) -> bool:
         """Go on with a call that an earlier process may have sent; whether that decided it."""
@@ -525,7 +530,7 @@ class Machine(msgspec.Struct, eq=False):
         """Count on from what is on record of a call's attempts."""
         waiting.attempts, waiting.unknown = retry.attempts, retry.unknown
         call = msgspec.structs.replace(waiting.started.call, key=key, attempt=retry.executions + 1)
-        waiting.started = self._timed(msgspec.structs.replace(waiting.started, call=call))
+        waiting.started = msgspec.structs.replace(waiting.started, call=call)
 
     def _postponed(self, place: str) -> bool:
         """Whether the next attempt at this place is due later; then that is waited for."""
@@ -547,21 +552,13 @@ class Machine(msgspec.Struct, eq=False):
         entry = Entry(
             tool.name,
             tool.version,
-            tool.fingerprint(call.arguments),
+            waiting.fingerprint,
             intent=None if known is None else known.intent,
             wait=Wait(self.now_ms + int(delay_s * 1000)),
             retry=Retry(waiting.attempts, call.attempt, waiting.unknown),
         )
         self.record(place, entry)
         self._postponed(place)
-
-    def _timed(self, started: StartCall) -> StartCall:
-        """The call, its deadline counted from now."""
-        deadline = self._deadline(started.tool, started.delay_s)
-        return msgspec.structs.replace(started, call=msgspec.structs.replace(started.call, deadline=deadline))
-
-    def _deadline(self, tool: Tool[Any, Any], delay_s: float) -> datetime:
-        return utc(self.now_ms + int((delay_s + tool.timeout_s) * 1000))
 
     def _again(self, waiting: Waiting, answer: Answer) -> None:
         """The next attempt of a call, after a delay with full jitter that a replay would draw again."""
@@ -581,7 +578,7 @@ class Machine(msgspec.Struct, eq=False):
                 self._not_sent(started)
             return
         call = msgspec.structs.replace(call, attempt=call.attempt + 1, lineage=[])
-        waiting.started = started = self._timed(msgspec.structs.replace(started, call=call, delay_s=delay_s))
+        waiting.started = started = msgspec.structs.replace(started, call=call, delay_s=delay_s)
         if tool.effect == "read" or started.kind == "reconcile":
             self._effects.append(started)
             return
@@ -613,7 +610,9 @@ class Machine(msgspec.Struct, eq=False):
         tool, call = asked
         call = msgspec.structs.replace(call, key=known.intent.key, attempt=known.intent.executions)
         waiting = Waiting(
-            StartCall(self, place, tool, call, 0.0), unknown=known.retry is None or known.retry.unknown
+            StartCall(self, place, tool, call, 0.0),
+            tool.fingerprint(call.arguments),
+            unknown=known.retry is None or known.retry.unknown,
         )
         self._waiting = {**(self._waiting or {}), place: waiting}
         if UNDO + place in self.journal:  # its `on_unknown` has decided
@@ -647,9 +646,7 @@ class Machine(msgspec.Struct, eq=False):
         if policy == "reconcile":
             call = msgspec.structs.replace(started.call, attempt=started.call.attempt + 1)
             waiting.attempts = 1
-            waiting.started = self._timed(
-                msgspec.structs.replace(started, call=call, kind="reconcile", delay_s=over_s)
-            )
+            waiting.started = msgspec.structs.replace(started, call=call, kind="reconcile", delay_s=over_s)
             self._effects.append(waiting.started)
             return False
         if policy == "park":
@@ -683,8 +680,9 @@ class Machine(msgspec.Struct, eq=False):
             message = f"its compensation failed: {outcome.error[1]}"
             self._parking = (Reason.UNKNOWN_OUTCOME, message, started.place)
             return
-        asked_ms = asked_ms if outcome.intent is None else outcome.intent.made_ms
-        outcome = msgspec.structs.replace(outcome, asked_ms=asked_ms, done_ms=self.now_ms)
+        if outcome.done_ms != self.now_ms:
+            asked_ms = asked_ms if outcome.intent is None else outcome.intent.made_ms
+            outcome = msgspec.structs.replace(outcome, asked_ms=asked_ms, done_ms=self.now_ms)
         self.record(started.place, outcome)
         place = started.place.removeprefix(UNDO)
         if started.tool.scope == "tenant":
@@ -731,9 +729,9 @@ class Machine(msgspec.Struct, eq=False):
             return []
         self.now_ms = now_ms
         tool = waiting.started.tool
-        fingerprint = tool.fingerprint(waiting.started.call.arguments)
         self._decided(
-            waiting.started, Entry(tool.name, tool.version, fingerprint, outcome.result, outcome.error)
+            waiting.started,
+            Entry(tool.name, tool.version, waiting.fingerprint, outcome.result, outcome.error),
         )
         return self._settled() if self._end or self._parking else self._go_on()
 
@@ -771,7 +769,7 @@ class Machine(msgspec.Struct, eq=False):
     def _leave_key(self, place: str) -> None:
         tool, call = (self._asked or {})[place]
         started = StartCall(self, UNDO + place, tool, call, 0.0, "undo")
-        self._waiting = {**(self._waiting or {}), UNDO + place: Waiting(started)}
+        self._waiting = {**(self._waiting or {}), UNDO + place: Waiting(started, b"")}
         self._effects.append(LeaveKey(self, place, self._digest(place)))
 
     # -- compensation --
@@ -804,7 +802,8 @@ class Machine(msgspec.Struct, eq=False):
             over_s = (entry.intent.send_by_ms - self.now_ms) / 1000 + tool.timeout_s
             delay_s = max(delay_s, over_s)
         started = StartCall(self, UNDO + place, tool, call, delay_s, "undo", result)
-        waiting = self._waiting[UNDO + place] = Waiting(started, unknown=attempt > 1)
+        fingerprint = tool.fingerprint(call.arguments)
+        waiting = self._waiting[UNDO + place] = Waiting(started, fingerprint, unknown=attempt > 1)
         if retry is not None:
             waiting.attempts, waiting.unknown = retry.attempts, retry.unknown
         again = known is not None and known.intent is not None and known.intent.again

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar,
 import msgspec
 
 from onceflow.agents.call import Call, seconds_of
+from onceflow.agents.calls import Asked
 from onceflow.agents.journal import (
     CALL_FAILED,
     KEY_REUSED,
@@ -106,20 +107,21 @@ class Run(msgspec.Struct, eq=False):
             strand.count += 1
             return _call_inline(tool, tool.direct, args, kwargs)
         place = strand.next()
-        arguments = tool.bind(args, kwargs, self.tenant)
+        event = self.event
+        arguments = tool.bind(args, kwargs, event.tenant)
         if tool.effect == "pure":
-            call = Call(self.tenant, self.id, "", 1, self.now_at(), arguments)
+            call = Call(event.tenant, event.key, "", 1, arguments, self._machine.now_ms)
             inline = (lambda **given: tool.function(call, **given)) if tool.takes_call else tool.function
             return _call_inline(tool, inline, (), arguments)
-        machine, fingerprint = self._machine, tool.fingerprint(arguments)
+        machine, asked = self._machine, Asked(tool, place, arguments, tool.fingerprint(arguments))
         if tool.effect != "read":
-            machine.ask(self, tool, place, arguments)
+            machine.ask(event, asked)
         while True:
-            entry = machine.entry(place, tool, fingerprint)
+            entry = machine.entry(place, tool, asked.fingerprint)
             if entry is not None:
                 return _outcome(tool, entry)
-            if not machine.start(self, tool, place, arguments):
-                await _Suspension()
+            if not machine.start(event, asked):
+                await _suspension
                 self._strand = strand
 
     async def gather(self, *calls: Awaitable[Any]) -> list[Any]:
@@ -137,7 +139,7 @@ class Run(msgspec.Struct, eq=False):
                 branch.step()
             open_branches = [branch for branch in open_branches if not branch.ended]
             if open_branches:
-                await _Suspension()
+                await _suspension
         self._strand = strand
         for branch in branches:
             if branch.error is not None:
@@ -149,10 +151,6 @@ class Run(msgspec.Struct, eq=False):
         return utc(
             int.from_bytes(self._recorded("now", lambda: self._machine.now_ms.to_bytes(8, "big")), "big")
         )
-
-    def now_at(self) -> datetime:
-        """The time of the happening that the run is working on; not recorded."""
-        return utc(self._machine.now_ms)
 
     def random(self) -> random.Random:
         """A source of random numbers, the same in every replay (not for secrets)."""
@@ -232,7 +230,7 @@ class Run(msgspec.Struct, eq=False):
         strand = self._strand
         place = strand.next()
         while (entry := self._machine.wait(place, name, wait)) is None:
-            await _Suspension()
+            await _suspension
             self._strand = strand
         return entry
 
@@ -296,6 +294,9 @@ class _Suspension:
 
     def __await__(self) -> Generator[object, None, None]:
         yield SUSPENDED
+
+
+_suspension = _Suspension()
 
 
 class ForeignAwait(Exception):  # noqa: N818

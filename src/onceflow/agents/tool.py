@@ -125,6 +125,8 @@ class Tool(Generic[P, R_co]):
 
         By hand, because `inspect.Signature.bind` takes four times as long.
         """
+        if not args and self._all_named(kwargs):
+            return dict(kwargs)
         given = {**dict(zip(self._positional, args, strict=False)), **kwargs} if args else kwargs
         if self.tenant_arg in given:
             raise TypeError(
@@ -188,17 +190,19 @@ class Tool(Generic[P, R_co]):
 
     def fingerprint(self, arguments: Mapping[str, Any]) -> bytes:
         """16 bytes that tell calls at one place apart; what has no encoding counts by its text."""
-        told = {name: value for name, value in arguments.items() if name not in self.free_fields}
+        told = arguments
+        if self.free_fields:
+            told = {name: value for name, value in arguments.items() if name not in self.free_fields}
         try:
-            text = msgspec.msgpack.encode(told, enc_hook=repr, order="sorted")
+            text = _encode_sorted(told)
         except (OverflowError, TypeError, ValueError):
             text = repr(told).encode("utf-8", "surrogatepass")
         return xxhash.xxh3_128_digest(text)
 
-    def key(self, tenant: str, run: str, arguments: Mapping[str, Any], place: str) -> str:
+    def key(self, tenant: str, run: str, fingerprint: bytes, place: str) -> str:
         """The call key, 32 hex digits: BLAKE2b, for it leaves the system, and xxh3 does not resist attack."""
-        parts = (tenant, run, self.name, self.version, self.fingerprint(arguments), place)
-        return blake2b(msgspec.msgpack.encode(parts), digest_size=16).hexdigest()
+        parts = (tenant, run, self.name, self.version, fingerprint, place)
+        return blake2b(_encode(parts), digest_size=16).hexdigest()
 
     def shared_digest(self, tenant: str, arguments: Mapping[str, Any]) -> bytes:
         """16 bytes that name a call of scope `tenant`: no version, no run, no place."""
@@ -220,6 +224,10 @@ class Tool(Generic[P, R_co]):
             raise ConfigError(f"{where}: it takes {inspect.signature(function)}; {wanted}")
         self._declared[what] = function
         return function
+
+    def _all_named(self, kwargs: Mapping[str, Any]) -> bool:
+        """Whether this is each argument, in the signature's order, and nothing is to be filled in."""
+        return self.tenant_arg is None and (*kwargs,) == (*self._names,)
 
     @cached_property
     def _names(self) -> dict[str, None]:
@@ -260,6 +268,8 @@ def _from_plain(kind: Any, value: Any) -> Any:
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_to_plain)
+_encode = msgspec.msgpack.Encoder().encode
+_encode_sorted = msgspec.msgpack.Encoder(enc_hook=repr, order="sorted").encode
 _STORABLE = "return JSON-like values, a dataclass, a msgspec Struct or a pydantic model"
 
 

@@ -2,11 +2,12 @@
 
 import asyncio
 import inspect
+import time
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -140,8 +141,9 @@ def check_tool(tool: Tool[Any, Any], target: Target, **arguments: Any) -> None:
         raise AssertionError(f"tool {tool.name} is {tool.effect}; check_tool is for keyed tools")
 
     def call(key: str, attempt: int) -> None:
-        deadline = datetime.now(UTC) + timedelta(seconds=tool.timeout_s)
-        result = tool.function(Call("acme", "run-1", key, attempt, deadline, arguments), **arguments)
+        asked = Call("acme", "run-1", key, attempt, arguments)
+        asked.sent(int(time.time() * 1000), tool.timeout_s)
+        result = tool.function(asked, **arguments)
         if inspect.isawaitable(result):
             asyncio.run(_awaited(result))
 

@@ -290,6 +290,7 @@ class Simulation:
     def _answer(self, started: StartCall, reply: Reply) -> Answer:
         if started.send_by_ms and self.now_ms > started.send_by_ms:
             raise NotSent
+        started.call.sent(self.now_ms, started.tool.timeout_s)
         if reply is Reply.REFUSED:
             raise RetryLater("503: try again")
         if reply is Reply.LATE:
