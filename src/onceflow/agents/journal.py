@@ -14,6 +14,7 @@ the run has failed for good, and is kept to be redriven.
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 import msgspec
 
@@ -164,12 +165,17 @@ def first_due_ms(waits: Iterable[Wait]) -> int:
 
 def segment_key(tenant: str, run_key: bytes, number: int) -> bytes:
     """The Kafka key of a segment."""
-    return run_prefix(tenant, run_key) + number.to_bytes(_NUMBER_BYTES, "big")
+    return _segments_of(tenant) + run_key + number.to_bytes(_NUMBER_BYTES, "big")
 
 
 def run_prefix(tenant: str, run_key: bytes) -> bytes:
     """What the Kafka keys of a run's segments begin with."""
-    return tenant.encode() + b"\0r" + run_key
+    return _segments_of(tenant) + run_key
+
+
+@lru_cache(maxsize=16_384)
+def _segments_of(tenant: str) -> bytes:
+    return tenant.encode() + b"\0r"
 
 
 def encode_segment(begun: Begun | None, entries: dict[str, Entry]) -> bytes:

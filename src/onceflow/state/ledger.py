@@ -1,7 +1,8 @@
 """The view of `F.ledger`: its records by slot and key, and where each slot's view stands.
 
-It is written only from committed records, those of one commit and the positions in one atomic batch; so it is
-never ahead of Kafka, and what it lacks is read from there before a slot is served. A tombstone deletes.
+It is written only from committed records, with the positions in one atomic batch; so it is never ahead of Kafka, and
+what it lacks is read from there before a slot is served. A tombstone deletes. Most runs end soon, so committed records
+are gathered for a while: a segment of a run that is deleted meanwhile never reaches the disk.
 
     family      "records"
     key         slot (2 bytes, big-endian) · the record's Kafka key, which begins with tenant · 00
@@ -9,13 +10,16 @@ never ahead of Kafka, and what it lacks is read from there before a slot is serv
     default     "position/" · slot            where in F.ledger the slot's view stands
 """
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from threading import RLock
 
 import msgspec
 
 from onceflow.state.store import Store
 
+GATHERED_MAX = 4_000  # records: what a restart reads again at most, and a write is as long as its batch
+GATHERED_S = 1.0
 _FAMILY = "records"
 
 
@@ -27,7 +31,7 @@ class LedgerPosition(msgspec.Struct, array_like=True, frozen=True):
     time_ms: int
 
 
-class LedgerRecord(NamedTuple):
+class LedgerRecord(msgspec.Struct, frozen=True, gc=False):
     """A committed record; `value` None: a tombstone."""
 
     slot: int
@@ -36,10 +40,15 @@ class LedgerRecord(NamedTuple):
 
 
 class Ledger:
-    """The view. Reads on the grants' thread, writes on the outbox's and the grants' threads."""
+    """The view. Read on the grants' thread and the worker's, written on the outbox's and the grants'."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._lock = RLock()  # guards what is gathered
+        self._gathered: dict[bytes, LedgerRecord] = {}  # slot and key -> the last of them
+        self._positions: dict[int, LedgerPosition] = {}
+        self._since = 0  # records that were gathered since the last write
+        self._written_at = time.monotonic()
         store.add_family(_FAMILY)
 
     def position(self, slot: int) -> LedgerPosition | None:
@@ -47,29 +56,63 @@ class Ledger:
         value = self._store.get(_position_key(slot))
         return None if value is None else msgspec.msgpack.decode(value, type=LedgerPosition)
 
-    def write(self, records: Iterable[LedgerRecord], positions: Mapping[int, LedgerPosition]) -> None:
-        """Apply committed records, of which the last of a key counts, and then where each slot's view stands."""
-        last = {record.slot.to_bytes(2, "big") + record.key: record.value for record in records}
-        puts = [(key, value, _FAMILY) for key, value in last.items() if value is not None]
-        puts += [
-            (_position_key(slot), msgspec.msgpack.encode(position), "default")
-            for slot, position in positions.items()
-        ]
-        deletes = [(key, _FAMILY) for key, value in last.items() if value is None]
-        if puts or deletes:
-            self._store.write(puts, deletes)
+    def write(
+        self, records: Iterable[LedgerRecord], positions: Mapping[int, LedgerPosition]
+    ) -> list[LedgerRecord]:
+        """Take committed records, and where each slot's view stands after them.
+
+        Returns those that need not be remembered elsewhere any more: the view has them, or never will.
+        """
+        gone: list[LedgerRecord] = []
+        with self._lock:
+            gathered = self._gathered
+            for record in records:
+                self._since += 1
+                at = record.slot.to_bytes(2, "big") + record.key
+                if record.value is None and at in gathered and _is_segment(record.key):
+                    del gathered[at]
+                    gone.append(record)
+                else:
+                    gathered[at] = record
+            self._positions.update(positions)
+            if self._since >= GATHERED_MAX or time.monotonic() - self._written_at > GATHERED_S:
+                gone += self.flush()
+        return gone
+
+    def flush(self) -> list[LedgerRecord]:
+        """Write what was gathered; return it."""
+        with self._lock:
+            written = [*self._gathered.values()]
+            puts = [
+                (at, each.value, _FAMILY) for at, each in self._gathered.items() if each.value is not None
+            ]
+            puts += [
+                (_position_key(slot), msgspec.msgpack.encode(position), "default")
+                for slot, position in self._positions.items()
+            ]
+            deletes = [(at, _FAMILY) for at, each in self._gathered.items() if each.value is None]
+            if puts or deletes:
+                self._store.write(puts, deletes)
+            self._gathered, self._positions, self._since = {}, {}, 0
+            self._written_at = time.monotonic()
+        return written
 
     def records(self, slot: int, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        """The slot's records whose Kafka keys begin with `prefix`, as (Kafka key, value), in the order of keys."""
+        """The slot's records on disk whose Kafka keys begin with `prefix`, as (Kafka key, value), by key."""
         for key, value in self._store.scan(slot.to_bytes(2, "big") + prefix, _FAMILY):
             yield key[2:], value
 
     def drop(self, slot: int) -> None:
         """Forget a slot: its records and its position, together."""
-        self._store.delete_prefix(slot.to_bytes(2, "big"), [_position_key(slot)])
+        begin = slot.to_bytes(2, "big")
+        with self._lock:
+            self._gathered = {at: record for at, record in self._gathered.items() if not at.startswith(begin)}
+            self._positions.pop(slot, None)
+            self._store.delete_prefix(begin, [_position_key(slot)])
 
     def close(self) -> None:
-        """Release the files."""
+        """Write what was gathered, and release the files."""
+        self.flush()
         self._store.close()
 
 
@@ -85,14 +128,17 @@ class Records:
             bytes, dict[bytes, bytes | None]
         ] = {}  # slot and tenant -> key -> value; None: deleted
 
-    def put(self, slot: int, key: bytes, value: bytes | None) -> None:
-        """Take note of a record that was decided."""
-        self._newer.setdefault(_group(slot, key), {})[key] = value
+    def put(self, group: bytes, key: bytes, value: bytes | None) -> None:
+        """Take note of a record that was decided; `group`: as `group_of` makes it."""
+        newer = self._newer.get(group)
+        if newer is None:
+            newer = self._newer[group] = {}
+        newer[key] = value
 
     def scan(self, slot: int, prefix: bytes) -> list[tuple[bytes, bytes]]:
         """The slot's records whose Kafka keys begin with `prefix` (tenant, 00, …), as (Kafka key, value), by key."""
         found: dict[bytes, bytes | None] = dict(self._ledger.records(slot, prefix))
-        newer = self._newer.get(_group(slot, prefix), {})
+        newer = self._newer.get(group_of(slot, prefix.partition(b"\0")[0]), {})
         newer = {key: value for key, value in newer.items() if key.startswith(prefix)}
         if newer:
             found = dict(sorted((found | newer).items()))
@@ -101,9 +147,9 @@ class Records:
     def committed(self, records: Iterable[LedgerRecord]) -> None:
         """The view has these records."""
         for record in records:
-            group = _group(record.slot, record.key)
-            newer = self._newer.get(group, {})
-            if newer.get(record.key, b"") is record.value:
+            group = group_of(record.slot, record.key.partition(b"\0")[0])
+            newer = self._newer.get(group)
+            if newer is not None and newer.get(record.key, b"") is record.value:
                 del newer[record.key]
                 if not newer:
                     del self._newer[group]
@@ -117,8 +163,14 @@ class Records:
         return sum(len(newer) for newer in self._newer.values())
 
 
-def _group(slot: int, key: bytes) -> bytes:
-    return slot.to_bytes(2, "big") + key.partition(b"\0")[0]
+def group_of(slot: int, tenant: bytes) -> bytes:
+    """What a tenant's records have in common."""
+    return slot.to_bytes(2, "big") + tenant
+
+
+def _is_segment(key: bytes) -> bool:
+    """Whether it is a run's segment: each is written once, and then deleted."""
+    return key.startswith(b"\0r", key.find(b"\0"))
 
 
 def _position_key(slot: int) -> bytes:

@@ -149,7 +149,7 @@ class Committed(NamedTuple):
     identities: list[bytes]
     finished: dict[Input, tuple[int, int]]  # events, and bytes of their values
     barriers: list[Any]
-    ledger: list[LedgerRecord]  # which the view has now
+    ledger: list[LedgerRecord]  # which the worker need not remember any more
 
 
 def finished_by(inputs: Iterable[Input]) -> Callable[[str], bool]:

@@ -12,7 +12,7 @@ from onceflow.agents.order import in_turn
 from onceflow.agents.shared import Shared, decode_shared
 from onceflow.agents.signals import Kept, decode_kept
 from onceflow.event import home_slot
-from onceflow.state.ledger import Records
+from onceflow.state.ledger import Records, group_of
 from onceflow.state.seen import Judge, identity_key, seen_key, tenant_prefix
 from onceflow.stream.content import Grant, Input
 from onceflow.stream.grants import Ready
@@ -103,6 +103,7 @@ class TenantMemory:
 
     def __init__(self, runs: OpenRuns, tenant: str, slot: int) -> None:
         self._runs, self._tenant, self._slot = runs, tenant, slot
+        self._group = group_of(slot, tenant.encode())
 
     def run(self, key: bytes, inbox: Any) -> Arrived | str:
         """An open run, to go on with; or why it cannot."""
@@ -130,4 +131,4 @@ class TenantMemory:
 
     def put(self, key: bytes, value: bytes | None) -> None:
         """Take note of a record that was decided."""
-        self._runs.records.put(self._slot, key, value)
+        self._runs.records.put(self._group, key, value)

@@ -395,5 +395,4 @@ class Outbox:
             for slot in {input.grant.slot for input in held}
             if slot in last
         }
-        self._ledger.write(records, positions)
-        return records
+        return self._ledger.write(records, positions)

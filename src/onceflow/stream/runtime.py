@@ -271,7 +271,11 @@ class Runtime:
         now_ms = int(time.time() * 1000)
         happenings = [happening for batch in batches for happening in batch.happenings]
         letters, ends = self._letters, Ends()
-        for decision in lane.take(happenings, now_ms):
+        decisions = lane.take(happenings, now_ms)
+        inbox = self._inbox(
+            lane.tenant
+        )  # None: the slot is lost: its next owner goes on with what is committed
+        for decision in decisions:
             if isinstance(decision, EndedAtOnce):
                 ends.extend(letters.completions(decision, now_ms))
             elif isinstance(decision, Ended) and not decision.segments:
@@ -281,8 +285,8 @@ class Runtime:
                     self._open_runs.plan(lane.tenant, Due(decision.key), decision.due_ms)
             elif isinstance(decision, Looked):  # by then the ledger's records of this batch are known
                 self._direct.setdefault(lane.tenant, []).append(decision)
-            elif (inbox := self._inbox(lane.tenant)) is None:
-                continue  # the slot is lost: its next owner goes on with what is committed
+            elif inbox is None:
+                continue
             elif isinstance(decision, Noted):
                 ends.append(letters.noted(decision, inbox))
                 if decision.keep_until_ms:

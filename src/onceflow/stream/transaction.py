@@ -167,7 +167,8 @@ class Transactions:
                 reported += len(values)
                 self._produce_all(outgoing, values, delivered.other)
             elif of_topic[outgoing.partition] is outgoing:
-                self._produce_all(outgoing, values[:-1], None)
+                if len(values) > 1:
+                    self._produce_all(outgoing, values[:-1], None)
                 self._produce_all(outgoing, values[-1:], delivered.ordered)
             else:
                 self._produce_all(outgoing, values, None)

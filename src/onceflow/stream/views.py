@@ -91,6 +91,7 @@ class Views:
                     at.identities.append((identity, run))
         self.seen.write([completed[time_ms] for time_ms in sorted(completed)], seen_at)
         self.ledger.write(records, ledger_at)
+        self.ledger.flush()
 
 
 def _keys_of(value: bytes, slot: int, with_identity: bool) -> tuple[bytes, bytes | None] | None:

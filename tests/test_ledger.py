@@ -1,0 +1,125 @@
+"""The ledger's view: what it holds of committed records, what it spares the disk, and what the worker sees."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from onceflow.agents.journal import segment_key
+from onceflow.agents.shared import shared_key
+from onceflow.state import ledger as module
+from onceflow.state.ledger import Ledger, LedgerPosition, LedgerRecord, Records, group_of
+from onceflow.state.store import Store
+
+RUN = segment_key("acme", b"r" * 16, 0)
+NEXT = segment_key("acme", b"r" * 16, 1)
+SHARED = shared_key("acme", b"\0r" + b"d" * 14)  # its digest looks like the kind of a segment
+AT = LedgerPosition("topic-id", 7, 1_000)
+LATER = LedgerPosition("topic-id", 9, 2_000)
+SLOT = 3
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    ledger = Ledger(Store.open(tmp_path / "ledger"))
+    yield ledger
+    ledger.close()
+
+
+def put(key: bytes, value: bytes | None, slot: int = SLOT) -> LedgerRecord:
+    return LedgerRecord(slot, key, value)
+
+
+def held(ledger: Ledger, slot: int = SLOT) -> list[tuple[bytes, bytes]]:
+    return [*ledger.records(slot)]
+
+
+def test_records_are_gathered_and_written_with_their_positions(ledger: Ledger) -> None:
+    assert ledger.write([put(RUN, b"a"), put(SHARED, b"b")], {SLOT: AT}) == []
+    assert (held(ledger), ledger.position(SLOT)) == ([], None)
+    assert sorted(each.key for each in ledger.flush()) == sorted([RUN, SHARED])
+    assert (held(ledger), ledger.position(SLOT)) == (sorted([(RUN, b"a"), (SHARED, b"b")]), AT)
+
+
+def test_a_segment_that_is_deleted_soon_never_reaches_the_disk(ledger: Ledger) -> None:
+    ledger.write([put(RUN, b"a"), put(NEXT, b"b")], {SLOT: AT})
+    deleted = put(RUN, None)
+    assert ledger.write([deleted], {SLOT: LATER}) == [deleted]
+    assert [each.key for each in ledger.flush()] == [NEXT]
+    assert (held(ledger), ledger.position(SLOT)) == ([(NEXT, b"b")], LATER)
+
+
+def test_one_that_is_on_disk_is_deleted_there(ledger: Ledger) -> None:
+    ledger.write([put(RUN, b"a")], {SLOT: AT})
+    ledger.flush()
+    ledger.write([put(RUN, None)], {SLOT: LATER})
+    assert held(ledger) == [(RUN, b"a")]
+    ledger.flush()
+    assert held(ledger) == []
+
+
+def test_what_may_have_been_written_before_is_deleted_on_disk_too(ledger: Ledger) -> None:
+    """The record of a shared call is written again and again: an older one may be there."""
+    ledger.write([put(SHARED, b"older")], {})
+    ledger.flush()
+    ledger.write([put(SHARED, b"newer")], {})
+    assert ledger.write([put(SHARED, None)], {SLOT: AT}) == []
+    ledger.flush()
+    assert held(ledger) == []
+
+
+def test_it_is_written_when_much_is_gathered(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted are all records, also those that never reach the disk: a restart reads them again."""
+    monkeypatch.setattr(module, "GATHERED_MAX", 4)
+    monkeypatch.setattr(module, "GATHERED_S", 1e9)
+    ledger.write([put(RUN, b"a"), put(RUN, None), put(NEXT, b"b")], {SLOT: AT})
+    assert ledger.position(SLOT) is None
+    ledger.write([put(NEXT, None)], {SLOT: LATER})
+    assert (held(ledger), ledger.position(SLOT)) == ([], LATER)
+
+
+def test_it_is_written_after_a_while(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GATHERED_S", -1.0)
+    written = put(RUN, b"a")
+    assert ledger.write([written], {SLOT: AT}) == [written]
+    assert ledger.position(SLOT) == AT
+
+
+def test_a_slot_that_is_dropped_is_gone_with_what_is_gathered_of_it(ledger: Ledger) -> None:
+    ledger.write([put(RUN, b"a"), put(RUN, b"b", slot=4)], {SLOT: AT, 4: AT})
+    ledger.flush()
+    ledger.write([put(NEXT, b"a"), put(NEXT, b"b", slot=4)], {SLOT: LATER, 4: LATER})
+    ledger.drop(SLOT)
+    ledger.flush()
+    assert (held(ledger), ledger.position(SLOT)) == ([], None)
+    assert (held(ledger, 4), ledger.position(4)) == ([(RUN, b"b"), (NEXT, b"b")], LATER)
+
+
+def test_what_is_gathered_is_written_at_a_clean_end(tmp_path: Path) -> None:
+    ledger = Ledger(Store.open(tmp_path / "ledger"))
+    ledger.write([put(RUN, b"a")], {SLOT: AT})
+    ledger.close()
+    again = Ledger(Store.open(tmp_path / "ledger"))
+    assert (held(again), again.position(SLOT)) == ([(RUN, b"a")], AT)
+    again.close()
+
+
+def test_the_worker_sees_what_was_decided_from_then_on(ledger: Ledger) -> None:
+    """Decided, committed and gathered, on disk: at no time is a record missing, nor one that is deleted there."""
+    records, group = Records(ledger), group_of(SLOT, b"acme")
+
+    def seen() -> list[bytes]:
+        return [value for _, value in records.scan(SLOT, RUN[:-4])]
+
+    first, second, deleted = put(RUN, b"a"), put(NEXT, b"b"), put(RUN, None)
+    for record in (first, second):
+        records.put(group, record.key, record.value)
+    assert seen() == [b"a", b"b"]
+    records.committed(ledger.write([first, second], {SLOT: AT}))
+    assert seen() == [b"a", b"b"]
+    records.put(group, RUN, None)
+    assert seen() == [b"b"]
+    records.committed(ledger.write([deleted], {SLOT: LATER}))
+    assert (seen(), len(records)) == ([b"b"], 1)
+    records.committed(ledger.flush())
+    assert (seen(), len(records)) == ([b"b"], 0)
