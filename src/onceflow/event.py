@@ -31,6 +31,7 @@ import msgspec
 import pydantic
 from confluent_kafka import murmur2
 from msgspec import Meta, Raw
+from msgspec.structs import force_setattr
 from typing_extensions import TypeVar
 from xxhash import xxh3_128_digest
 
@@ -76,6 +77,10 @@ class Incoming(msgspec.Struct, frozen=True, gc=False):
     document: bytes = b""
     headers: tuple[tuple[str, bytes | None], ...] | None = None
 
+    def whole(self) -> "Incoming":
+        """The same event as one that may be kept."""
+        return self
+
     def attributes(self) -> dict[str, Any]:
         """All attributes apart from the data, as JSON values; those sent as null are unset.
 
@@ -116,7 +121,7 @@ def read_event(
 ) -> Incoming | Unusable:
     """The event in a record. `topic_tenant` = the tenant that owns the topic, "" on a shared one."""
     if value and not headers and plain is None and len(value) <= size_max:
-        return read_fast(value, topic_tenant) or _read_carefully(value, topic_tenant)
+        return _read_structured(value, topic_tenant)
     value = value or b""
     size = len(value)
     binary = has_attributes = False
@@ -142,20 +147,31 @@ def read_event(
         )
     if plain is not None:
         return _read_plain(value, headers or (), kafka_key, topic_tenant, plain)
-    return read_fast(value, topic_tenant) or _read_carefully(value, topic_tenant)
+    return _read_structured(value, topic_tenant)
 
 
-class _Envelope(msgspec.Struct, gc=False):
-    """Structured mode as the fast readers take it; msgspec holds every copy of a doubled key to its type."""
+class Structured(Incoming, frozen=True, kw_only=True, gc=False):
+    """An event in structured mode as the fast reader makes it; its data is a view of the document.
+
+    msgspec holds every copy of a doubled key to its type. An unknown attribute that has the name of one of our fields
+    is of no harm: it fails here, and the careful reader takes the event; or we write over it.
+    """
 
     specversion: Literal["1.0"]
     id: Annotated[str, Meta(min_length=1, max_length=TEXT_MAX_BYTES)]
     source: Annotated[str, Meta(min_length=1, max_length=TEXT_MAX_BYTES)]
     type: Annotated[str, Meta(min_length=1, max_length=TEXT_MAX_BYTES)]
-    tenant: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    tenant: Annotated[str, Meta(min_length=1, max_length=128)] = ""
     time: Annotated[datetime, Meta(tz=True)] | None = None
     data: Raw = Raw()
     data_base64: None = None
+    headers: None = None
+
+    def whole(self) -> Incoming:
+        """The same event as one that may be kept."""
+        return Incoming(
+            self.tenant, self.source, self.id, self.type, self.time, bytes(self.data), self.document
+        )
 
 
 class _Copy:
@@ -181,7 +197,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # and halves of pai
 _BACKSLASH, _DELETE = 0x5C, 0x7F
 _SHALLOW_BYTES = 2 * LEVELS_MAX  # JSON text of more levels is longer: it closes what it opens
 
-_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+_decode_structured = msgspec.json.Decoder(Structured).decode
 _decode_version = msgspec.json.Decoder(_Version).decode
 _decode_copies = msgspec.json.Decoder(dict[_Copy, Raw], dec_hook=lambda _, name: _Copy(name)).decode
 _decode_members = msgspec.json.Decoder(dict[str, Raw]).decode
@@ -196,30 +212,42 @@ def _is_tenant(text: str) -> bool:
     return _TENANT.fullmatch(text) is not None
 
 
-def read_fast(value: bytes, topic_tenant: str) -> Incoming | None:
+def read_fast(value: bytes, topic_tenant: str) -> Structured | None:
     """The event, if every copy of every attribute is plainly good; None = the careful reader decides."""
     if len(value) > _SHALLOW_BYTES and too_deep(value):
         return None
     try:
         multibyte = 0 if value.isascii() else len(value) - len(str(value, "utf-8"))
-        envelope = _decode_envelope(value)
+        event = _decode_structured(value)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
-    data = bytes(envelope.data)
     # In JSON text a control character is an escape, DEL, or beyond ASCII. If all of those are inside the
     # data, no copy of an attribute holds one, and a limit on its characters is a limit on its bytes.
-    if _BACKSLASH in value and value.count(b"\\") != data.count(b"\\"):
+    if _BACKSLASH in value and value.count(b"\\") != bytes(event.data).count(b"\\"):
         return None
-    if _DELETE in value or (multibyte and multibyte != len(data) - len(str(data, "utf-8"))):
+    if _DELETE in value:
         return None
-    # A pattern in the envelope would double the cost. So the tenant is checked here, and must be one copy.
+    if multibyte:
+        data = bytes(event.data)
+        if multibyte != len(data) - len(str(data, "utf-8")):
+            return None
+    # A pattern in the structure would double the cost. So the tenant is checked here, and must be one copy.
     named = value.count(b'"tenant"')
-    if named > 1 and named - data.count(b'"tenant"') > 1:
+    if named > 1 and named - bytes(event.data).count(b'"tenant"') > 1:
         return None
-    tenant = envelope.tenant or topic_tenant
-    if not _is_tenant(tenant) or (topic_tenant and tenant != topic_tenant):
+    if topic_tenant:
+        if event.tenant and event.tenant != topic_tenant:
+            return None
+        force_setattr(event, "tenant", topic_tenant)
+    if not _is_tenant(event.tenant):
         return None
-    return Incoming(tenant, envelope.source, envelope.id, envelope.type, envelope.time, data, value)
+    force_setattr(event, "document", value)
+    return event
+
+
+def _read_structured(value: bytes, topic_tenant: str) -> Incoming | Unusable:
+    event = read_fast(value, topic_tenant)
+    return _read_carefully(value, topic_tenant) if event is None else event.whole()
 
 
 def _read_carefully(value: bytes, topic_tenant: str) -> Incoming | Unusable:
@@ -269,7 +297,7 @@ def _binary_fast(
     if len(unique) != len(attributes):
         return None
     try:
-        envelope = msgspec.convert(unique, _Envelope)
+        envelope = msgspec.convert(unique, Structured)
     except msgspec.ValidationError:
         return None
     tenant = envelope.tenant or topic_tenant
@@ -297,7 +325,7 @@ def _read_plain(
     except msgspec.ValidationError:
         is_cloud_event = False  # JSON, but no object
     if is_cloud_event:
-        return read_fast(value, topic_tenant) or _read_carefully(value, topic_tenant)
+        return _read_structured(value, topic_tenant)
     try:
         attributes = plain.attributes(value, headers, kafka_key)
     except UnicodeDecodeError as error:
@@ -507,11 +535,24 @@ def idempotency_key(tenant: str, source: str, id: str, data: bytes, content: str
     integer of more than some 4,300 digits, more than 200 levels) counts as its bytes.
     """
     if content != "bytes":
-        data = _canonical(data) if content == "canonical" else _ignored(content)
+        data = _canonical(bytes(data)) if content == "canonical" else _ignored(content)
     text = id.encode()
-    size = len(text)
-    length = _LENGTHS[size] if size <= TEXT_MAX_BYTES else _length(size)
-    return xxh3_128_digest(_fields(tenant, source) + length + text + xxh3_128_digest(data))
+    return xxh3_128_digest(_fields(tenant, source) + _length(len(text)) + text + xxh3_128_digest(data))
+
+
+def idempotency_keys(events: Iterable[Incoming], content: str) -> list[bytes]:
+    """The keys of events of one tenant; as `idempotency_key`, in half the time where they have one source."""
+    if content != "bytes":
+        return [idempotency_key(e.tenant, e.source, e.id, e.data, content) for e in events]
+    keys: list[bytes] = []
+    digest, source, fields = xxh3_128_digest, None, b""
+    for event in events:
+        if event.source != source:
+            source = event.source
+            fields = _fields(event.tenant, source)
+        text = event.id.encode()
+        keys.append(digest(fields + _LENGTHS[len(text)] + text + digest(event.data)))
+    return keys
 
 
 @lru_cache(maxsize=16_384)
@@ -595,7 +636,8 @@ class Event(msgspec.Struct, Generic[T], frozen=True, eq=False, gc=False):
     @property
     def raw(self) -> Raw:
         """The data's JSON text, to be passed on as it is; `null` when absent."""
-        return Raw(self._incoming.data or b"null")
+        data = self._incoming.data or b"null"
+        return data if isinstance(data, Raw) else Raw(data)
 
     @property
     def attributes(self) -> Mapping[str, Any]:
@@ -603,7 +645,7 @@ class Event(msgspec.Struct, Generic[T], frozen=True, eq=False, gc=False):
         found = self._attributes
         if found is None:
             found = MappingProxyType(self._incoming.attributes())
-            msgspec.structs.force_setattr(self, "_attributes", found)
+            force_setattr(self, "_attributes", found)
         return found
 
     def __repr__(self) -> str:
@@ -619,7 +661,7 @@ def data_decoder(kind: Any) -> Callable[[bytes], Any]:
     if kind is Any:
         return _decode_json_or_none
     if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
-        return lambda data: _decode_model(kind, data or b"null")
+        return lambda data: _decode_model(kind, bytes(data) or b"null")
     try:
         supported = not isinstance(msgspec.inspect.type_info(kind), msgspec.inspect.CustomType)
     except TypeError:

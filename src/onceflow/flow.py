@@ -147,7 +147,7 @@ def take_over_process(flow: Flow) -> None:
     atexit.register(_leave, flow.runtime)
     # Events make many short-lived containers and hardly a cycle, so the search for cycles may come less often.
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(200_000, 20, 100)
     if settings.http_port:
         serve(
             settings.http_port,

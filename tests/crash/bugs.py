@@ -284,14 +284,13 @@ def view_of_the_window_alone(init: Function) -> Function:
     return shorter
 
 
-@bug("onceflow.stream.dedup:idempotency_key")
-def key_without_lengths(_key: Function) -> Function:
+@bug("onceflow.stream.dedup:idempotency_keys")
+def key_without_lengths(_keys: Function) -> Function:
     """Fields run into each other: "ab" + "c" is "a" + "bc", and the second of two events is taken for a copy."""
-    hashed = inspect.getmodule(_key).xxh3_128_digest  # type: ignore[union-attr]
+    hashed = inspect.getmodule(_keys).xxh3_128_digest  # type: ignore[union-attr]
 
-    def joined(tenant: str, source: str, id: str, data: bytes, content: str = "bytes") -> bytes:
-        digest: bytes = hashed(f"{tenant}{source}{id}".encode() + hashed(data))
-        return digest
+    def joined(events: Any, content: str) -> list[bytes]:
+        return [hashed(f"{e.tenant}{e.source}{e.id}".encode() + hashed(e.data)) for e in events]
 
     return joined
 

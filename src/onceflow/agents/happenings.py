@@ -132,7 +132,7 @@ class Arrivals(msgspec.Struct):
 
     def one(self, index: int) -> Arrived:
         """One of the events."""
-        incoming = self.incomings[index]
+        incoming = self.incomings[index].whole()
         return Arrived(
             self.source,
             self.offsets[index],

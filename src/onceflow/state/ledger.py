@@ -1,7 +1,7 @@
 """The view of `F.ledger`: its records by slot and key, and where each slot's view stands.
 
-It is written only from committed records, with the positions in one atomic batch; so it is never ahead of Kafka, and
-what it lacks is read from there before a slot is served. A tombstone deletes. Most runs end soon, so committed records
+It is written only from committed records, and then the positions; so it is never ahead of Kafka, and what it lacks is
+read from there before a slot is served. A tombstone deletes. Most runs end soon, so committed records
 are gathered for a while: a segment of a run that is deleted meanwhile never reaches the disk.
 
     family      "records"
@@ -18,8 +18,9 @@ import msgspec
 
 from onceflow.state.store import Store
 
-GATHERED_MAX = 4_000  # records: what a restart reads again at most, and a write is as long as its batch
+GATHERED_MAX = 50_000  # records: what a restart reads again at most
 GATHERED_S = 1.0
+BATCH_RECORDS = 1_000  # a write holds the interpreter's lock, so it must be short
 _FAMILY = "records"
 
 
@@ -83,16 +84,19 @@ class Ledger:
         """Write what was gathered; return it."""
         with self._lock:
             written = [*self._gathered.values()]
-            puts = [
-                (at, each.value, _FAMILY) for at, each in self._gathered.items() if each.value is not None
-            ]
-            puts += [
+            changes = [*self._gathered.items()]
+            for first in range(0, len(changes), BATCH_RECORDS):
+                batch = changes[first : first + BATCH_RECORDS]
+                self._store.write(
+                    [(at, each.value, _FAMILY) for at, each in batch if each.value is not None],
+                    [(at, _FAMILY) for at, each in batch if each.value is None],
+                )
+            positions = [
                 (_position_key(slot), msgspec.msgpack.encode(position), "default")
                 for slot, position in self._positions.items()
             ]
-            deletes = [(at, _FAMILY) for at, each in self._gathered.items() if each.value is None]
-            if puts or deletes:
-                self._store.write(puts, deletes)
+            if positions:
+                self._store.write(positions)
             self._gathered, self._positions, self._since = {}, {}, 0
             self._written_at = time.monotonic()
         return written

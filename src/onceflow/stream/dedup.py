@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from onceflow.agents.happenings import Arrivals, Arrived, Happening
 from onceflow.config import Dedup as Settings
-from onceflow.event import home_slot, idempotency_key
+from onceflow.event import home_slot, idempotency_key, idempotency_keys
 from onceflow.state.seen import Judge, Verdict, identity_key, seen_key, tenant_prefix
 from onceflow.stream.content import Ends, Finished, Work
 from onceflow.stream.letters import Letters, identity_of
@@ -72,8 +72,8 @@ class Dedup:
         return judged
 
     def _name_all(self, arrivals: Arrivals, prefix: bytes) -> None:
-        content, incomings = self._content, arrivals.incomings
-        arrivals.keys = [idempotency_key(i.tenant, i.source, i.id, i.data, content) for i in incomings]
+        incomings = arrivals.incomings
+        arrivals.keys = idempotency_keys(incomings, self._content)
         begin = seen_key(prefix, b"")
         arrivals.seen = [begin + key for key in arrivals.keys]
         if self._rejects:
