@@ -12,7 +12,7 @@ from onceflow.agents.run import Run
 from onceflow.event import Event, Incoming, Reason, home_slot, idempotency_key
 from onceflow.state.seen import seen_key, tenant_prefix
 from onceflow.stream.content import Finished, Grant, Input
-from onceflow.stream.letters import Letters
+from onceflow.stream.letters import Letters, keys_of_completion, run_of_completion
 from onceflow.stream.topics import Names
 
 NAMES = Names.of("flow")
@@ -72,3 +72,16 @@ def test_a_value_that_cannot_be_written_fails_its_own_run_alone(bad: Any, code: 
     letters = [o for end in ends for o in end.outgoing if o.topic == NAMES.dead_letters]
     assert len(letters) == 1
     assert sorted(offset for end in ends for offset in end.offsets) == [10, 11, 12]
+
+
+def test_a_completion_is_read_at_a_glance_as_it_is_read_in_full() -> None:
+    (end,) = LETTERS.completions(EndedAtOnce(arrivals(3), [1, "two", None]), NOW)
+    (outgoing,) = end.outgoing
+    for value, seen in zip(outgoing.values, end.seen, strict=True):
+        assert value is not None
+        assert run_of_completion(value, b"acme", SLOT) == keys_of_completion(value, SLOT)[0] == seen
+        other = msgspec.json.encode(dict(reversed(msgspec.json.decode(value).items())))
+        assert run_of_completion(other, b"acme", SLOT) == seen, "another writer's order of members"
+    for broken in (b"", b"{}", value[:20], value[:59], value[:27] + b"x" * 32 + value[59:]):
+        with pytest.raises(ValueError, match=r"."):
+            run_of_completion(broken, b"acme", SLOT)

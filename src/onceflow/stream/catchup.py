@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from onceflow.stream.cluster import Partition
+from onceflow.stream.cluster import Partition, by_partition
 
 log = logging.getLogger(__name__)
 
@@ -40,18 +40,11 @@ def read_to_end(
     moved_at = time.monotonic()
     try:
         while waiting and wanted():
-            messages = []
-            for message in consumer.consume(BATCH, _POLL_S):
-                at = (message.topic() or "", message.partition() or 0)
-                error = message.error()
-                if error is None:
-                    messages.append(message)
-                    positions[at] = (message.offset() or 0) + 1
-                elif error.code() == KafkaError._PARTITION_EOF:
-                    # The end that can be read now: past markers and aborted records, but not past an open transaction.
-                    positions[at] = max(positions[at] or 0, message.offset() or 0)
-                elif not error.retriable() and error.code() not in _PASSING:
-                    raise KafkaException(error)
+            messages, ended = _parted(consumer.consume(BATCH, _POLL_S))
+            for at, read in by_partition(messages):
+                positions[at] = (read[-1].offset() or 0) + 1
+            for at, offset in ended:
+                positions[at] = max(positions[at] or 0, offset)
             before = len(waiting)
             waiting = {at for at in waiting if (positions[at] or 0) < ends[at]}
             if messages or len(waiting) < before:
@@ -63,6 +56,21 @@ def read_to_end(
                 yield messages
     finally:
         consumer.unassign()
+
+
+def _parted(consumed: list[Message]) -> tuple[list[Message], list[tuple[Partition, int]]]:
+    """Records, and ends that can be read now: past markers and aborted records, but not past an open transaction."""
+    messages = [message for message in consumed if message.error() is None]
+    ended = []
+    for message in consumed if len(messages) < len(consumed) else ():
+        error = message.error()
+        if error is None:
+            continue
+        if error.code() == KafkaError._PARTITION_EOF:
+            ended.append(((message.topic() or "", message.partition() or 0), message.offset() or 0))
+        elif not error.retriable() and error.code() not in _PASSING:
+            raise KafkaException(error)
+    return messages, ended
 
 
 _PASSING = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT)

@@ -6,13 +6,14 @@ the log.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from confluent_kafka import (
     IsolationLevel,
     KafkaError,
     KafkaException,
+    Message,
     TopicCollection,
     TopicPartition,
 )
@@ -57,6 +58,20 @@ class Topic(NamedTuple):
     name: str
     id: str
     partitions: int
+
+
+def by_partition(messages: list[Message]) -> Iterator[tuple[Partition, list[Message]]]:
+    """Messages as a client hands them out: some hundred of one partition, then of another. None is an error."""
+    partitions = [message.partition() or 0 for message in messages]
+    topics = [message.topic() or "" for message in messages]
+    if len(set(partitions)) == 1 and len(set(topics)) == 1:
+        yield (topics[0], partitions[0]), messages
+        return
+    start = 0
+    for end in range(1, len(messages) + 1):
+        if end == len(messages) or partitions[end] != partitions[start] or topics[end] != topics[start]:
+            yield (topics[start], partitions[start]), messages[start:end]
+            start = end
 
 
 def answers(properties: Mapping[str, str]) -> bool:

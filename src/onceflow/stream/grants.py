@@ -395,6 +395,7 @@ class Grants:
             self._reader = Consumer(
                 {
                     "fetch.wait.max.ms": 10,
+                    "fetch.queue.backoff.ms": 5,  # the default of a second halves the rate of long reads
                     "queued.min.messages": 50_000,
                     "queued.max.messages.kbytes": 16_384,
                     "retry.backoff.ms": 10,

@@ -10,7 +10,7 @@ paused.
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from threading import Event as Signal
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from onceflow.agents.signals import read_signal
 from onceflow.config import Settings
 from onceflow.event import Headers, Incoming, PlainMapping, Reason, Unusable, home_slot, read_event, read_fast
 from onceflow.stream.cell import Cell, record_error
+from onceflow.stream.cluster import by_partition
 from onceflow.stream.content import NO_EVENT, Committed, Ends, Finished, Input, Reads
 from onceflow.stream.letters import Forwarding, Letters, command_of, forwarding, redrive_of
 
@@ -131,8 +132,8 @@ class Reading:
         ends = Ends()
         reads: dict[Input, list[int]] = {}
         count = 0
-        for messages in self._runs(self._cell.poll()):
-            input = self._cell.inputs.get((messages[0].topic() or "", messages[0].partition() or 0))
+        for partition, messages in by_partition(self._without_errors(self._cell.poll())):
+            input = self._cell.inputs.get(partition)
             if input is None:
                 continue
             offsets = self._read(input, messages, arrived, ends)
@@ -146,26 +147,13 @@ class Reading:
         accepted, self._accepted = self._accepted, []
         return Poll(arrived, ends, [*accepted, *(Reads(i, o, i.next_offset) for i, o in reads.items())])
 
-    def _runs(self, messages: list[Message]) -> Iterator[list[Message]]:
-        """The records, by partition as the client hands them out: some hundred of one, then of another."""
-        one = len({m.partition() for m in messages}) == 1 and len({m.topic() for m in messages}) == 1
-        if one and not any([m.error() for m in messages]):  # noqa: C419 (a list is faster)
-            yield messages
-            return
-        topic: str | None = None
-        partition: int | None = None
-        run: list[Message] = []
-        for message in messages:
-            if message.error() is not None:
-                record_error(self._cell, message)
-            elif message.partition() == partition and message.topic() == topic:
-                run.append(message)
-            else:
-                if run:
-                    yield run
-                topic, partition, run = message.topic(), message.partition(), [message]
-        if run:
-            yield run
+    def _without_errors(self, messages: list[Message]) -> list[Message]:
+        errors = [message for message in messages if message.error() is not None]
+        if not errors:
+            return messages
+        for message in errors:
+            record_error(self._cell, message)
+        return [message for message in messages if message.error() is None]
 
     def look(self) -> list[Reads]:
         """Now and then: pause inputs that are slow or whose lane is full, resume others, pass markers."""

@@ -8,8 +8,8 @@ from confluent_kafka import Message
 
 from onceflow.state.ledger import Ledger, LedgerPosition, LedgerRecord
 from onceflow.state.seen import Completed, Position, Seen
-from onceflow.stream.cluster import Partition
-from onceflow.stream.letters import keys_of_completion
+from onceflow.stream.cluster import Partition, by_partition
+from onceflow.stream.letters import keys_of_completion, run_of_completion
 from onceflow.stream.topics import Ids, Names
 
 log = logging.getLogger(__name__)
@@ -67,36 +67,43 @@ class Views:
             extra={"topic": topic, "slot": slot},
         )
 
-    def write(self, messages: Iterable[Message]) -> None:
+    def write(self, messages: list[Message]) -> None:
         """Take records of both topics, in the order of their partitions."""
         completed: dict[int, Completed] = {}  # by time
         records: list[LedgerRecord] = []
         seen_at: dict[int, Position] = {}
         ledger_at: dict[int, LedgerPosition] = {}
-        for message in messages:
-            slot, value, time_ms = message.partition() or 0, message.value(), message.timestamp()[1]
-            next_offset = (message.offset() or 0) + 1
-            if message.topic() == self._names.ledger:
-                records.append(LedgerRecord(slot, message.key() or b"", value))
-                ledger_at[slot] = LedgerPosition(self._ids.ledger, next_offset, time_ms)
-                continue
-            seen_at[slot] = Position(self._ids.completions, next_offset)
-            if value is not None and (found := _keys_of(value, slot, self._with_identity)) is not None:
-                at = completed.get(time_ms)
-                if at is None:
-                    at = completed[time_ms] = Completed(time_ms, [], [])
-                run, identity = found
-                at.runs.append(run)
-                if identity is not None:
-                    at.identities.append((identity, run))
+        for (topic, slot), read in by_partition(messages):
+            last = read[-1]
+            next_offset = (last.offset() or 0) + 1
+            if topic == self._names.ledger:
+                records += [LedgerRecord(slot, each.key() or b"", each.value()) for each in read]
+                ledger_at[slot] = LedgerPosition(self._ids.ledger, next_offset, last.timestamp()[1])
+            else:
+                self._completed(read, slot, completed)
+                seen_at[slot] = Position(self._ids.completions, next_offset)
         self.seen.write([completed[time_ms] for time_ms in sorted(completed)], seen_at)
         self.ledger.write(records, ledger_at)
         self.ledger.flush()
 
-
-def _keys_of(value: bytes, slot: int, with_identity: bool) -> tuple[bytes, bytes | None] | None:
-    try:
-        return keys_of_completion(value, slot, with_identity=with_identity)
-    except ValueError as error:
-        log.warning("a record in F.completions is no completion", extra={"slot": slot, "cause": str(error)})
-        return None
+    def _completed(self, messages: list[Message], slot: int, completed: dict[int, Completed]) -> None:
+        """Add what completions say, by their time."""
+        at = Completed(-1, [], [])
+        for message in messages:
+            value, time_ms = message.value(), message.timestamp()[1]
+            if value is None:
+                continue
+            if time_ms != at.time_ms:
+                at = completed.setdefault(time_ms, Completed(time_ms, [], []))
+            try:
+                if self._with_identity:
+                    run, identity = keys_of_completion(value, slot)
+                    if identity is not None:
+                        at.identities.append((identity, run))
+                else:
+                    run = run_of_completion(value, message.key(), slot)
+            except ValueError as error:
+                about = {"slot": slot, "cause": str(error)}
+                log.warning("a record in F.completions is no completion", extra=about)
+                continue
+            at.runs.append(run)
