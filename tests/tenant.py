@@ -26,6 +26,7 @@ from onceflow.agents.journal import OpenRun, open_runs, run_prefix, runs_of
 from onceflow.agents.lane import Lane
 from onceflow.agents.loop import Answered
 from onceflow.agents.order import in_turn
+from onceflow.agents.poison import Watch
 from onceflow.agents.shared import Shared, decode_shared
 from onceflow.agents.signals import Kept, Signal, decode_kept
 from onceflow.event import Incoming
@@ -89,11 +90,11 @@ class Tenant:
         self.abandoned = 0
         self.begin_anew()
 
-    def begin_anew(self) -> None:
+    def begin_anew(self, watch: Watch | None = None) -> None:
         """Another process, with what the ledger holds."""
         self.started.clear()
         self.barriers = []
-        self.capacity = Capacity(runs_per_lane=10, runs_per_cell=10)
+        self.capacity = Capacity(runs_per_lane=10, runs_per_cell=10, watch=watch)
         self.lane = Lane("acme", self.capacity, self.started.extend, self.abandon, self.memory)
 
     def abandon(self, runs: Iterable[Any]) -> None:

@@ -181,6 +181,7 @@ class _Stop:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self._runtime.stopping:
+            self._runtime.blame_nobody()
             # Asked twice: nothing is lost, what was not committed is done again at the next start.
             os._exit(0)
         self._runtime.stop()
@@ -202,6 +203,8 @@ def _end_with_status(
     if isinstance(cause, KafkaAway) and runtime.stopping:
         log.info("ended before Kafka answered")
         os._exit(0)
+    if isinstance(cause, (ConfigError, Fault, KafkaAway)):
+        runtime.blame_nobody()
     if cause is not None:
         log.error("%s", cause, extra={"exit_status": cause.exit_status})
         if not isinstance(cause, (ConfigError, Fault, KafkaAway)):

@@ -69,7 +69,8 @@ ALL = (
     # On an event's way.
     Point("records read", "stream.inlet:Reading._read", AFTER, 200),
     Point("judged", "stream.runtime:Runtime.judge", AFTER, 100),
-    Point("run begun", "agents.lane:Lane._begin", AFTER, 1_000),
+    Point("runs begun", "agents.lane:Lane._begin_all", AFTER, 200),
+    Point("run under way", "agents.lane:Lane._under_way", AFTER, 100),
     Point("step sent", "agents.executor:Executor.start", AFTER, 100),
     Point("result in", "agents.machine:Machine.answer", AFTER, 200),
     Point("snapshot", "agents.lane:Lane.snapshot", AFTER, 60),

@@ -1,14 +1,18 @@
 """Room for runs in flight, shared by the lanes of a cell."""
 
 from collections import OrderedDict
+from collections.abc import Iterable
+
+from onceflow.agents.poison import Watch
 
 
 class Capacity:
     """Bounds the runs in flight, per lane and per cell. Room that becomes free goes round the lanes that wait."""
 
-    def __init__(self, *, runs_per_lane: int, runs_per_cell: int) -> None:
+    def __init__(self, *, runs_per_lane: int, runs_per_cell: int, watch: Watch | None = None) -> None:
         self.runs_per_lane = runs_per_lane
         self.runs_per_cell = runs_per_cell
+        self.watch = watch or Watch.forgetful()
         self.in_flight = 0  # runs, and turns not yet used
         self.closed = False  # no more runs begin: the cell is stopping
         self._waiting: OrderedDict[str, None] = OrderedDict()
@@ -18,6 +22,9 @@ class Capacity:
         """Whether a run may begin now; if there is no room, the lane is queued for a turn."""
         if self.closed or in_lane >= self.runs_per_lane:
             return False  # the lane asks again when one of its runs ends
+        if self.watch.waiting:
+            self._waiting[tenant] = None
+            return False
         if tenant in self._turns:
             self.give_back_turn(tenant)
             return True
@@ -26,13 +33,23 @@ class Capacity:
             return False
         return True
 
-    def begun(self) -> None:
+    def begun(self, key: bytes) -> None:
         """A run is in flight, whether or not there was room: it may have slept. Most end before they need any."""
         self.in_flight += 1
+        self.watch.names.enter(key)
 
-    def ended(self, runs: int = 1) -> None:
-        """Runs have ended, or fallen asleep."""
-        self.in_flight -= runs
+    def ended(self, key: bytes) -> None:
+        """A run has ended, or fallen asleep."""
+        self.in_flight -= 1
+        self.watch.names.leave(key)
+        self.watch.over(key)
+
+    def lost(self, keys: Iterable[bytes]) -> None:
+        """Runs go on in another cell."""
+        for key in keys:
+            self.in_flight -= 1
+            self.watch.names.leave(key)
+            self.watch.over(key, survived=False)
 
     def give_back_turn(self, tenant: str) -> None:
         """A lane does not use its turn."""
@@ -41,8 +58,13 @@ class Capacity:
             self.in_flight -= 1
 
     def turns(self) -> list[str]:
-        """The lanes whose turn it is, as many as there is room for runs; each has room for one run now."""
+        """The lanes whose turn it is, as many as there is room for runs; each has room for one run now.
+
+        While suspects of killing the process wait, the turn is theirs, once nothing else is in flight.
+        """
         tenants: list[str] = []
+        if self.watch.waiting:
+            return [] if self.watch.group or self.in_flight else sorted(self.watch.next_group())
         while self._waiting and self.in_flight < self.runs_per_cell:
             tenant, _ = self._waiting.popitem(last=False)
             self._turns.add(tenant)

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from onceflow.agents import poison
 from onceflow.agents.anew import redriven
 from onceflow.agents.calls import (
     Asleep,
@@ -135,12 +136,14 @@ class Lane:
         self._abandon = abandon
         self._runs: set[Machine] = set()
         self._queue: deque[Arrived] = deque()
+        self._watch = capacity.watch
+        self._held: dict[bytes, tuple[Arrived, Mapping[str, Entry]]] = {}  # suspected: they run apart
         self._journals = {} if snapshot is None else _restored(snapshot)
 
     @property
     def waiting(self) -> int:
         """Events that wait for a turn."""
-        return len(self._queue) + self._lines.held
+        return len(self._queue) + len(self._held) + self._lines.held
 
     @property
     def has_journals(self) -> bool:
@@ -150,7 +153,8 @@ class Lane:
     @property
     def idle(self) -> bool:
         """Whether nothing is lost when this lane is discarded."""
-        return not (self._runs or self._queue or self._journals or self._sleepers or self._lines.held)
+        waiting = self._queue or self._held or self._lines.held
+        return not (self._runs or waiting or self._journals or self._sleepers)
 
     def take(self, happenings: Iterable[Happening], now_ms: int) -> list[Decision]:
         """Work on what happened; return what was decided: runs that ended, and what is to be written of others."""
@@ -196,8 +200,11 @@ class Lane:
                 self._journals = {
                     k: journal for k, journal in self._journals.items() if not done(journal.record)
                 }
+        if self._watch.group:
+            self._begin_apart(now_ms, calls, decided)
         while self._queue and self._may_begin():
             self._begin(self._queue.popleft(), now_ms, calls, decided)
+        self._watch.names.rest()
         self._capacity.give_back_turn(self.tenant)
         if calls:
             self._start(calls)
@@ -241,12 +248,14 @@ class Lane:
         agent, keys = arrivals.agent, arrivals.keys
         others: list[int] = []  # whose runs did not end at once
         values: list[Any] = []
-        free = not (self._journals or self._queue) and self._may_begin()
+        free = not (self._journals or self._queue or self._watch.alert) and self._may_begin()
+        computing = self._watch.names.computing
         for index, incoming in enumerate(arrivals.incomings):
             if not free:
                 others.append(index)
                 self._arrived(arrivals.one(index), now_ms, calls, decided)
                 continue
+            computing[:] = keys[index]
             try:
                 data = agent.decode(incoming.data)
             except InvalidData as error:
@@ -281,6 +290,9 @@ class Lane:
         news: Mapping[str, Entry] = NOTHING,
     ) -> None:
         """Let a run begin, or go on; `news`: what its journal has got meanwhile."""
+        if self._watch.alert and self._stopped_by_watch(arrived, news, now_ms, calls, decided):
+            return
+        self._watch.names.computing[:] = arrived.key
         agent, saved = arrived.agent, arrived.saved
         try:
             data = agent.decode(arrived.incoming.data)
@@ -308,6 +320,8 @@ class Lane:
             return
         elif self._journals and not run.segments:
             run.journal = self._journal_of(arrived)
+        if run.segments and FAILING not in run.journal and self._watch.deaths_of(arrived.key):
+            run.record(FAILING, Entry(agent.name, 0, b"", None, (Reason.POISON, poison.WHY)))
         if agent.deadline_s is not None:
             due_ms = _ends_by(arrived)
             decided.append(Slept(arrived.key, due_ms))
@@ -315,10 +329,39 @@ class Lane:
                 run.record(FAILING, Entry(agent.name, 0, b"", None, _expired(arrived)))
         self._under_way(run, run.begin(event, now_ms), calls, decided)
 
+    def _stopped_by_watch(
+        self,
+        arrived: Arrived,
+        news: Mapping[str, Entry],
+        now_ms: int,
+        calls: list[StartCall],
+        decided: list[Decision],
+    ) -> bool:
+        """Whether a run does not begin: it is suspected to kill its process, or known to."""
+        key, saved = arrived.key, arrived.saved
+        if self._watch.hold(key, self.tenant):
+            self._held[key] = (arrived, news)
+            return True
+        deaths = self._watch.deaths_of(key)
+        if deaths and saved is None:
+            self._ended(arrived, RunFailed(Reason.POISON, poison.WHY, ""), decided)
+        elif deaths > 1 and saved is not None:
+            run = Machine(arrived.agent, arrived, saved.journal, saved.segments)
+            self._under_way(run, run.park(Reason.UNKNOWN_OUTCOME, poison.UNDONE_TOO, now_ms), calls, decided)
+        return deaths > 1 or (deaths == 1 and saved is None)
+
+    def _begin_apart(self, now_ms: int, calls: list[StartCall], decided: list[Decision]) -> None:
+        """Let suspects begin whose time it is."""
+        for key in [key for key in self._held if key in self._watch.group]:
+            arrived, news = self._held.pop(key)
+            self._begin(arrived, now_ms, calls, decided, news)
+            if self._awake(key) is None:
+                self._watch.over(key)
+
     def _under_way(
         self, run: Machine, effects: list[Effect], calls: list[StartCall], decided: list[Decision]
     ) -> None:
-        self._capacity.begun()
+        self._capacity.begun(run.token.key)
         self._runs.add(run)
         self._note(run, effects, calls, decided)
 
@@ -368,7 +411,7 @@ class Lane:
                 decided.append(Looked(awaited, arrived.source))
             else:
                 self._runs.discard(run)
-                self._capacity.ended()
+                self._capacity.ended(arrived.key)
                 if type(effect) is Asleep:
                     self._sleepers.sleeps(arrived.key, self._memory.inbox(arrived.source))
                     decided.append(Slept(arrived.key, effect.due_ms))
@@ -580,6 +623,7 @@ class Lane:
     ) -> None:
         source, offset, size, command = given
         key = bytes.fromhex(command.run)
+        self._watch.forgive(key)
         refusal = ""
         if command.action == "discard":
             kept = self._memory.failed(key)
@@ -636,7 +680,7 @@ class Lane:
     def _drop(self, grant: Any) -> None:
         gone = [run for run in self._runs if run.token.source.grant is grant]
         self._runs.difference_update(gone)
-        self._capacity.ended(len(gone))
+        self._capacity.lost(run.token.key for run in gone)
         self._abandon(gone)
         for run in gone:
             self._sleepers.forget(run.token.key)
@@ -645,6 +689,9 @@ class Lane:
         self._keys.lost()
         self._lines = Lines()  # a tenant is at home in one slot: all of it is gone
         self._queue = deque(arrived for arrived in self._queue if arrived.source.grant is not grant)
+        for key in [key for key, (held, _) in self._held.items() if held.source.grant is grant]:
+            del self._held[key]
+            self._watch.over(key, survived=False)
 
 
 def _ends_by(arrived: Arrived) -> int:

@@ -242,6 +242,13 @@ class Machine(msgspec.Struct, eq=False):
                 self._give_up(place)
         return self._settled()
 
+    def park(self, reason: str, message: str, now_ms: int) -> list[Effect]:
+        """A run of the ledger does not go on: a person must decide about it."""
+        self.now_ms = now_ms
+        self._effects = []
+        self._parking = (reason, message, "")
+        return self._settled()
+
     def close(self) -> None:
         """Abandon the run; its agent sees GeneratorExit."""
         self.ended = True

@@ -34,6 +34,7 @@ from onceflow.stream.topics import Names
 KEPT_BYTES = 64 << 10  # of a value that is too large
 DETAIL_BYTES = 16 << 10
 OURS = "onceflow-"
+_REASONS = (Reason.EXPIRED, Reason.POISON)  # of a failed run, that are its failure's code too
 REDRIVE = "onceflow-redrive"
 _OVERHEAD_BYTES = 4_000  # attributes, our headers, the record's own frame
 CLOUDEVENTS_JSON: list[tuple[str, str | bytes | None]] = [("content-type", b"application/cloudevents+json")]
@@ -120,7 +121,7 @@ class Letters:
             arrived.offset,
             arrived.value,
             arrived.headers,
-            reason=Reason.EXPIRED if outcome.code == Reason.EXPIRED else Reason.AGENT_FAILED,
+            reason=outcome.code if outcome.code in _REASONS else Reason.AGENT_FAILED,
             detail=f"{outcome.code}: {outcome.message}\n{outcome.detail}".rstrip(),
             tenant=incoming.tenant,
             slot=arrived.source.grant.slot,

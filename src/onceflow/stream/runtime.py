@@ -53,6 +53,7 @@ from onceflow.stream.outbox import Outbox
 from onceflow.stream.topics import Names, existing_slots, limits_of
 from onceflow.stream.transaction import FatalError, Transactions, begin_producer
 from onceflow.stream.views import Views
+from onceflow.stream.watch import open_watch
 
 log = logging.getLogger(__name__)
 
@@ -161,6 +162,7 @@ class Runtime:
             self.flow, name, settings, granted=self._granted, revoking=self._revoking, lost=self._lost
         )
         self._reading = Reading(self._cell, settings, slots, self._routes, self._letters, self._waiting)
+        self.capacity.watch = open_watch(settings.state_dir)  # last: nothing is under way before
         self._is_open = True
         log.info("cell started", extra={"flow": self.flow, "cell_name": name, "slots": slots})
 
@@ -187,10 +189,15 @@ class Runtime:
             sys.excepthook(type(failure), failure, failure.__traceback__)
         self.outbox.close(timeout_s)
         self.executor.close()
+        self.blame_nobody()
         self._grants.close()
         self._seen.close()
         self._ledger.close()
         log.info("cell stopped")  # the directories stay locked: Bytewax has yet to write its last snapshots
+
+    def blame_nobody(self) -> None:
+        """The process ends for a reason that is no run's."""
+        self.capacity.watch.names.clear()
 
     def ready(self) -> str | None:
         """Why this cell does not serve events now; None if it does."""

@@ -1,0 +1,181 @@
+"""Poison: runs that kill their process each time. Told from what was under way when it died.
+
+The names of the runs under way stand in memory that outlives the process (`Names`). What was among them at two deaths
+is a suspect. Suspects run apart: when nothing else is under way, and nothing else begins before they are done. If the
+process dies then, what was under way are the only suspects left, half of them together; one that was alone is poison.
+So a process that is killed while it works on much blames nobody, and of n suspects one is found in log2(n) deaths.
+"""
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+SUSPICION_FORMAT = 1
+NAME_BYTES = 16  # an event's key
+PLACES = 16_384  # runs under way beyond that have no name here, and can't be blamed
+DEATHS_KEPT = 8
+POISON_KEPT = 1_000
+WHY = "its process died when nothing else was under way, and at two times before"
+UNDONE_TOO = "its process died when nothing else was under way, and again when it was to be undone"
+
+_NOBODY = bytes(NAME_BYTES)
+_HEAD_BYTES = 16  # 8: the number of this life; 1: whether suspects run apart now
+NAMES_BYTES = _HEAD_BYTES + NAME_BYTES * (1 + PLACES)
+
+
+class Suspicion(msgspec.Struct, frozen=True, array_like=True):
+    """What the deaths so far have told. `together`: how many suspects run apart at the same time."""
+
+    format: int = SUSPICION_FORMAT
+    life: int = 0  # whose end was counted last
+    deaths: list[list[bytes]] = []  # what was under way at the last ones
+    suspects: list[bytes] = []
+    together: int = 1
+    poison: dict[bytes, int] = {}  # how often each was alone at a death
+
+
+def after_death(known: Suspicion, found: Iterable[bytes], apart: bool) -> Suspicion:
+    """What is known once a process has died with these under way; `apart`: they were suspects."""
+    names = sorted(set(found))
+    if not names:
+        return known
+    suspects, together, poison = known.suspects, known.together, known.poison
+    if apart:
+        others = [name for name in suspects if name not in names]
+        if len(names) == 1:
+            suspects, together = others + names, max(1, len(others))
+            poison = dict([*poison.items(), (names[0], poison.get(names[0], 0) + 1)][-POISON_KEPT:])
+        else:
+            suspects, together = names + others, (len(names) + 1) // 2
+    else:
+        before = {name for death in known.deaths for name in death}.difference(suspects)
+        suspects = suspects + [name for name in names if name in before]
+        together = max(1, len(suspects))
+    deaths = [*known.deaths, names][-DEATHS_KEPT:]
+    return Suspicion(SUSPICION_FORMAT, known.life, deaths, suspects, together, poison)
+
+
+class Names:
+    """Names in a piece of memory: of the run that is computing, and of those that have begun and wait for something."""
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+        self.computing = memory[_HEAD_BYTES : _HEAD_BYTES + NAME_BYTES]
+        self._free = list(range(NAMES_BYTES - NAME_BYTES, _HEAD_BYTES, -NAME_BYTES))
+        self._places: dict[bytes, int] = {}
+
+    @property
+    def life(self) -> int:
+        """The number of the process that has written this."""
+        return int.from_bytes(self._memory[:8], "little")
+
+    @property
+    def apart(self) -> bool:
+        """Whether suspects run apart."""
+        return bool(self._memory[8])
+
+    @apart.setter
+    def apart(self, apart: bool) -> None:
+        self._memory[8] = apart
+
+    def found(self) -> set[bytes]:
+        """The names there."""
+        text = bytes(self._memory[_HEAD_BYTES:])
+        return {text[at : at + NAME_BYTES] for at in range(0, len(text), NAME_BYTES)} - {_NOBODY}
+
+    def begin(self, life: int) -> None:
+        """A process begins."""
+        self.clear()
+        self._memory[:8] = life.to_bytes(8, "little")
+
+    def clear(self) -> None:
+        """Nothing is under way; if the process ends now, no run is to blame."""
+        self._memory[_HEAD_BYTES:] = bytes(NAMES_BYTES - _HEAD_BYTES)
+        self.apart = False
+
+    def rest(self) -> None:
+        """Nothing is being computed."""
+        self.computing[:] = _NOBODY
+
+    def enter(self, name: bytes) -> None:
+        """A run is under way."""
+        if self._free and name not in self._places:
+            at = self._places[name] = self._free.pop()
+            self._memory[at : at + NAME_BYTES] = name
+
+    def leave(self, name: bytes) -> None:
+        """It is no longer."""
+        at = self._places.pop(name, None)
+        if at is not None:
+            self._memory[at : at + NAME_BYTES] = _NOBODY
+            self._free.append(at)
+
+
+class Watch:
+    """Who runs apart, and when. `save` keeps what is known."""
+
+    def __init__(self, names: Names, known: Suspicion, save: Callable[[Suspicion], None]) -> None:
+        self.names = names
+        self._known = known
+        self._save = save
+        self._suspects = dict.fromkeys(known.suspects)
+        self._held: dict[bytes, str] = {}  # suspects that wait to run apart, and their tenants
+        self.group: set[bytes] = set()  # suspects that run apart now
+
+    @staticmethod
+    def forgetful() -> "Watch":
+        """One whose memory ends with the process, as in a test."""
+        return Watch(Names(memoryview(bytearray(NAMES_BYTES))), Suspicion(), lambda _: None)
+
+    @property
+    def alert(self) -> bool:
+        """Whether anybody is suspected, or known, to be poison."""
+        return bool(self._suspects or self._known.poison)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether suspects run apart, or wait for that: nothing else may begin."""
+        return bool(self._held or self.group)
+
+    def deaths_of(self, key: bytes) -> int:
+        """How often this run was alone under way when its process died."""
+        return self._known.poison.get(key, 0)
+
+    def forgive(self, key: bytes) -> None:
+        """A person has decided about it: it is tried again."""
+        if key not in self._known.poison:
+            return
+        poison = {name: deaths for name, deaths in self._known.poison.items() if name != key}
+        self._suspects.pop(key, None)
+        self._keep(poison)
+
+    def hold(self, key: bytes, tenant: str) -> bool:
+        """Whether a run must wait until it may run apart."""
+        if key in self.group or key not in self._suspects:
+            return False
+        self._held[key] = tenant
+        return True
+
+    def next_group(self) -> set[str]:
+        """Let the next suspects run, when nothing else is under way; their tenants."""
+        self.group = {key for key in self._suspects if key in self._held}
+        self.group = set(sorted(self.group)[: self._known.together])
+        self.names.apart = True
+        return {self._held.pop(key) for key in self.group}
+
+    def over(self, key: bytes, survived: bool = True) -> None:
+        """A run has ended, or waits for long; or it was lost to another cell, which says nothing of it."""
+        self._held.pop(key, None)
+        if key not in self.group:
+            return
+        self.group.remove(key)
+        if survived:
+            del self._suspects[key]
+        if not self.group:
+            self.names.apart = False
+            self._keep(self._known.poison)
+
+    def _keep(self, poison: dict[bytes, int]) -> None:
+        suspects = list(self._suspects)
+        self._known = msgspec.structs.replace(self._known, suspects=suspects, poison=poison)
+        self._save(self._known)

@@ -1,0 +1,293 @@
+"""Poison: who is blamed for the deaths of a process, and how those run that are suspected."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onceflow.agents.agent import agent
+from onceflow.agents.call import Call
+from onceflow.agents.calls import Completed, RunFailed
+from onceflow.agents.commands import Command
+from onceflow.agents.happenings import Commanded, Lost, Turn
+from onceflow.agents.poison import NAMES_BYTES, PLACES, UNDONE_TOO, Names, Suspicion, Watch, after_death
+from onceflow.agents.run import Run
+from onceflow.agents.tool import tool
+from onceflow.event import Event, Reason
+from onceflow.stream.watch import open_watch
+from tests.tenant import KEY, Tenant
+
+
+def name(number: int) -> bytes:
+    return Tenant.event_key(number)
+
+
+A, B, C, D = name(1), name(2), name(3), name(4)
+
+# --- Whom a death tells of ---
+
+
+def test_one_death_blames_nobody() -> None:
+    known = after_death(Suspicion(), [A, B], apart=False)
+    assert (known.suspects, known.poison) == ([], {})
+
+
+def test_a_death_with_nothing_under_way_tells_nothing() -> None:
+    known = after_death(Suspicion(), [A], apart=False)
+    assert after_death(known, [], apart=False) == known
+
+
+def test_what_was_under_way_at_two_deaths_is_suspected_though_others_came_between() -> None:
+    known = Suspicion()
+    for found in ([A, B], [C], [B, D]):
+        known = after_death(known, found, apart=False)
+    assert (known.suspects, known.poison) == ([B], {})
+
+
+def test_a_suspect_that_was_alone_at_a_death_is_poison() -> None:
+    known = after_death(Suspicion(suspects=[A]), [A], apart=True)
+    assert known.poison == {A: 1}
+    assert known.suspects == [A], "what it has done must be undone, and that may kill as well"
+
+
+def test_of_several_suspects_that_were_under_way_half_run_together_next_and_nobody_is_blamed() -> None:
+    known = after_death(Suspicion(suspects=[A, B, C, D], together=4), [A, B, C], apart=True)
+    assert (set(known.suspects[:3]), known.suspects[3:]) == ({A, B, C}, [D])
+    assert (known.together, known.poison) == (2, {})
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_many_under_way_the_one_that_kills_is_found_in_few_deaths_and_no_other_is_blamed(
+    seed: int,
+) -> None:
+    draw = random.Random(seed)
+    names = [name(number) for number in range(1, 101)]
+    killer = draw.choice(names)
+    known, deaths = Suspicion(), 0
+    while killer not in known.poison:
+        deaths += 1
+        assert deaths <= 3 + 7, "two make it a suspect; then log2(100), and one of it alone"
+        watch = Watch(Names(memoryview(bytearray(NAMES_BYTES))), known, lambda _: None)
+        apart = watch.alert
+        for each in names:
+            watch.hold(each, "acme")
+        while apart and not (watch.next_group() and killer in watch.group):
+            for each in list(watch.group):
+                watch.over(each)
+        known = after_death(known, watch.group if apart else names, apart)
+    assert set(known.poison) == {killer}
+
+
+# --- The names, and the file in which they outlive the process ---
+
+
+def test_a_name_is_there_from_its_begin_to_its_end() -> None:
+    names = Names(memoryview(bytearray(NAMES_BYTES)))
+    names.enter(A)
+    names.enter(B)
+    names.computing[:] = C
+    assert names.found() == {A, B, C}
+    names.leave(A)
+    names.rest()
+    assert names.found() == {B}
+
+
+def test_more_runs_than_there_are_places_go_without_a_name() -> None:
+    names = Names(memoryview(bytearray(NAMES_BYTES)))
+    for number in range(1, PLACES + 3):
+        names.enter(name(number))
+    assert len(names.found()) == PLACES
+    for number in range(1, PLACES + 3):
+        names.leave(name(number))
+    assert names.found() == set()
+
+
+def test_a_process_finds_what_was_under_way_when_the_one_before_died(tmp_path: Path) -> None:
+    for _ in range(2):
+        watch = open_watch(tmp_path)
+        assert not watch.alert
+        watch.names.enter(A)
+    assert open_watch(tmp_path).hold(A, "acme")
+
+
+def test_a_process_that_ends_well_blames_nobody(tmp_path: Path) -> None:
+    for _ in range(4):
+        watch = open_watch(tmp_path)
+        assert not watch.alert
+        watch.names.enter(A)
+        watch.names.clear()
+
+
+def test_a_death_counts_once_though_the_next_process_dies_while_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_watch(tmp_path).names.enter(A)
+    with monkeypatch.context() as patched:
+        patched.setattr(Names, "begin", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            open_watch(tmp_path)
+    assert not open_watch(tmp_path).alert
+
+
+def test_a_suspect_that_survives_is_cleared_for_the_next_process_too(tmp_path: Path) -> None:
+    for _ in range(2):
+        open_watch(tmp_path).names.enter(A)
+    watch = open_watch(tmp_path)
+    watch.hold(A, "acme")
+    assert watch.next_group() == {"acme"}
+    watch.over(A)
+    assert not watch.alert
+    assert not open_watch(tmp_path).alert
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"\x91\x63"])
+def test_what_an_unknown_version_has_left_is_told_anew(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "suspicion").write_bytes(content)
+    (tmp_path / "under-way").write_bytes(content)
+    assert not open_watch(tmp_path).alert
+
+
+# --- How runs begin that are suspected ---
+
+
+@tool(effect="read")
+async def look(call: Call) -> int:
+    raise AssertionError("nobody carries out calls here")
+
+
+@tool(effect="keyed", ttl=86_400)
+async def pay(call: Call) -> int:
+    raise AssertionError("nobody carries out calls here")
+
+
+@pay.compensate
+async def refund(call: Call, result: int | None) -> None:
+    raise AssertionError("nobody carries out calls here")
+
+
+@agent("looks", on="t")
+async def looks(run: Run, event: Event) -> int:
+    return await run.call(look)
+
+
+@agent("pays", on="t")
+async def pays(run: Run, event: Event) -> int:
+    await run.call(pay)
+    return await run.call(look)
+
+
+@agent("at-once", on="t")
+async def at_once(run: Run, event: Event) -> str:
+    return "done"
+
+
+@pytest.fixture
+def tenant() -> Tenant:
+    return Tenant(looks, pays, at_once)
+
+
+def watching(**known: Any) -> Watch:
+    return Watch(Names(memoryview(bytearray(NAMES_BYTES))), Suspicion(**known), lambda _: None)
+
+
+def turns(tenant: Tenant) -> None:
+    """The lane gets its turn, if it has one."""
+    for _ in tenant.capacity.turns():
+        tenant.take(Turn())
+
+
+def test_runs_are_named_while_they_are_under_way(tenant: Tenant) -> None:
+    names = tenant.capacity.watch.names
+    tenant.event(looks, 1)
+    tenant.event(looks, 2)
+    tenant.event(at_once, 3)
+    assert names.found() == {A, B}
+    tenant.answer(1)
+    assert names.found() == {B}
+
+
+def test_the_run_that_computes_is_named(tenant: Tenant) -> None:
+    found = []
+
+    @agent("peeps", on="t")
+    async def peeps(run: Run, event: Event) -> None:
+        found.extend(tenant.capacity.watch.names.found())
+
+    tenant.event(peeps, 4)
+    assert found == [D]
+
+
+def test_a_suspect_waits_until_nothing_else_is_under_way_and_nothing_begins_before_it_is_done(
+    tenant: Tenant,
+) -> None:
+    tenant.begin_anew(watching(suspects=[B]))
+    tenant.event(looks, 1)
+    tenant.event(looks, 2)
+    tenant.event(looks, 3)
+    turns(tenant)
+    assert [call.run.token.key for call in tenant.started] == [A], "the first is under way"
+    tenant.answer(1)
+    turns(tenant)
+    assert [call.run.token.key for call in tenant.started] == [B], "it runs apart"
+    assert tenant.capacity.watch.names.apart
+    tenant.answer(1)
+    assert not tenant.capacity.watch.names.apart
+    assert not tenant.capacity.watch.alert, "it has survived"
+    turns(tenant)
+    assert [call.run.token.key for call in tenant.started] == [C]
+
+
+def test_a_suspect_that_ends_at_once_is_cleared_too(tenant: Tenant) -> None:
+    tenant.begin_anew(watching(suspects=[A]))
+    tenant.event(at_once)
+    assert tenant.ended == []
+    turns(tenant)
+    assert tenant.outcome == Completed("done")
+    assert not tenant.capacity.watch.waiting
+
+
+def test_the_room_of_a_suspect_whose_slot_is_lost_is_free_and_it_is_still_suspected(tenant: Tenant) -> None:
+    tenant.begin_anew(watching(suspects=[A, B]))
+    tenant.event(looks, 1)
+    turns(tenant)
+    tenant.event(looks, 2)
+    tenant.take(Lost(tenant.source.grant))
+    assert not tenant.capacity.watch.waiting
+    assert tenant.capacity.watch.alert
+
+
+def test_poison_ends_as_failed_with_that_reason_and_is_not_tried_again(tenant: Tenant) -> None:
+    tenant.begin_anew(watching(poison={A: 1}))
+    tenant.event(looks)
+    assert isinstance(tenant.outcome, RunFailed)
+    assert tenant.outcome.code == Reason.POISON
+    assert tenant.started == []
+
+
+def test_what_poison_has_done_is_undone_and_its_agent_does_not_go_on(tenant: Tenant) -> None:
+    tenant.event(pays)
+    tenant.answer(1)
+    tenant.begin_anew(watching(suspects=[A], poison={A: 1}))
+    tenant.resume()
+    assert tenant.started == []
+    turns(tenant)
+    assert tenant.answer(None).kind == "undo"
+    assert tenant.outcome.code == Reason.POISON
+
+
+def test_poison_that_kills_even_when_it_is_undone_is_parked_until_a_person_has_decided(
+    tenant: Tenant,
+) -> None:
+    tenant.event(pays)
+    tenant.answer(1)
+    tenant.begin_anew(watching(poison={A: 2}))
+    tenant.resume()
+    assert tenant.started == []
+    parked = tenant.written[-1].parked
+    assert parked is not None
+    assert (parked.reason, parked.message) == (Reason.UNKNOWN_OUTCOME, UNDONE_TOO)
+    segments = tenant.memory.saved(KEY).segments
+    tenant.take(Commanded(tenant.source, 9, 1, Command("again", "acme", KEY.hex(), segments)))
+    tenant.answer(2)
+    assert tenant.outcome == Completed(2), "its agent has been mended"
