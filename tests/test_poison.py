@@ -51,6 +51,12 @@ def test_a_suspect_that_was_alone_at_a_death_is_poison() -> None:
     assert known.suspects == [A], "what it has done must be undone, and that may kill as well"
 
 
+def test_of_several_suspects_one_that_happened_to_be_first_is_not_blamed_yet() -> None:
+    known = after_death(Suspicion(suspects=[A, B, C], together=3), [B], apart=True)
+    assert (known.poison, known.together, known.suspects[0]) == ({}, 1, B)
+    assert after_death(known, [B], apart=True).poison == {B: 1}
+
+
 def test_of_several_suspects_that_were_under_way_half_run_together_next_and_nobody_is_blamed() -> None:
     known = after_death(Suspicion(suspects=[A, B, C, D], together=4), [A, B, C], apart=True)
     assert (set(known.suspects[:3]), known.suspects[3:]) == ({A, B, C}, [D])

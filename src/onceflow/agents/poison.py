@@ -2,7 +2,7 @@
 
 The names of the runs under way stand in memory that outlives the process (`Names`). What was among them at two deaths
 is a suspect. Suspects run apart: when nothing else is under way, and nothing else begins before they are done. If the
-process dies then, what was under way are the only suspects left, half of them together; one that was alone is poison.
+process dies then, half of those that were under way run together next time; one that ran alone on purpose is poison.
 So a process that is killed while it works on much blames nobody, and of n suspects one is found in log2(n) deaths.
 """
 
@@ -42,7 +42,9 @@ def after_death(known: Suspicion, found: Iterable[bytes], apart: bool) -> Suspic
     suspects, together, poison = known.suspects, known.together, known.poison
     if apart:
         others = [name for name in suspects if name not in names]
-        if len(names) == 1:
+        if (
+            len(names) == 1 and known.together == 1
+        ):  # otherwise it was the first of several that was read again
             suspects, together = others + names, max(1, len(others))
             poison = dict([*poison.items(), (names[0], poison.get(names[0], 0) + 1)][-POISON_KEPT:])
         else:
