@@ -15,7 +15,6 @@ from onceflow.config import Events
 
 FLOORS = {"dedup": 0.7, "pure": 0.5}
 RSS_MIB = 1024
-CALLS, CALLS_PER_S = 3, 36_000  # of a run with effects
 
 
 def run(
@@ -39,9 +38,6 @@ def run(
     figures = [Figure(f"{name}, events/s", rate(results, "onceflow"), f"{rate(results, 'onceflow'):,.0f}")]
     if agent in FLOORS:
         figures.append(at_least(f"{name}, of raw's", median(found), FLOORS[agent], shown))
-    if agent == "effects":
-        calls = CALLS * rate(results, "onceflow") * distinct / events
-        figures.append(at_least("durable calls per second", calls, CALLS_PER_S, f"{calls:,.0f}"))
     peak = max(result.peak_rss_mib for result in results if result.what == "onceflow")
     figures.append(at_most(f"peak memory, agent {agent}", peak, RSS_MIB, "MiB"))
     asked = {"events": events, "tenants": tenants, "partitions": partitions, "rounds": rounds, "agent": agent}

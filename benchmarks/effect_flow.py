@@ -1,4 +1,4 @@
-"""A flow for `benchmarks core --agent effects`: each run makes three `keyed` calls, one after another.
+"""A flow for `benchmarks steps`: each run makes three `keyed` calls, one after another.
 
 What they change answers at once, so that what is measured is the durability: a barrier before each, its result kept.
 """

@@ -1,4 +1,4 @@
-"""A flow for `benchmarks latency --agent step`: each run makes one `keyed` call, which is answered at once."""
+"""A flow for `benchmarks steps` and `latency --agent step`: each run makes one `keyed` call, answered at once."""
 
 from onceflow import Call, Event, Run, agent, dataflow, tool
 

@@ -70,6 +70,13 @@ class Watch:
             self.last_ms = max(self.last_ms, *times)
             self.count += len(messages)
 
+    def values(self) -> list[bytes]:
+        """All that is there, from where it was not read yet."""
+        found: list[bytes] = []
+        while messages := [m for m in self._consumer.consume(20_000, 1.0) if m.error() is None]:
+            found += [message.value() or b"" for message in messages]
+        return found
+
     def close(self) -> None:
         """Stop reading."""
         self._consumer.close()

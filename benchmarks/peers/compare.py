@@ -8,28 +8,20 @@ three, whose steps are done at once, so that what is measured is the durability.
 from collections.abc import Mapping
 from statistics import median
 
-from benchmarks import outside
 from benchmarks.bench import bench, scratch
-from benchmarks.cell import FLOWS, Cell, Flow, make_topics
 from benchmarks.load import Load, Numbers
 from benchmarks.peers import dbos, restate
-from benchmarks.peers.crash import Crashed, crash
+from benchmarks.peers.crash import Crashed
 from benchmarks.peers.install import peers
 from benchmarks.peers.rates import Rate, middle, times_as_fast
 from benchmarks.report import Figure, Report, at_least, at_most, brief, screen
-from benchmarks.throughput import measure
-from benchmarks.watch import Watch
-from onceflow.config import Events, Settings
-from onceflow.config import Kafka as KafkaSettings
+from benchmarks.steps import FLOW_OF, PARTITIONS, RUNS_PER_S, TENANTS, crashed, runs_of
+from onceflow.config import Events
 from onceflow.devkafka import NO_SETTINGS
-from onceflow.observe.open_runs import read_open_runs, steps_of
 
 ONCEFLOW, FSYNC = "onceflow", "onceflow, Kafka with fsync"
 BROKERS: dict[str, Mapping[str, str]] = {ONCEFLOW: NO_SETTINGS, FSYNC: {"log.flush.interval.messages": "1"}}
-FLOW_OF = {1: FLOWS["step"], 3: FLOWS["effects"]}  # by the calls of a run
-CRASH = Flow("bench-crash", "benchmarks.crash_flow")
-TENANTS, PARTITIONS = 340, 16
-RUNS_PER_S, TIMES = 20_000, 30
+TIMES = 30
 
 
 def run(*, runs: int, seconds: float, rounds: int, open_runs: int) -> Report:
@@ -46,7 +38,7 @@ def run(*, runs: int, seconds: float, rounds: int, open_runs: int) -> Report:
                 console.print(f"  round {number}: {side}, runs of {calls} …")
                 with scratch(console) as directory:
                     found += other.rates(installed, directory, calls, number, seconds)
-    crashes = [_crashed(effect, open_runs) for effect in ("keyed", "blind")]
+    crashes = [crashed(effect, open_runs) for effect in ("keyed", "blind")]
     for side, other in others.items():
         console.print(f"  {side}: kill -9 …")
         with scratch(console) as directory:
@@ -66,41 +58,11 @@ def _rates(side: str, number: int, runs: int) -> list[Rate]:
         topic = here.topic("events", PARTITIONS)
         read = Events(shared=(topic,), tenant_prefix="")
         distinct = here.produce(Load(TENANTS), Numbers(0, runs, copies=0), [topic])
-        for calls, flow in FLOW_OF.items():
-            watch = Watch(here.kafka, make_topics(here, flow, read))
-            process = Cell(here, f"cell-{calls}", flow, read).start()
-            result = measure(here, f"{side}, runs of {calls}", number, process, watch, runs, distinct)
+        for calls in FLOW_OF:
+            result = runs_of(here, calls, number, read, distinct, side)
             cpu_s = result.cpu_s + (result.broker_cpu_s or 0)
             found.append(Rate.of(side, calls, number, "one cell", distinct, result.seconds, cpu_s))
     return found
-
-
-def _crashed(effect: str, runs: int) -> Crashed:
-    """The scene of `crash`, with a cell, and a target that is given keys or knows none."""
-    with bench(None, []) as here:
-        topic, file = here.topic("events", PARTITIONS), here.directory / "outside"
-        read = Events(shared=(topic,), tenant_prefix="")
-        settings = Settings(kafka=KafkaSettings(bootstrap_servers=here.kafka.servers), events=read)
-        make_topics(here, CRASH, read)
-        here.produce(Load(TENANTS), Numbers(0, runs, copies=0), [topic])
-        told = {**outside.environment(file), "BENCH_EFFECT": effect}
-        cell = Cell(here, "cell", CRASH, read, told)
-
-        def on_record() -> set[tuple[str, str]]:
-            return {
-                (run_of(run.begun.incoming.id), str(effect))
-                for run in read_open_runs(CRASH.name, settings)
-                for effect, step in enumerate(s for s in steps_of(run) if s.key)
-                if step.state == "done"
-            }
-
-        here.say(f"  onceflow, {effect}: kill -9 …")
-        return crash(f"onceflow, {effect}", runs, file, cell.start, cell.start, on_record=on_record)
-
-
-def run_of(event_id: str) -> str:
-    """The number of an event of the load, as its data have it."""
-    return str(int(event_id.removeprefix("evt-")))
 
 
 def _figures(found: list[Rate], others: list[str]) -> list[Figure]:

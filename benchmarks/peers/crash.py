@@ -8,6 +8,7 @@ each key once.
 """
 
 import signal
+import time
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class Crashed(msgspec.Struct, frozen=True):
     again_on_record: int | None  # those of them whose result was on record
     asked: int  # times that a target was asked whether it had done something
     twice: int  # effects
+    took_s: float  # from the kill until all effects were there
 
 
 HEAD = (
@@ -45,6 +47,7 @@ HEAD = (
     "… on record",
     "asked",
     "done twice",
+    "all done after s",
 )
 
 
@@ -77,11 +80,14 @@ def crash(
             lambda: happened() >= half, f"{what}: half have gone on", DONE_S, process, every_s=LOOK_EVERY_S
         )
         process.end(signal.SIGKILL)
+        killed_at = time.monotonic()
         before = requests(file)
         known = None if on_record is None else on_record()
+        looked_s = time.monotonic() - killed_at
         process = then()
         outside.let_answer(file, 1)
         wait_until(lambda: happened() == wanted, f"{what}: all effects", DONE_S, process)
+        took_s = time.monotonic() - killed_at - looked_s
     finally:
         process.end(signal.SIGKILL)  # what is open is of no use any more
     everything = requests(file)
@@ -95,6 +101,7 @@ def crash(
         again_on_record=None if known is None else sum(request.step in known for request in repeated),
         asked=len(words(file, "asked")),
         twice=twice(everything),
+        took_s=took_s,
     )
 
 
@@ -103,5 +110,7 @@ def rows(crashes: Iterable[Crashed]) -> list[list[str]]:
     return [[_cell(value) for value in msgspec.structs.astuple(each)] for each in crashes]
 
 
-def _cell(value: str | int | None) -> str:
+def _cell(value: str | float | None) -> str:
+    if isinstance(value, float):
+        return f"{value:.1f}"
     return f"{value:,}" if isinstance(value, int) else value or ""

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from benchmarks.cli import app
 from benchmarks.peers import install
-from benchmarks.peers.compare import run_of
 from benchmarks.peers.rates import Rate, best, middle, times_as_fast
 from benchmarks.process import cpu_s, family_cpu_s
+from benchmarks.steps import run_of
 
 
 def rate(side: str, number: int, setting: str, runs_per_s: float, calls: int = 1) -> Rate:

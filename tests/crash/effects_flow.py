@@ -54,13 +54,13 @@ async def ship(call: Call, order: str) -> str:
 @agent("orders", on=TYPE)
 async def orders(run: Run, event: Event) -> dict[str, str]:
     """Reserve by a plan, charge, and ship; some orders are refused after the charge."""
-    how = await run.call(plan, order=event.id)
-    reserved = await run.call(reserve, order=event.id, how=how)
-    charged = await run.call(charge, order=event.id, reserved=reserved)
+    how = await run.call(plan, order=event.key)
+    reserved = await run.call(reserve, order=event.key, how=how)
+    charged = await run.call(charge, order=event.key, reserved=reserved)
     if FAILING in bytes(event.raw):
         raise Failed("asked-to", "the event says so")
     try:
-        shipped = await run.call(ship, order=event.id)
+        shipped = await run.call(ship, order=event.key)
     except OutcomeUnknown:
         shipped = UNKNOWN
     return {"reserve": reserved, "charge": charged, "ship": shipped}

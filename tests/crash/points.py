@@ -3,7 +3,8 @@
 The product knows nothing of them. A flow under test calls `install_from_environment` before it makes its dataflow;
 unless CRASH_AT="<point>:<nth>" is set that wraps nothing. Otherwise the one method that the point names is wrapped, and
 at its nth pass the point's name is written to the file CRASH_NOTE and the process gets SIGKILL: no clean-up, no flush,
-no `finally`. A point whose method is gone or renamed raises at once.
+no `finally`; or the signal that CRASH_SIGNAL names: SIGSTOP, to go on later, when others have taken it for dead. A
+point whose method is gone or renamed raises at once.
 """
 
 import faulthandler
@@ -112,9 +113,9 @@ WAITS = (  # of a run that waits; the flow `waits_flow` comes by them
 POINTS = {point.name: point for point in (*ALL, *EFFECTS, *WAITS)}
 
 
-def environment(point: Point, nth: int, note: Path) -> dict[str, str]:
-    """What makes a flow under test die there."""
-    return {"CRASH_AT": f"{point.name}:{nth}", "CRASH_NOTE": str(note)}
+def environment(point: Point, nth: int, note: Path, by: signal.Signals = signal.SIGKILL) -> dict[str, str]:
+    """What makes a flow under test die there, or get another signal."""
+    return {"CRASH_AT": f"{point.name}:{nth}", "CRASH_NOTE": str(note), "CRASH_SIGNAL": by.name}
 
 
 def install_from_environment() -> None:
@@ -122,10 +123,11 @@ def install_from_environment() -> None:
     faulthandler.register(signal.SIGUSR2)
     if chosen := os.environ.get("CRASH_AT", ""):
         name, _, nth = chosen.rpartition(":")
-        install(POINTS[name], int(nth), os.environ["CRASH_NOTE"])
+        by = signal.Signals[os.environ.get("CRASH_SIGNAL", "SIGKILL")]
+        install(POINTS[name], int(nth), os.environ["CRASH_NOTE"], by)
 
 
-def install(point: Point, nth: int, note: str) -> None:
+def install(point: Point, nth: int, note: str, by: signal.Signals = signal.SIGKILL) -> None:
     """Have this process die at the point's nth pass, leaving the point's name in the file `note`."""
     owner, method = find(point)
     original = getattr(owner, method)
@@ -134,7 +136,7 @@ def install(point: Point, nth: int, note: str) -> None:
     def die() -> None:
         file = os.open(note, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(file, f"{point.name}\n".encode())
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), by)
 
     @functools.wraps(original)
     def passed(*arguments: Any, **named: Any) -> Any:
@@ -166,6 +168,7 @@ def find(point: Point) -> tuple[type, str]:
     return owner, method
 
 
-def chosen(names: Sequence[str]) -> list[Point]:
-    """The points of these names; without any, all that a cell passes whatever its agents do."""
-    return [POINTS[name] for name in names or [point.name for point in ALL]]
+def chosen(names: Sequence[str], flow: str) -> list[Point]:
+    """The points of these names; without any, all that a cell of the flow passes."""
+    passed = (*ALL, *EFFECTS) if flow == "effects" else ALL
+    return [POINTS[name] for name in names] or list(passed)

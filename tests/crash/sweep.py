@@ -5,7 +5,11 @@ then loses what the mode says. Each death is verified: status -9, and the point'
 writes. When all kills are done the scene is finished as ever: the checker must find nothing lost, doubled or wrong.
 
 Modes: `kept` (nothing is lost), `recovery` (Bytewax' snapshots), `state` (all directories, and with them the cell's
-name), `moved` (another cell takes the slots over, then the dead one comes back).
+name), `moved` (another cell takes the slots over, then the dead one comes back), `zombie` (it does not die but stands
+still; another cell takes over; then it goes on where it stood).
+
+Flows: `echo` passes data on, some of it by calls that only read; `effects` changes a world that survives every process,
+in which the effects of each order are counted.
 """
 
 import argparse
@@ -30,10 +34,12 @@ from rich.table import Table
 
 from onceflow import devkafka
 from tests.crash import points
+from tests.crash.effects import World
 from tests.crash.points import NEWCOMER, NO_VIEW, POINTS, SIGTERM, Point
 from tests.crash.scene import PARTITIONS, Scene
 
-MODES = ("kept", "recovery", "state", "moved")
+MODES = ("kept", "recovery", "state", "moved", "zombie")
+MODES_OF = {"echo": MODES[:4], "effects": ("kept", "state", "moved", "zombie")}
 KILLS = 3
 EVENTS_PER_S = 500
 DEATH_S = 120.0  # for a cell to reach its point: its start, its slots, and so many passes
@@ -56,30 +62,44 @@ def plan(chosen: Sequence[Point], modes: Sequence[str], kills: int, seed: int) -
         for mode in modes
         for point in chosen
         for _ in range(kills)
+        if applies(point, mode)
     ]
+
+
+def applies(point: Point, mode: str) -> bool:
+    """Whether there is such a thing: a cell that was asked to end does so, however long it stood still."""
+    return mode != "zombie" or point.needs != SIGTERM
 
 
 def rotation(chosen: Sequence[Point], seed: int) -> list[Kill]:
     """Each point once, the modes in turn; which begins, and the passes, are drawn by the seed. `moved` comes last."""
-    draw = random.Random(seed)
-    first = draw.randrange(len(MODES))
+    draw, modes = random.Random(seed), MODES_OF["echo"]
+    first = draw.randrange(len(modes))
     kills = [
-        Kill(point, MODES[(first + number) % len(MODES)], draw.randint(1, point.passes))
+        Kill(point, modes[(first + number) % len(modes)], draw.randint(1, point.passes))
         for number, point in enumerate(chosen)
     ]
     return sorted(kills, key=lambda kill: MODES.index(kill.mode))
 
 
 class Sweep:
-    """A scene whose cell dies at crash points, one after the other. `killed` is called after each death."""
+    """A scene whose cell dies at crash points, one after the other. `killed` is called after each death.
 
-    def __init__(self, scene: Scene, killed: Callable[[Kill], None] = lambda _: None) -> None:
-        self._scene = scene
+    `world`: of the flow `effects`; without one the flow is `echo`.
+    """
+
+    def __init__(
+        self, scene: Scene, killed: Callable[[Kill], None] = lambda _: None, world: World | None = None
+    ) -> None:
+        self._scene, self._world = scene, world
         self._killed = killed
         self._note = scene.directory / "crash-points"
         self._note.touch()
-        self._cell = scene.cell("a", CRASH_CALLS="1")
-        self._other = scene.cell("b", CRASH_CALLS="1")
+        if world is None:
+            self._cell, self._other = (scene.cell(name, CRASH_CALLS="1") for name in "ab")
+        else:
+            world.gate.touch()
+            self._cell, self._other = (world.cell(scene, name) for name in "ab")
 
     def run(self, kills: Sequence[Kill]) -> None:
         """Die all deaths, then see that all came out right."""
@@ -94,7 +114,13 @@ class Sweep:
         self._cell.doom = {}
         self._cell.start()
         self._wait(lambda: self._cell.owned() > 0, "a owns slots")
-        self._scene.finish()
+        if self._world is None:
+            self._scene.finish()
+            return
+        self._scene.finish(agent="orders", contents=self._world.contents)
+        orders = {sent.event for sent in self._scene.load.sent if sent.event is not None}
+        wrong = self._world.wrong(orders)
+        assert not wrong, f"{len(wrong)} x effects: {wrong[:5]}"
 
     def _die(self, kill: Kill) -> None:
         scene, cell, other, point = self._scene, self._cell, self._other, kill.point
@@ -107,9 +133,12 @@ class Sweep:
         deaths = cell.statuses.count(-signal.SIGKILL)
 
         def dead() -> bool:
+            if kill.mode == "zombie":
+                return len(self._noted()) > noted
             return cell.statuses.count(-signal.SIGKILL) > deaths
 
-        cell.doom = points.environment(point, kill.nth, self._note)
+        by = signal.SIGSTOP if kill.mode == "zombie" else signal.SIGKILL
+        cell.doom = points.environment(point, kill.nth, self._note, by)
         cell.start()
         if point.needs == SIGTERM:
             self._wait(lambda: "slots granted" in cell.text(), "a works")
@@ -129,12 +158,18 @@ class Sweep:
             cell.lose_recovery()
         elif mode == "state":
             cell.lose_state()
-        elif mode == "moved":
+        elif mode in ("moved", "zombie"):
             if not other.running():
                 other.start()
             self._wait(lambda: bool(other.identity), "b has an identity")
             scene.wait_for_members({other.identity: True})
             scene.wait_for_output(scene.random.randint(1, 500))
+        if mode == "zombie":
+            cell.doom = {}
+            cell.send(signal.SIGCONT)
+            self._wait(lambda: bool(cell.identity), "a has an identity")
+            scene.wait_for_members({other.identity: True, cell.identity: True})
+            cell.kill()
 
     def _fill_the_view(self) -> None:
         self._cell.start()
@@ -166,7 +201,13 @@ class Outcome(NamedTuple):
 
 
 def sweep_point(
-    point: Point, kills: Sequence[Kill], seed: int, servers: str, directory: Path, say: Callable[[str], None]
+    flow: str,
+    point: Point,
+    kills: Sequence[Kill],
+    seed: int,
+    servers: str,
+    directory: Path,
+    say: Callable[[str], None],
 ) -> Outcome:
     """All kills of one point in a scene of its own."""
     done: Counter[str] = Counter()
@@ -185,7 +226,7 @@ def sweep_point(
         try:
             scene.prepare()
             scene.seed(seed, events_per_s=EVENTS_PER_S)
-            Sweep(scene, killed).run(kills)
+            Sweep(scene, killed, World(directory) if flow == "effects" else None).run(kills)
         except AssertionError as error:
             scene.say(f"FAILED: {error}")
             return Outcome(point, done, f"{error}\nsee {directory}")
@@ -198,12 +239,13 @@ def sweep_point(
 
 def main() -> int:
     arguments = _arguments()
-    chosen, modes, seed = points.chosen(arguments.points), arguments.modes, arguments.seed
+    flow, seed = arguments.flow, arguments.seed
+    chosen, modes = points.chosen(arguments.points, flow), arguments.modes or MODES_OF[flow]
     console = Console(highlight=False)
     directory = Path(tempfile.mkdtemp(prefix="onceflow-sweep-", dir=arguments.keep))
     started_at = time.monotonic()
     numbers = itertools.count(1)
-    total = len(chosen) * len(modes) * arguments.kills
+    total = len(plan(chosen, modes, arguments.kills, seed))
     console.print(f"seed {seed}, {total} kills, logs in {directory}")
 
     def say(line: str) -> None:
@@ -216,6 +258,7 @@ def main() -> int:
             running = [
                 jobs.submit(
                     sweep_point,
+                    flow,
                     point,
                     plan([point], modes, arguments.kills, seed + number),
                     seed + number,
@@ -250,11 +293,14 @@ def report(
     for outcome in outcomes:
         table.add_row(
             outcome.point.name,
-            *(str(outcome.done[mode]) for mode in modes),
+            *(str(outcome.done[mode]) if applies(outcome.point, mode) else "-" for mode in modes),
             "WRONG" if outcome.fault else "right",
         )
     console.print(table)
-    covered = sum(all(outcome.done[mode] >= kills for mode in modes) for outcome in outcomes)
+    covered = sum(
+        all(outcome.done[mode] >= kills for mode in modes if applies(outcome.point, mode))
+        for outcome in outcomes
+    )
     console.print(
         f"coverage {covered}/{len(outcomes)} points x {kills} kills x {len(modes)} modes, {took_s:.0f} s"
     )
@@ -273,9 +319,15 @@ def _arguments() -> argparse.Namespace:
         prog="python -m tests.crash.sweep", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument(
-        "--points", nargs="+", choices=POINTS, default=[], metavar="POINT", help="default: all"
+        "--points", nargs="+", choices=POINTS, default=[], metavar="POINT", help="default: all that it passes"
     )
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="default: all")
+    parser.add_argument("--flow", choices=MODES_OF, default="echo", help="what runs; default: echo")
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        choices=MODES,
+        help=f"default: {', '.join(MODES_OF['echo'])}; of effects {', '.join(MODES_OF['effects'])}",
+    )
     parser.add_argument("--kills", type=int, default=KILLS, help="of each point in each mode")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
     parser.add_argument("--jobs", type=int, default=2, help="scenes at the same time")

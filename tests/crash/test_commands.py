@@ -13,8 +13,8 @@ from onceflow.config import load
 from onceflow.errors import ConfigError
 from onceflow.observe.open_runs import find_run, send_command
 from tests.crash.checker import Event
+from tests.crash.effects import World
 from tests.crash.scene import Scene
-from tests.crash.test_effects import World
 
 pytestmark = pytest.mark.crash
 

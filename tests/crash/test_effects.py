@@ -1,18 +1,16 @@
 """Effects counted in a world that survives every process: a crash anywhere, and each is done once or undone once."""
 
-import fcntl
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.crash import points
-from tests.crash.cells import Cell
 from tests.crash.checker import Event
+from tests.crash.effects import World
 from tests.crash.load import FAILING
 from tests.crash.scene import Scene
 
@@ -21,51 +19,6 @@ pytestmark = pytest.mark.crash
 ORDERS = 60
 REFUSED = b"{" + FAILING + b"}"
 MODES = ("all kept", "recovery and state lost", "slots moved")
-
-
-class World:
-    """What the flow `effects_flow` has done to the world."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory, self.gate = directory / "world", directory / "gate"
-        self.directory.mkdir()
-        (self.directory / "done").touch()
-
-    def cell(self, scene: Scene, name: str) -> Cell:
-        paths = {"CRASH_WORLD": str(self.directory), "CRASH_GATE": str(self.gate)}
-        return scene.cell(name, "tests.crash.effects_flow", **paths)
-
-    def done(self) -> Iterator[tuple[str, str, str, str]]:
-        """Operation, order, key and answer of each effect, in the order they happened."""
-        with (self.directory / "done").open() as done:
-            fcntl.flock(done, fcntl.LOCK_SH)  # a line that is being written may show in part
-            lines = done.read().splitlines()
-        for line in lines:
-            operation, order, key, answer = line.split()
-            yield operation, order, key, answer
-
-    def operations(self, order: str) -> list[str]:
-        return [operation for operation, of, _, _ in self.done() if of == order]
-
-    def contents(self, event: Event, data: Any) -> str:
-        """A completion says what was done, and nothing else was."""
-        answers = {operation: answer for operation, order, _, answer in self.done() if order == event.id}
-        if data["ship"] == "unknown":
-            answers["ship"] = "unknown"
-        return "" if data == answers else f"the completion says {data}, the world {answers}"
-
-    def wrong(self, events: list[Event]) -> list[str]:
-        """Each order's effects, in their order, apart from a shipping that nobody knows about."""
-        wrong = []
-        for event in events:
-            found = self.operations(event.id)
-            if FAILING in event.data:
-                wanted = [["reserve", "charge", "refund", "release"]]
-            else:
-                wanted = [["reserve", "charge", "ship"], ["reserve", "charge"]]
-            if found not in wanted:
-                wrong.append(f"{event.id}: {found}")
-        return wrong
 
 
 @pytest.fixture
@@ -115,8 +68,6 @@ def test_each_effect_is_done_once_wherever_the_process_dies(
     world.cell(scene, "last").start()
     scene.finish(agent="orders", contents=world.contents)
     assert world.wrong(orders) == []
-    keys = Counter(key for _, _, key, _ in world.done() if key != "-")
-    assert max(keys.values()) == 1
 
 
 def test_a_blind_call_is_never_made_again_and_the_agent_is_told(
@@ -141,4 +92,4 @@ def test_a_blind_call_is_never_made_again_and_the_agent_is_told(
 
     scene.finish(agent="orders", contents=contents)
     assert set(said) == {"unknown"}
-    assert Counter(shipped()) == Counter(event.id for event in served)
+    assert Counter(shipped()) == Counter(event.key for event in served)

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from onceflow import cli
 from onceflow.agents.poison import NAMES_BYTES, Names
 from tests.crash.checker import Event
+from tests.crash.effects import World
 from tests.crash.scene import Scene
-from tests.crash.test_effects import World
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.crash

@@ -14,9 +14,9 @@ from onceflow.observe.open_runs import read_runs
 from onceflow.observe.status import read_status
 from tests.crash import points
 from tests.crash.checker import Event
+from tests.crash.effects import World
 from tests.crash.load import TYPE
 from tests.crash.scene import Scene
-from tests.crash.test_effects import World
 
 pytestmark = pytest.mark.crash
 
