@@ -11,7 +11,19 @@ from onceflow.agents.call import Call
 from onceflow.agents.calls import Completed, RunFailed
 from onceflow.agents.commands import Command
 from onceflow.agents.happenings import Commanded, Lost, Turn
-from onceflow.agents.poison import NAMES_BYTES, PLACES, UNDONE_TOO, Names, Suspicion, Watch, after_death
+from onceflow.agents.poison import (
+    APART,
+    BUSY,
+    CONTROL_S,
+    HELD,
+    NAMES_BYTES,
+    PLACES,
+    UNDONE_TOO,
+    Names,
+    Suspicion,
+    Watch,
+    after_death,
+)
 from onceflow.agents.run import Run
 from onceflow.agents.tool import tool
 from onceflow.event import Event, Reason
@@ -29,38 +41,59 @@ A, B, C, D = name(1), name(2), name(3), name(4)
 
 
 def test_one_death_blames_nobody() -> None:
-    known = after_death(Suspicion(), [A, B], apart=False)
+    known = after_death(Suspicion(), [A, B], BUSY)
     assert (known.suspects, known.poison) == ([], {})
 
 
 def test_a_death_with_nothing_under_way_tells_nothing() -> None:
-    known = after_death(Suspicion(), [A], apart=False)
-    assert after_death(known, [], apart=False) == known
+    known = after_death(Suspicion(), [A], BUSY)
+    assert after_death(known, [], BUSY).suspects == []
 
 
 def test_what_was_under_way_at_two_deaths_is_suspected_though_others_came_between() -> None:
     known = Suspicion()
     for found in ([A, B], [C], [B, D]):
-        known = after_death(known, found, apart=False)
+        known = after_death(known, found, BUSY)
     assert (known.suspects, known.poison) == ([B], {})
 
 
 def test_a_suspect_that_was_alone_at_a_death_is_poison() -> None:
-    known = after_death(Suspicion(suspects=[A]), [A], apart=True)
+    known = after_death(Suspicion(suspects=[A]), [A], APART)
     assert known.poison == {A: 1}
     assert known.suspects == [A], "what it has done must be undone, and that may kill as well"
 
 
 def test_of_several_suspects_one_that_happened_to_be_first_is_not_blamed_yet() -> None:
-    known = after_death(Suspicion(suspects=[A, B, C], together=3), [B], apart=True)
+    known = after_death(Suspicion(suspects=[A, B, C], together=3), [B], APART)
     assert (known.poison, known.together, known.suspects[0]) == ({}, 1, B)
-    assert after_death(known, [B], apart=True).poison == {B: 1}
+    assert after_death(known, [B], APART).poison == {B: 1}
 
 
 def test_of_several_suspects_that_were_under_way_half_run_together_next_and_nobody_is_blamed() -> None:
-    known = after_death(Suspicion(suspects=[A, B, C, D], together=4), [A, B, C], apart=True)
+    known = after_death(Suspicion(suspects=[A, B, C, D], together=4), [A, B, C], APART)
     assert (set(known.suspects[:3]), known.suspects[3:]) == ({A, B, C}, [D])
     assert (known.together, known.poison) == (2, {})
+
+
+def test_suspects_are_acquitted_when_the_process_dies_while_they_wait() -> None:
+    known = after_death(Suspicion(deaths=[[A, C], [A, C]], suspects=[A]), [B, C], HELD)
+    assert (known.suspects, known.deaths) == ([C], [[C], [C], [B, C]]), "and others are suspected as ever"
+    assert after_death(known, [A], BUSY).suspects == [C], "what was before does not count any more"
+
+
+def test_poison_stays_poison_when_the_process_dies_while_its_compensation_waits() -> None:
+    known = after_death(Suspicion(suspects=[A], poison={A: 1}), [B], HELD)
+    assert (known.suspects, known.poison) == ([A], {A: 1})
+
+
+def watched(known: Suspicion) -> Watch:
+    return Watch(Names(memoryview(bytearray(NAMES_BYTES))), known, lambda _: None)
+
+
+def controlled(watch: Watch) -> None:
+    """The time of the control is over."""
+    for now_s in (5.0, 5.0 + CONTROL_S):
+        watch.look_at(now_s)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -74,15 +107,31 @@ def test_of_many_under_way_the_one_that_kills_is_found_in_few_deaths_and_no_othe
     while killer not in known.poison:
         deaths += 1
         assert deaths <= 3 + 7, "two make it a suspect; then log2(100), and one of it alone"
-        watch = Watch(Names(memoryview(bytearray(NAMES_BYTES))), known, lambda _: None)
-        apart = watch.alert
-        for each in names:
-            watch.hold(each, "acme")
-        while apart and not (watch.next_group() and killer in watch.group):
+        watch = watched(known)
+        suspected = [each for each in names if watch.hold(each, "acme")]
+        controlled(watch)
+        while suspected and killer not in watch.group:
             for each in list(watch.group):
                 watch.over(each)
-        known = after_death(known, watch.group if apart else names, apart)
+            watch.next_group()
+        known = after_death(known, watch.group or names, watch.names.treated)
     assert set(known.poison) == {killer}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_process_that_is_killed_from_outside_again_and_again_blames_nobody(seed: int) -> None:
+    """Each life is too short for the control to end; some hundred runs are under way, some of them for long."""
+    draw = random.Random(seed)
+    known, runs = Suspicion(), [name(number) for number in range(1, 101)]
+    for number in range(200):
+        watch = watched(known)
+        under_way = [run for run in runs if not watch.hold(run, "acme")]
+        watch.look_at(0.0)
+        watch.look_at(draw.uniform(0.0, CONTROL_S * 0.99))
+        assert not watch.waiting
+        runs = [*draw.sample(runs, 95), *(name(1000 + 5 * number + new) for new in range(5))]
+        known = after_death(known, under_way, watch.names.treated)
+    assert known.poison == {}
 
 
 # --- The names, and the file in which they outlive the process ---
@@ -112,7 +161,7 @@ def test_more_runs_than_there_are_places_go_without_a_name() -> None:
 def test_a_process_finds_what_was_under_way_when_the_one_before_died(tmp_path: Path) -> None:
     for _ in range(2):
         watch = open_watch(tmp_path)
-        assert not watch.alert
+        assert watch.clears([A])
         watch.names.enter(A)
     assert open_watch(tmp_path).hold(A, "acme")
 
@@ -120,7 +169,7 @@ def test_a_process_finds_what_was_under_way_when_the_one_before_died(tmp_path: P
 def test_a_process_that_ends_well_blames_nobody(tmp_path: Path) -> None:
     for _ in range(4):
         watch = open_watch(tmp_path)
-        assert not watch.alert
+        assert watch.clears([A])
         watch.names.enter(A)
         watch.names.clear()
 
@@ -133,7 +182,7 @@ def test_a_death_counts_once_though_the_next_process_dies_while_it_counts(
         patched.setattr(Names, "begin", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             open_watch(tmp_path)
-    assert not open_watch(tmp_path).alert
+    assert open_watch(tmp_path).clears([A])
 
 
 def test_a_suspect_that_survives_is_cleared_for_the_next_process_too(tmp_path: Path) -> None:
@@ -143,15 +192,15 @@ def test_a_suspect_that_survives_is_cleared_for_the_next_process_too(tmp_path: P
     watch.hold(A, "acme")
     assert watch.next_group() == {"acme"}
     watch.over(A)
-    assert not watch.alert
-    assert not open_watch(tmp_path).alert
+    assert watch.clears([A])
+    assert open_watch(tmp_path).clears([A])
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"\x91\x63"])
 def test_what_an_unknown_version_has_left_is_told_anew(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "suspicion").write_bytes(content)
     (tmp_path / "under-way").write_bytes(content)
-    assert not open_watch(tmp_path).alert
+    assert open_watch(tmp_path).clears([A])
 
 
 # --- How runs begin that are suspected ---
@@ -194,7 +243,7 @@ def tenant() -> Tenant:
 
 
 def watching(**known: Any) -> Watch:
-    return Watch(Names(memoryview(bytearray(NAMES_BYTES))), Suspicion(**known), lambda _: None)
+    return watched(Suspicion(**known))
 
 
 def turns(tenant: Tenant) -> None:
@@ -224,22 +273,34 @@ def test_the_run_that_computes_is_named(tenant: Tenant) -> None:
     assert found == [D]
 
 
-def test_a_suspect_waits_until_nothing_else_is_under_way_and_nothing_begins_before_it_is_done(
+def test_a_suspect_waits_while_others_run_until_the_process_has_lived_for_so_long(tenant: Tenant) -> None:
+    tenant.begin_anew(watching(suspects=[B]))
+    tenant.event(looks, 2)
+    tenant.event(looks, 1)
+    for now_s in (100.0, 100.0 + CONTROL_S * 0.99):
+        assert tenant.capacity.turns(now_s) == []
+    tenant.event(looks, 3)
+    assert [call.run.token.key for call in tenant.started] == [A, C]
+    assert tenant.capacity.watch.names.treated == HELD
+
+
+def test_then_it_waits_until_nothing_else_is_under_way_and_nothing_begins_before_it_is_done(
     tenant: Tenant,
 ) -> None:
     tenant.begin_anew(watching(suspects=[B]))
     tenant.event(looks, 1)
     tenant.event(looks, 2)
+    controlled(tenant.capacity.watch)
     tenant.event(looks, 3)
     turns(tenant)
     assert [call.run.token.key for call in tenant.started] == [A], "the first is under way"
     tenant.answer(1)
     turns(tenant)
     assert [call.run.token.key for call in tenant.started] == [B], "it runs apart"
-    assert tenant.capacity.watch.names.apart
+    assert tenant.capacity.watch.names.treated == APART
     tenant.answer(1)
-    assert not tenant.capacity.watch.names.apart
-    assert not tenant.capacity.watch.alert, "it has survived"
+    assert tenant.capacity.watch.names.treated == BUSY
+    assert tenant.capacity.watch.clears([B]), "it has survived"
     turns(tenant)
     assert [call.run.token.key for call in tenant.started] == [C]
 
@@ -248,6 +309,7 @@ def test_a_suspect_that_ends_at_once_is_cleared_too(tenant: Tenant) -> None:
     tenant.begin_anew(watching(suspects=[A]))
     tenant.event(at_once)
     assert tenant.ended == []
+    controlled(tenant.capacity.watch)
     turns(tenant)
     assert tenant.outcome == Completed("done")
     assert not tenant.capacity.watch.waiting
@@ -256,11 +318,12 @@ def test_a_suspect_that_ends_at_once_is_cleared_too(tenant: Tenant) -> None:
 def test_the_room_of_a_suspect_whose_slot_is_lost_is_free_and_it_is_still_suspected(tenant: Tenant) -> None:
     tenant.begin_anew(watching(suspects=[A, B]))
     tenant.event(looks, 1)
+    controlled(tenant.capacity.watch)
     turns(tenant)
     tenant.event(looks, 2)
     tenant.take(Lost(tenant.source.grant))
     assert not tenant.capacity.watch.waiting
-    assert tenant.capacity.watch.alert
+    assert not tenant.capacity.watch.clears([A])
 
 
 def test_poison_ends_as_failed_with_that_reason_and_is_not_tried_again(tenant: Tenant) -> None:
@@ -277,6 +340,7 @@ def test_what_poison_has_done_is_undone_and_its_agent_does_not_go_on(tenant: Ten
     tenant.begin_anew(watching(suspects=[A], poison={A: 1}))
     tenant.resume()
     assert tenant.started == []
+    controlled(tenant.capacity.watch)
     turns(tenant)
     assert tenant.answer(None).kind == "undo"
     assert tenant.outcome.code == Reason.POISON

@@ -10,6 +10,7 @@ import os
 import signal
 
 from onceflow import Call, Event, Run, agent, dataflow, tool
+from onceflow.agents import poison
 from tests.crash.load import TYPE
 from tests.crash.world import WORLD, do
 
@@ -61,4 +62,5 @@ async def sells(run: Run, event: Event[dict[str, str]]) -> str:
     return charged
 
 
+poison.CONTROL_S = 1.0  # the tests count deaths, not seconds
 flow = dataflow(os.environ["CRASH_FLOW"], agents=[sells])

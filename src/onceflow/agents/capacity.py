@@ -57,12 +57,13 @@ class Capacity:
             self._turns.remove(tenant)
             self.in_flight -= 1
 
-    def turns(self) -> list[str]:
+    def turns(self, now_s: float = 0.0) -> list[str]:
         """The lanes whose turn it is, as many as there is room for runs; each has room for one run now.
 
-        While suspects of killing the process wait, the turn is theirs, once nothing else is in flight.
+        Suspects of killing the process have their turn when nothing else is in flight. `now_s`: of any steady clock.
         """
         tenants: list[str] = []
+        self.watch.look_at(now_s)
         if self.watch.waiting:
             return [] if self.watch.group or self.in_flight else sorted(self.watch.next_group())
         while self._waiting and self.in_flight < self.runs_per_cell:

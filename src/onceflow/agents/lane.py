@@ -248,7 +248,7 @@ class Lane:
         agent, keys = arrivals.agent, arrivals.keys
         others: list[int] = []  # whose runs did not end at once
         values: list[Any] = []
-        free = not (self._journals or self._queue or self._watch.alert) and self._may_begin()
+        free = not (self._journals or self._queue) and self._watch.clears(keys) and self._may_begin()
         computing = self._watch.names.computing
         for index, incoming in enumerate(arrivals.incomings):
             if not free:
@@ -290,7 +290,7 @@ class Lane:
         news: Mapping[str, Entry] = NOTHING,
     ) -> None:
         """Let a run begin, or go on; `news`: what its journal has got meanwhile."""
-        if self._watch.alert and self._stopped_by_watch(arrived, news, now_ms, calls, decided):
+        if not self._watch.clears((arrived.key,)) and self._stopped(arrived, news, now_ms, calls, decided):
             return
         self._watch.names.computing[:] = arrived.key
         agent, saved = arrived.agent, arrived.saved
@@ -329,7 +329,7 @@ class Lane:
                 run.record(FAILING, Entry(agent.name, 0, b"", None, _expired(arrived)))
         self._under_way(run, run.begin(event, now_ms), calls, decided)
 
-    def _stopped_by_watch(
+    def _stopped(
         self,
         arrived: Arrived,
         news: Mapping[str, Entry],
@@ -338,17 +338,19 @@ class Lane:
         decided: list[Decision],
     ) -> bool:
         """Whether a run does not begin: it is suspected to kill its process, or known to."""
-        key, saved = arrived.key, arrived.saved
+        key, saved, deaths = arrived.key, arrived.saved, self._watch.deaths_of(arrived.key)
+        if deaths and saved is None:
+            self._watch.settle(key)
+            self._ended(arrived, RunFailed(Reason.POISON, poison.WHY, ""), decided)
+            return True
         if self._watch.hold(key, self.tenant):
             self._held[key] = (arrived, news)
             return True
-        deaths = self._watch.deaths_of(key)
-        if deaths and saved is None:
-            self._ended(arrived, RunFailed(Reason.POISON, poison.WHY, ""), decided)
-        elif deaths > 1 and saved is not None:
+        if deaths > 1 and saved is not None:
             run = Machine(arrived.agent, arrived, saved.journal, saved.segments)
             self._under_way(run, run.park(Reason.UNKNOWN_OUTCOME, poison.UNDONE_TOO, now_ms), calls, decided)
-        return deaths > 1 or (deaths == 1 and saved is None)
+            return True
+        return False
 
     def _begin_apart(self, now_ms: int, calls: list[StartCall], decided: list[Decision]) -> None:
         """Let suspects begin whose time it is."""

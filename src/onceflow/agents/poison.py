@@ -1,9 +1,11 @@
 """Poison: runs that kill their process each time. Told from what was under way when it died.
 
 The names of the runs under way stand in memory that outlives the process (`Names`). What was among them at two deaths
-is a suspect. Suspects run apart: when nothing else is under way, and nothing else begins before they are done. If the
-process dies then, half of those that were under way run together next time; one that ran alone on purpose is poison.
-So a process that is killed while it works on much blames nobody, and of n suspects one is found in log2(n) deaths.
+is a suspect. The next process is an experiment with a control: at first suspects wait while all others run (*held*). If
+it dies now, they are acquitted. If it lives for CONTROL_S, they run *apart*: when nothing else is under way, and
+nothing else begins before they are done. If it dies then, half of those that were under way run together next time; one
+that ran alone on purpose is poison. So a process that is killed from outside, again and again, blames nobody, and of n
+suspects one is found in log2(n) deaths.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,11 +17,13 @@ NAME_BYTES = 16  # an event's key
 PLACES = 16_384  # runs under way beyond that have no name here, and can't be blamed
 DEATHS_KEPT = 8
 POISON_KEPT = 1_000
+CONTROL_S = 10.0  # a process that is killed from outside again and again hardly lives longer
+BUSY, HELD, APART = 0, 1, 2  # how a process treats suspects: it has none under way; they wait; they run apart
 WHY = "its process died when nothing else was under way, and at two times before"
 UNDONE_TOO = "its process died when nothing else was under way, and again when it was to be undone"
 
 _NOBODY = bytes(NAME_BYTES)
-_HEAD_BYTES = 16  # 8: the number of this life; 1: whether suspects run apart now
+_HEAD_BYTES = 16  # 8: the number of this life; 1: how suspects are treated
 NAMES_BYTES = _HEAD_BYTES + NAME_BYTES * (1 + PLACES)
 
 
@@ -34,26 +38,25 @@ class Suspicion(msgspec.Struct, frozen=True, array_like=True):
     poison: dict[bytes, int] = {}  # how often each was alone at a death
 
 
-def after_death(known: Suspicion, found: Iterable[bytes], apart: bool) -> Suspicion:
-    """What is known once a process has died with these under way; `apart`: they were suspects."""
+def after_death(known: Suspicion, found: Iterable[bytes], treated: int) -> Suspicion:
+    """What is known once a process has died with these under way; `treated`: how the suspects were."""
     names = sorted(set(found))
-    if not names:
-        return known
-    suspects, together, poison = known.suspects, known.together, known.poison
-    if apart:
+    suspects, together, poison, deaths = known.suspects, known.together, known.poison, known.deaths
+    if treated == HELD:
+        deaths = [[name for name in death if name not in suspects] for death in deaths]
+        suspects = [name for name in suspects if name in poison]
+    if treated == APART and len(names) == 1 and together == 1:
         others = [name for name in suspects if name not in names]
-        if (
-            len(names) == 1 and known.together == 1
-        ):  # otherwise it was the first of several that was read again
-            suspects, together = others + names, max(1, len(others))
-            poison = dict([*poison.items(), (names[0], poison.get(names[0], 0) + 1)][-POISON_KEPT:])
-        else:
-            suspects, together = names + others, (len(names) + 1) // 2
-    else:
-        before = {name for death in known.deaths for name in death}.difference(suspects)
+        suspects, together = others + names, max(1, len(others))
+        poison = dict([*poison.items(), (names[0], poison.get(names[0], 0) + 1)][-POISON_KEPT:])
+    elif treated == APART and names:  # perhaps the first of several that was read again
+        suspects = names + [name for name in suspects if name not in names]
+        together = (len(names) + 1) // 2
+    elif names:
+        before = {name for death in deaths for name in death}.difference(suspects)
         suspects = suspects + [name for name in names if name in before]
         together = max(1, len(suspects))
-    deaths = [*known.deaths, names][-DEATHS_KEPT:]
+    deaths = [*deaths, names][-DEATHS_KEPT:]
     return Suspicion(SUSPICION_FORMAT, known.life, deaths, suspects, together, poison)
 
 
@@ -72,13 +75,13 @@ class Names:
         return int.from_bytes(self._memory[:8], "little")
 
     @property
-    def apart(self) -> bool:
-        """Whether suspects run apart."""
-        return bool(self._memory[8])
+    def treated(self) -> int:
+        """How suspects are treated: BUSY, HELD or APART."""
+        return self._memory[8]
 
-    @apart.setter
-    def apart(self, apart: bool) -> None:
-        self._memory[8] = apart
+    @treated.setter
+    def treated(self, treated: int) -> None:
+        self._memory[8] = treated
 
     def found(self) -> set[bytes]:
         """The names there."""
@@ -93,7 +96,7 @@ class Names:
     def clear(self) -> None:
         """Nothing is under way; if the process ends now, no run is to blame."""
         self._memory[_HEAD_BYTES:] = bytes(NAMES_BYTES - _HEAD_BYTES)
-        self.apart = False
+        self.treated = BUSY
 
     def rest(self) -> None:
         """Nothing is being computed."""
@@ -114,14 +117,17 @@ class Names:
 
 
 class Watch:
-    """Who runs apart, and when. `save` keeps what is known."""
+    """Who waits, who runs apart, and when. `save` keeps what is known."""
 
     def __init__(self, names: Names, known: Suspicion, save: Callable[[Suspicion], None]) -> None:
         self.names = names
         self._known = known
         self._save = save
         self._suspects = dict.fromkeys(known.suspects)
+        self._marked = {*known.suspects, *known.poison}
         self._held: dict[bytes, str] = {}  # suspects that wait to run apart, and their tenants
+        self._held_at: float | None = None  # since when there are any
+        self._controlled = False
         self.group: set[bytes] = set()  # suspects that run apart now
 
     @staticmethod
@@ -129,40 +135,52 @@ class Watch:
         """One whose memory ends with the process, as in a test."""
         return Watch(Names(memoryview(bytearray(NAMES_BYTES))), Suspicion(), lambda _: None)
 
-    @property
-    def alert(self) -> bool:
-        """Whether anybody is suspected, or known, to be poison."""
-        return bool(self._suspects or self._known.poison)
+    def clears(self, keys: Iterable[bytes]) -> bool:
+        """Whether nobody is suspected, or known, to be poison among these."""
+        return self._marked.isdisjoint(keys)
 
     @property
     def waiting(self) -> bool:
-        """Whether suspects run apart, or wait for that: nothing else may begin."""
-        return bool(self._held or self.group)
+        """Whether suspects run apart, or wait for nothing but that: nothing else may begin."""
+        return bool(self.group or (self._held and self._controlled))
 
     def deaths_of(self, key: bytes) -> int:
         """How often this run was alone under way when its process died."""
         return self._known.poison.get(key, 0)
 
+    def settle(self, key: bytes) -> None:
+        """It will not run any more."""
+        if key in self._suspects:
+            del self._suspects[key]
+            self._keep(self._known.poison)
+
     def forgive(self, key: bytes) -> None:
         """A person has decided about it: it is tried again."""
-        if key not in self._known.poison:
-            return
-        poison = {name: deaths for name, deaths in self._known.poison.items() if name != key}
-        self._suspects.pop(key, None)
-        self._keep(poison)
+        if key in self._known.poison:
+            self._suspects.pop(key, None)
+            self._keep({name: deaths for name, deaths in self._known.poison.items() if name != key})
 
     def hold(self, key: bytes, tenant: str) -> bool:
         """Whether a run must wait until it may run apart."""
         if key in self.group or key not in self._suspects:
             return False
         self._held[key] = tenant
+        if not (self._controlled or self.group):
+            self.names.treated = HELD
         return True
+
+    def look_at(self, now_s: float) -> None:
+        """Have the time of the control end."""
+        if self._held and not self._controlled:
+            if self._held_at is None:
+                self._held_at = now_s
+            self._controlled = now_s - self._held_at >= CONTROL_S
 
     def next_group(self) -> set[str]:
         """Let the next suspects run, when nothing else is under way; their tenants."""
-        self.group = {key for key in self._suspects if key in self._held}
-        self.group = set(sorted(self.group)[: self._known.together])
-        self.names.apart = True
+        held = [key for key in self._suspects if key in self._held]
+        self.group = set(held[: self._known.together])
+        self.names.treated = APART
         return {self._held.pop(key) for key in self.group}
 
     def over(self, key: bytes, survived: bool = True) -> None:
@@ -174,10 +192,11 @@ class Watch:
         if survived:
             del self._suspects[key]
         if not self.group:
-            self.names.apart = False
+            self.names.treated = BUSY
             self._keep(self._known.poison)
 
     def _keep(self, poison: dict[bytes, int]) -> None:
         suspects = list(self._suspects)
         self._known = msgspec.structs.replace(self._known, suspects=suspects, poison=poison)
+        self._marked = {*suspects, *poison}
         self._save(self._known)

@@ -238,7 +238,7 @@ class Runtime:
         if self.stopping:
             self._end_soon(bool(happenings))
         else:
-            for tenant in self.capacity.turns():
+            for tenant in self.capacity.turns(time.monotonic()):
                 happenings.setdefault(tenant, []).append(Turn())
             ends = self._poll(happenings)
             for tenant, due in self._open_runs.due(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from onceflow.agents.poison import NAMES_BYTES, SUSPICION_FORMAT, Names, Suspicion, Watch, after_death
+from onceflow.agents.poison import BUSY, NAMES_BYTES, SUSPICION_FORMAT, Names, Suspicion, Watch, after_death
 
 log = logging.getLogger(__name__)
 
@@ -19,14 +19,17 @@ def open_watch(state: Path) -> Watch:
     """Count the death of the process that was here before, if it has left names; begin with none."""
     names = Names(_mapped(state / _NAMES))
     known = _read(state / _SUSPICION)
-    life, found, apart = names.life, names.found(), names.apart
-    if found and life != known.life:  # otherwise it was counted, and the process died right after that
-        known = msgspec.structs.replace(after_death(known, found, apart), life=life)
+    life, found, treated = names.life, names.found(), names.treated
+    if (
+        found or treated != BUSY
+    ) and life != known.life:  # otherwise it was counted, and the process died right after that
+        known = msgspec.structs.replace(after_death(known, found, treated), life=life)
         _write(state / _SUSPICION, known)
         if known.suspects:
             said = {"suspects": len(known.suspects), "poison": len(known.poison), "under_way": len(found)}
             log.warning(
-                "runs were under way at several deaths of this cell: they run apart first", extra=said
+                "runs were under way at several deaths of this cell: they wait, and then run apart",
+                extra=said,
             )
     names.begin(life + 1)
 
