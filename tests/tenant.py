@@ -39,8 +39,9 @@ KEY = bytes(range(16))
 class Memory:
     """A tenant's ledger, in a dictionary."""
 
-    def __init__(self, inbox: Any, agents: Iterable[Agent[Any, Any]]) -> None:
+    def __init__(self, name: str, inbox: Any, agents: Iterable[Agent[Any, Any]]) -> None:
         self.records: dict[bytes, bytes] = {}
+        self._name = name
         self._inbox = inbox
         self.agents = {agent.name: agent for agent in agents}
 
@@ -60,7 +61,7 @@ class Memory:
 
     def saved(self, key: bytes) -> OpenRun:
         held = sorted(self.records.items())
-        (found,) = open_runs((k, v) for k, v in held if k.startswith(run_prefix("acme", key)))
+        (found,) = open_runs((k, v) for k, v in held if k.startswith(run_prefix(self._name, key)))
         return found
 
     def run(self, key: bytes, inbox: Any) -> Arrived:
@@ -75,11 +76,12 @@ class Memory:
 
 
 class Tenant:
-    """A lane, the ledger of its tenant, and what it decided."""
+    """A lane, the ledger of its tenant, and what it decided. `name`: the tenant's."""
 
-    def __init__(self, *agents: Agent[Any, Any]) -> None:
+    def __init__(self, *agents: Agent[Any, Any], name: str = "acme") -> None:
+        self.name = name
         self.source = SimpleNamespace(topic="events", partition=3, grant=SimpleNamespace(live=True))
-        self.memory = Memory(self.source, agents)
+        self.memory = Memory(name, self.source, agents)
         self.now = NOW
         self.ended: list[Ended] = []
         self.noted: list[Noted] = []
@@ -95,7 +97,7 @@ class Tenant:
         self.started.clear()
         self.barriers = []
         self.capacity = Capacity(runs_per_lane=10, runs_per_cell=10, watch=watch)
-        self.lane = Lane("acme", self.capacity, self.started.extend, self.abandon, self.memory)
+        self.lane = Lane(self.name, self.capacity, self.started.extend, self.abandon, self.memory)
 
     def abandon(self, runs: Iterable[Any]) -> None:
         """Their calls are given up."""
@@ -141,7 +143,7 @@ class Tenant:
     ) -> bytes:
         """An event is read; its run's key."""
         key = self.event_key(number) if redrive is None else redrive.key
-        incoming = Incoming("acme", "erp", f"evt-{number}", "t", None, data)
+        incoming = Incoming(self.name, "erp", f"evt-{number}", "t", None, data)
         arrived = Arrived(self.source, number, NOW, b"{}", None, incoming, by, key=key)
         if redrive is not None:
             arrived.redrive, arrived.root = redrive, redrive.root

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from onceflow.agents import keys, shared
 from onceflow.agents.agent import agent
 from onceflow.agents.call import Call, RetryPolicy
 from onceflow.agents.calls import Completed
@@ -15,6 +16,7 @@ from onceflow.agents.run import Run
 from onceflow.agents.tool import tool
 from onceflow.errors import CallFailed, ConfigError, Failed, GiveUp, KeyReused, OutcomeUnknown
 from onceflow.event import Event
+from tests.left_out import replace
 from tests.tenant import NOW, Tenant
 
 ONCE = RetryPolicy(attempts=1)
@@ -188,6 +190,25 @@ def test_it_is_known_for_its_ttl(tenant: Tenant) -> None:
     tenant.now = until_ms
     tenant.take(Due(b"", key))
     assert tenant.memory.records == {}
+
+
+def asked_again_after_its_ttl(tenant: Tenant) -> int:
+    """A run makes a call for longer than its `ttl`, and another one asks for it: how many calls are made."""
+    tenant.event(greets, 1)
+    tenant.commit()
+    (key,) = (noted.records[0][0] for noted in tenant.noted)
+    tenant.now += 25 * 3_600_000
+    tenant.take(Due(b"", key))
+    tenant.event(greets, 2)
+    tenant.commit()
+    return len(tenant.started)
+
+
+def test_it_is_known_for_longer_while_a_run_makes_it(tenant: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert asked_again_after_its_ttl(tenant) == 1
+    for module in (shared, keys):
+        replace(monkeypatch, module, "forgotten", lambda known, now_ms: known.until_ms <= now_ms)
+    assert asked_again_after_its_ttl(Tenant(greets)) == 2, "with that rule left out"
 
 
 @pytest.mark.parametrize(("action", "end"), [("result", "seen"), ("again", "letter-2")])

@@ -44,6 +44,7 @@ class Schedule:
         self.log, self.targets = Log(), Targets()
         self.cell = Cell(self.log, self.now_ms)
         self.ghosts: list[Cell] = []  # that were replaced and still run
+        self.snapshot: bytes | None = None  # the last that is on disk
         self.requests: list[Request] = []
         self.calm = False
         self.crashes = 0
@@ -122,6 +123,8 @@ class Schedule:
         if self.crashes < 6:
             yield 0.4, "✗ dies", self._crash
             yield 0.4, "✗ replaced", lambda: self._crash(ghost=True)
+            yield 0.3, "✗ loses its slot", self._lose_slot
+        yield 0.3, "snapshot", self._take_snapshot
         yield 0.5, "time", lambda: self._pass(self.random.choice([200, 2_000, 6_000]))
         yield 0.3, "signal", self._signal
         yield 0.1, "event again", lambda: self.log.sent.append(Sent(event=self.random.choice(self._events)))
@@ -167,7 +170,20 @@ class Schedule:
             self.ghosts.append(old)
         for request in self.requests:
             request.cell = None
-        self.cell = Cell(self.log, self.now_ms)
+        old.settle(self.random)
+        self.cell = self._successor(old)
+
+    def _successor(self, old: Cell) -> Cell:
+        if self.random.random() < 0.3:
+            self.snapshot = None  # it is lost
+        return Cell(self.log, self.now_ms, self.snapshot)
+
+    def _take_snapshot(self) -> None:
+        self.snapshot = self.cell.lane.snapshot()
+
+    def _lose_slot(self) -> None:
+        self.crashes += 1
+        self.cell.lose_slot(self.random)
 
     def _signal(self, id: str = "") -> None:
         if self._signals and not self.calm and self.random.random() < 0.3:

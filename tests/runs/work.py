@@ -61,8 +61,8 @@ FAILED = "failed"
 
 
 async def _planned(run: Run, place: str) -> Any:
-    """What is paid is what a model says, and it says something else each time."""
-    return await run.call(pay, await run.call(think, place))
+    """What is paid is what a model says, on second thought, and it says something else each time."""
+    return await run.call(pay, await run.call(think, await run.call(think, place)))
 
 
 async def _caught(run: Run, of: Tool[Any, Any], what: str) -> Any:

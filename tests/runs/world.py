@@ -2,6 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
+from random import Random
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -19,9 +20,11 @@ from onceflow.agents.happenings import (
     Ended,
     Happening,
     Looked,
+    Lost,
     Noted,
     Redrive,
     Resumed,
+    Settled,
     Signalled,
     Sleeping,
     Slept,
@@ -68,11 +71,11 @@ class Log:
         """A transaction."""
         for decision in decisions:
             if isinstance(decision, Noted):
-                self._write(decision.records)
+                self.write(decision.records)
                 if decision.offset >= 0:
                     self.finished.add(decision.offset)
             elif isinstance(decision, Written):
-                self._write([(decision.key, decision.value)])
+                self.write([(decision.key, decision.value)])
                 if decision.record.number == 0:
                     self.finished.add(decision.arrived.offset)
             elif isinstance(decision, Ended):
@@ -88,12 +91,12 @@ class Log:
         if isinstance(ended.outcome, RunFailed):
             self.letters.append((ended.arrived, ended.segments if ended.kept else 0))
         if ended.kept:
-            self._write([ended.kept])
+            self.write([ended.kept])
         else:
             prefix = run_prefix(TENANT, key)
-            self._write([(prefix + n.to_bytes(4, "big"), None) for n in range(ended.segments)])
+            self.write([(prefix + n.to_bytes(4, "big"), None) for n in range(ended.segments)])
 
-    def _write(self, records: Iterable[tuple[bytes, bytes | None]]) -> None:
+    def write(self, records: Iterable[tuple[bytes, bytes | None]]) -> None:
         for key, value in records:
             if value is None:
                 self.ledger.pop(key, None)
@@ -102,26 +105,50 @@ class Log:
 
 
 class Cell:
-    """A process: a lane, with what it has read, decided and not committed, and calls that it has yet to send."""
+    """A process: a lane, with what it has read, decided and not committed, and calls that it has yet to send.
 
-    def __init__(self, log: Log, now_ms: int) -> None:
-        self._log = log
-        self.source = SimpleNamespace(topic="log", partition=0, grant=SimpleNamespace(live=True))
-        self.records = dict(log.ledger)
-        self.happenings: list[Happening] = []
-        self.batches: deque[list[Decision]] = deque()
+    `snapshot`: what an earlier one has left of its lane, at some time.
+    """
+
+    def __init__(self, log: Log, now_ms: int, snapshot: bytes | None = None) -> None:
+        self.log = log
         self.calls: list[tuple[int, StartCall]] = []  # when each is due
+        self._now_ms = now_ms
+        self._capacity = Capacity(runs_per_lane=50, runs_per_cell=50)
+        self.lane = Lane(TENANT, self._capacity, self._start, self._abandon, self, snapshot)
+        self._granted([])
+
+    def _granted(self, happenings: list[Happening]) -> None:
+        """The slot is granted, and all that the log says of it is known."""
+        self.source = SimpleNamespace(topic="log", partition=0, grant=SimpleNamespace(live=True))
+        self.records = dict(self.log.ledger)
+        self.happenings = happenings
+        self.batches: deque[list[Decision]] = deque()
         self.due: list[tuple[int, Due]] = []
         self.read = 0
-        self._known = set(log.completions)
-        self._now_ms = now_ms
-        self.lane = Lane(
-            TENANT, Capacity(runs_per_lane=50, runs_per_cell=50), self._start, self._abandon, self
-        )
+        self._known = set(self.log.completions)
         for saved, goes_on in in_turn(open_runs(sorted(self.records.items()))):
-            self._known.add(saved.key)
+            self.know(saved.key)
             arrived = Arrived.again(saved, self.source, works)
             self.happenings.append(Resumed(arrived) if goes_on else Sleeping(saved.key, self.source))
+        finished = {f"log/0/{offset}" for offset in self.log.finished}
+        self.happenings.append(Settled(finished.__contains__))
+
+    def know(self, key: bytes) -> None:
+        """A run is in the ledger: a copy of its event is one."""
+        self._known.add(key)
+
+    def settle(self, draw: Random) -> None:
+        """It is gone; a transaction that it has sent was committed all the same, or was not."""
+        if self.batches and draw.random() < 0.3:
+            self.commit(1)
+
+    def lose_slot(self, draw: Random) -> None:
+        """The slot goes to another cell, and comes back before that has done anything."""
+        grant = self.source.grant
+        grant.live = False
+        self.settle(draw)
+        self._granted([*(each for each in self.happenings if isinstance(each, Lost)), Lost(grant)])
 
     def _start(self, calls: Iterable[StartCall]) -> None:
         self.calls += [(self._now_ms + int(call.delay_s * 1000), call) for call in calls]
@@ -151,16 +178,16 @@ class Cell:
         """Commit the oldest of what was decided."""
         for _ in range(batches):
             batch = self.batches.popleft()
-            self._log.commit(batch)
+            self.log.commit(batch)
             for decision in batch:
                 if isinstance(decision, Written) and decision.record.barrier and decision.record.run:
                     self.happenings.append(Barrier(decision.record.run, decision.record.number))
 
     def read_next(self, now_ms: int) -> None:
         """Read a record of the log, if it is not finished."""
-        offset, sent = self.read, self._log.sent[self.read]
+        offset, sent = self.read, self.log.sent[self.read]
         self.read += 1
-        if offset in self._log.finished:
+        if offset in self.log.finished:
             return
         if sent.signal is not None:
             at = f"signals/0/{offset}"
