@@ -13,6 +13,7 @@ from onceflow.agents.commands import Command
 from onceflow.agents.happenings import Commanded, Lost, Turn
 from onceflow.agents.poison import (
     APART,
+    APART_S,
     BUSY,
     CONTROL_S,
     HELD,
@@ -25,7 +26,9 @@ from onceflow.agents.poison import (
     after_death,
 )
 from onceflow.agents.run import Run
+from onceflow.agents.signals import Signal
 from onceflow.agents.tool import tool
+from onceflow.errors import Fault
 from onceflow.event import Event, Reason
 from onceflow.stream.watch import open_watch
 from tests.tenant import KEY, Tenant
@@ -81,6 +84,15 @@ def test_suspects_are_acquitted_when_the_process_dies_while_they_wait() -> None:
     assert after_death(known, [A], BUSY).suspects == [C], "what was before does not count any more"
 
 
+def test_suspects_are_not_acquitted_by_a_death_at_which_another_one_was_computing() -> None:
+    known = after_death(Suspicion(deaths=[[A], [A]], suspects=[A]), [B], HELD, computing=True)
+    assert known.suspects == [A]
+
+
+def test_one_that_was_never_suspected_is_not_blamed_for_being_alone() -> None:
+    assert after_death(Suspicion(suspects=[A]), [B], APART).poison == {}
+
+
 def test_poison_stays_poison_when_the_process_dies_while_its_compensation_waits() -> None:
     known = after_death(Suspicion(suspects=[A], poison={A: 1}), [B], HELD)
     assert (known.suspects, known.poison) == ([A], {A: 1})
@@ -118,6 +130,28 @@ def test_of_many_under_way_the_one_that_kills_is_found_in_few_deaths_and_no_othe
     assert set(known.poison) == {killer}
 
 
+@pytest.mark.parametrize("killers", range(1, 7))
+def test_several_that_kill_at_once_are_all_found(killers: int) -> None:
+    """They are read again in the same order each time, before anything else, and kill while they compute."""
+    events = [name(number) for number in range(1, killers + 3)]
+    known, deaths, done = Suspicion(), 0, set[bytes]()
+    while len(known.poison) < killers:
+        deaths += 1
+        assert deaths <= 8 * killers
+        watch = watched(known)
+        to_do = [each for each in events if each not in done and each not in known.poison]
+        computing = next((e for e in to_do if not watch.hold(e, "acme") and events.index(e) < killers), None)
+        controlled(watch)
+        while computing is None:
+            watch.next_group()
+            computing = next((each for each in watch.group if events.index(each) < killers), None)
+            for each in [] if computing else list(watch.group):
+                done.add(each)
+                watch.over(each)
+        known = after_death(known, [computing], watch.names.treated, computing=True)
+    assert set(known.poison) == set(events[:killers])
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_process_that_is_killed_from_outside_again_and_again_blames_nobody(seed: int) -> None:
     """Each life is too short for the control to end; some hundred runs are under way, some of them for long."""
@@ -130,7 +164,8 @@ def test_a_process_that_is_killed_from_outside_again_and_again_blames_nobody(see
         watch.look_at(draw.uniform(0.0, CONTROL_S * 0.99))
         assert not watch.waiting
         runs = [*draw.sample(runs, 95), *(name(1000 + 5 * number + new) for new in range(5))]
-        known = after_death(known, under_way, watch.names.treated)
+        computing = draw.random() < 0.3
+        known = after_death(known, under_way, watch.names.treated, computing=computing)
     assert known.poison == {}
 
 
@@ -172,6 +207,22 @@ def test_a_process_that_ends_well_blames_nobody(tmp_path: Path) -> None:
         assert watch.clears([A])
         watch.names.enter(A)
         watch.names.clear()
+
+
+def test_once_a_process_ends_nothing_that_is_still_under_way_is_to_blame(tmp_path: Path) -> None:
+    for _ in range(3):
+        watch = open_watch(tmp_path)
+        watch.names.enter(A)
+        watch.names.close()
+        watch.names.enter(B)
+        watch.names.computing[:] = C
+        assert open_watch(tmp_path).clears([A, B, C])
+
+
+def test_a_full_disk_is_a_fault_that_names_the_directory(tmp_path: Path) -> None:
+    (tmp_path / "under-way").mkdir()  # in its way, as good as a full disk
+    with pytest.raises(Fault, match=f"{tmp_path} cannot be written"):
+        open_watch(tmp_path)
 
 
 def test_a_death_counts_once_though_the_next_process_dies_while_it_counts(
@@ -232,6 +283,21 @@ async def pays(run: Run, event: Event) -> int:
     return await run.call(look)
 
 
+@tool(effect="keyed", scope="tenant", key_fields=("customer",))
+async def welcome(call: Call, customer: str) -> int:
+    raise AssertionError("nobody carries out calls here")
+
+
+@agent("greets", on="t")
+async def greets(run: Run, event: Event) -> int:
+    return await run.call(welcome, customer="ann")
+
+
+@agent("waits", on="t")
+async def waits(run: Run, event: Event) -> str:
+    return str((await run.wait_for("news", event.id)).status)
+
+
 @agent("at-once", on="t")
 async def at_once(run: Run, event: Event) -> str:
     return "done"
@@ -239,7 +305,7 @@ async def at_once(run: Run, event: Event) -> str:
 
 @pytest.fixture
 def tenant() -> Tenant:
-    return Tenant(looks, pays, at_once)
+    return Tenant(looks, pays, greets, waits, at_once)
 
 
 def watching(**known: Any) -> Watch:
@@ -315,6 +381,71 @@ def test_a_suspect_that_ends_at_once_is_cleared_too(tenant: Tenant) -> None:
     assert not tenant.capacity.watch.waiting
 
 
+def test_a_run_that_is_woken_waits_for_those_that_run_apart_and_its_signal_is_on_record(
+    tenant: Tenant,
+) -> None:
+    tenant.event(waits, 1)
+    tenant.begin_anew(watching(suspects=[B]))
+    tenant.resume()
+    tenant.event(looks, 2)
+    controlled(tenant.capacity.watch)
+    turns(tenant)
+    assert [call.run.token.key for call in tenant.started] == [B]
+    tenant.signalled(Signal("news", "evt-1", "done", {}, "world", "1"))
+    assert tenant.capacity.watch.names.found() == {B}
+    (entry,) = [entry for entry in tenant.memory.saved(A).journal.values() if entry.wait]
+    assert entry.result is not None, "whoever dies now"
+    tenant.answer(1)
+    turns(tenant)
+    assert [type(ended.outcome) for ended in tenant.ended] == [Completed, Completed]
+
+
+def test_a_standstill_ends_though_one_that_runs_apart_waits_for_one_that_waits(tenant: Tenant) -> None:
+    """Two calls with one key: the run that makes it is held, the other one waits for it, apart."""
+    tenant.event(greets, 1)
+    tenant.begin_anew(watching(suspects=[B, A]))
+    tenant.resume()
+    tenant.event(greets, 2)
+
+    def at(now_s: float) -> set[bytes]:
+        for _ in tenant.capacity.turns(now_s):
+            tenant.take(Turn())
+        tenant.commit()
+        return {call.run.token.key for call in tenant.started}
+
+    assert [at(now_s) for now_s in (0.0, CONTROL_S, CONTROL_S)] == [set()] * 3
+    tenant.event(looks, 3)
+    assert at(CONTROL_S + APART_S) == set()
+    assert at(CONTROL_S + APART_S + 0.1) == {A, C}
+    assert tenant.capacity.watch.clears([A, B])
+
+
+def test_a_run_that_is_held_can_be_cancelled(tenant: Tenant) -> None:
+    tenant.begin_anew(watching(suspects=[A]))
+    tenant.event(looks)
+    tenant.take(Commanded(tenant.source, 9, 1, Command("cancel", "acme", KEY.hex())))
+    assert tenant.outcome.code == "cancelled"
+    assert tenant.lane.idle
+    controlled(tenant.capacity.watch)
+    assert not tenant.capacity.watch.waiting
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_person_may_decide_about_poison_that_waits_to_be_undone_or_is(tenant: Tenant, apart: bool) -> None:
+    tenant.event(pays)
+    tenant.answer(1)
+    tenant.begin_anew(watching(suspects=[A], poison={A: 1}))
+    tenant.resume()
+    controlled(tenant.capacity.watch)
+    if apart:
+        turns(tenant)
+    tenant.take(Commanded(tenant.source, 9, 1, Command("cancel", "acme", KEY.hex())))
+    turns(tenant)
+    assert tenant.answer(None).kind == "undo"
+    assert tenant.outcome.code == (Reason.POISON if apart else "cancelled")
+    assert not tenant.capacity.watch.waiting
+
+
 def test_the_room_of_a_suspect_whose_slot_is_lost_is_free_and_it_is_still_suspected(tenant: Tenant) -> None:
     tenant.begin_anew(watching(suspects=[A, B]))
     tenant.event(looks, 1)
@@ -322,6 +453,7 @@ def test_the_room_of_a_suspect_whose_slot_is_lost_is_free_and_it_is_still_suspec
     turns(tenant)
     tenant.event(looks, 2)
     tenant.take(Lost(tenant.source.grant))
+    assert tenant.capacity.watch.names.treated == BUSY
     assert not tenant.capacity.watch.waiting
     assert not tenant.capacity.watch.clears([A])
 

@@ -1,4 +1,4 @@
-"""Seeded bugs: sixteen mistakes that a stream processor like this one could have, put into a cell while it starts.
+"""Seeded bugs: seventeen mistakes that a stream processor like this one could have, put into a cell while it starts.
 
 Each replaces one function of the product by one with a mistake; its docstring says the harm. `test_seeded_bugs` plays
 the scene in which the mistake does its harm, and the checker must see it. `MOMENTS` are where a scene has the cell

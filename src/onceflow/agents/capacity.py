@@ -62,10 +62,10 @@ class Capacity:
 
         Suspects of killing the process have their turn when nothing else is in flight. `now_s`: of any steady clock.
         """
-        tenants: list[str] = []
         self.watch.look_at(now_s)
         if self.watch.waiting:
             return [] if self.watch.group or self.in_flight else sorted(self.watch.next_group())
+        tenants = sorted(self.watch.released())
         while self._waiting and self.in_flight < self.runs_per_cell:
             tenant, _ = self._waiting.popitem(last=False)
             self._turns.add(tenant)

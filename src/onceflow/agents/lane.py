@@ -137,7 +137,7 @@ class Lane:
         self._runs: set[Machine] = set()
         self._queue: deque[Arrived] = deque()
         self._watch = capacity.watch
-        self._held: dict[bytes, tuple[Arrived, Mapping[str, Entry]]] = {}  # suspected: they run apart
+        self._held: dict[bytes, Arrived] = {}  # until they may run apart, or others have done so
         self._journals = {} if snapshot is None else _restored(snapshot)
 
     @property
@@ -200,8 +200,8 @@ class Lane:
                 self._journals = {
                     k: journal for k, journal in self._journals.items() if not done(journal.record)
                 }
-        if self._watch.group:
-            self._begin_apart(now_ms, calls, decided)
+        if self._held:
+            self._begin_held(now_ms, calls, decided)
         while self._queue and self._may_begin():
             self._begin(self._queue.popleft(), now_ms, calls, decided)
         self._watch.names.rest()
@@ -290,9 +290,12 @@ class Lane:
         news: Mapping[str, Entry] = NOTHING,
     ) -> None:
         """Let a run begin, or go on; `news`: what its journal has got meanwhile."""
-        if not self._watch.clears((arrived.key,)) and self._stopped(arrived, news, now_ms, calls, decided):
-            return
-        self._watch.names.computing[:] = arrived.key
+        watch = self._watch
+        if watch.waiting or not watch.clears((arrived.key,)):
+            news = self._on_record(arrived, news, decided)
+            if self._stopped(arrived, now_ms, calls, decided):
+                return
+        watch.names.computing[:] = arrived.key
         agent, saved = arrived.agent, arrived.saved
         try:
             data = agent.decode(arrived.incoming.data)
@@ -325,38 +328,44 @@ class Lane:
         if agent.deadline_s is not None:
             due_ms = _ends_by(arrived)
             decided.append(Slept(arrived.key, due_ms))
-            if run.segments and now_ms >= due_ms:
+            if run.segments and now_ms >= due_ms and FAILING not in run.journal:
                 run.record(FAILING, Entry(agent.name, 0, b"", None, _expired(arrived)))
         self._under_way(run, run.begin(event, now_ms), calls, decided)
 
+    def _on_record(
+        self, arrived: Arrived, news: Mapping[str, Entry], decided: list[Decision]
+    ) -> Mapping[str, Entry]:
+        """What a journal has got is on record before its run goes on, which may be later; what is left to record."""
+        saved = arrived.saved
+        if saved is None or not news:
+            return news
+        decided.append(self._written(arrived, Record(None, saved.segments, dict(news), False), None))
+        saved.segments += 1
+        saved.journal = {p: e for p, e in {**saved.journal, **news}.items() if e is not GONE}
+        return NOTHING
+
     def _stopped(
-        self,
-        arrived: Arrived,
-        news: Mapping[str, Entry],
-        now_ms: int,
-        calls: list[StartCall],
-        decided: list[Decision],
+        self, arrived: Arrived, now_ms: int, calls: list[StartCall], decided: list[Decision]
     ) -> bool:
-        """Whether a run does not begin: it is suspected to kill its process, or known to."""
+        """Whether a run does not begin now: it is suspected to kill its process or known to, or waits for such ones."""
         key, saved, deaths = arrived.key, arrived.saved, self._watch.deaths_of(arrived.key)
         if deaths and saved is None:
             self._watch.settle(key)
+            self._journals.pop(key, None)
             self._ended(arrived, RunFailed(Reason.POISON, poison.WHY, ""), decided)
-            return True
-        if self._watch.hold(key, self.tenant):
-            self._held[key] = (arrived, news)
-            return True
-        if deaths > 1 and saved is not None:
+        elif self._watch.hold(key, self.tenant):
+            self._held[key] = arrived
+        elif deaths > 1 and saved is not None:
             run = Machine(arrived.agent, arrived, saved.journal, saved.segments)
             self._under_way(run, run.park(Reason.UNKNOWN_OUTCOME, poison.UNDONE_TOO, now_ms), calls, decided)
-            return True
-        return False
+        else:
+            return False
+        return True
 
-    def _begin_apart(self, now_ms: int, calls: list[StartCall], decided: list[Decision]) -> None:
-        """Let suspects begin whose time it is."""
-        for key in [key for key in self._held if key in self._watch.group]:
-            arrived, news = self._held.pop(key)
-            self._begin(arrived, now_ms, calls, decided, news)
+    def _begin_held(self, now_ms: int, calls: list[StartCall], decided: list[Decision]) -> None:
+        """Let those begin that were held, and need not wait any more."""
+        for key in [key for key in self._held if self._watch.may_go(key)]:
+            self._begin(self._held.pop(key), now_ms, calls, decided)
             if self._awake(key) is None:
                 self._watch.over(key)
 
@@ -625,7 +634,6 @@ class Lane:
     ) -> None:
         source, offset, size, command = given
         key = bytes.fromhex(command.run)
-        self._watch.forgive(key)
         refusal = ""
         if command.action == "discard":
             kept = self._memory.failed(key)
@@ -633,6 +641,9 @@ class Lane:
             decided.append(Noted(self.tenant, *at) if kept is None else self._forgotten(kept, at))
             return
         decided.append(Noted(self.tenant, source, offset, size))
+        if (held := self._held.pop(key, None)) is not None:
+            self._watch.over(key, survived=False)
+            self._queue.append(held)
         if self._sleepers.asleep(key):
             found = self._memory.run(key, source)
             news = (
@@ -641,6 +652,7 @@ class Lane:
             if isinstance(news, str):
                 refusal = news
             elif not isinstance(news, Arrived):
+                self._watch.forgive(key)
                 asks = [place for place, entry in news.items() if self._keys.settled_by_others(place, entry)]
                 for place, entry in news.items():
                     if entry.intent is not None and entry.intent.shared and place not in asks:
@@ -651,6 +663,7 @@ class Lane:
             self._cancel(run, CANCELLED, BY_OPERATOR, now_ms, calls, decided)
         elif command.action == "cancel" and (waiting := [a for a in self._queue if a.key == key]):
             self._queue.remove(waiting[0])
+            self._watch.forgive(key)
             saved = waiting[0].saved
             if saved is None:
                 self._end(waiting[0], RunFailed(CANCELLED, BY_OPERATOR, ""), 0, now_ms, decided)
@@ -691,7 +704,7 @@ class Lane:
         self._keys.lost()
         self._lines = Lines()  # a tenant is at home in one slot: all of it is gone
         self._queue = deque(arrived for arrived in self._queue if arrived.source.grant is not grant)
-        for key in [key for key, (held, _) in self._held.items() if held.source.grant is grant]:
+        for key in [key for key, held in self._held.items() if held.source.grant is grant]:
             del self._held[key]
             self._watch.over(key, survived=False)
 

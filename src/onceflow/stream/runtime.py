@@ -189,7 +189,6 @@ class Runtime:
             sys.excepthook(type(failure), failure, failure.__traceback__)
         self.outbox.close(timeout_s)
         self.executor.close()
-        self.blame_nobody()
         self._grants.close()
         self._seen.close()
         self._ledger.close()
@@ -197,7 +196,7 @@ class Runtime:
 
     def blame_nobody(self) -> None:
         """The process ends for a reason that is no run's."""
-        self.capacity.watch.names.clear()
+        self.capacity.watch.names.close()
 
     def ready(self) -> str | None:
         """Why this cell does not serve events now; None if it does."""
@@ -385,6 +384,7 @@ class Runtime:
         self.capacity.closed = True
         now = time.monotonic()
         if self._stop_by is None:
+            self.blame_nobody()
             grace_s = self._settings.grace.total_seconds()
             self._stop_by = now + grace_s
             log.info("stopping", extra={"runs_in_flight": self.capacity.in_flight, "grace_s": grace_s})

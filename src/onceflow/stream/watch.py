@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from onceflow.agents.poison import BUSY, NAMES_BYTES, SUSPICION_FORMAT, Names, Suspicion, Watch, after_death
+from onceflow.errors import Fault
 
 log = logging.getLogger(__name__)
 
@@ -17,29 +18,37 @@ _SUSPICION = "suspicion"
 
 def open_watch(state: Path) -> Watch:
     """Count the death of the process that was here before, if it has left names; begin with none."""
-    names = Names(_mapped(state / _NAMES))
-    known = _read(state / _SUSPICION)
-    life, found, treated = names.life, names.found(), names.treated
-    if (
-        found or treated != BUSY
-    ) and life != known.life:  # otherwise it was counted, and the process died right after that
-        known = msgspec.structs.replace(after_death(known, found, treated), life=life)
-        _write(state / _SUSPICION, known)
-        if known.suspects:
-            said = {"suspects": len(known.suspects), "poison": len(known.poison), "under_way": len(found)}
-            log.warning(
-                "runs were under way at several deaths of this cell: they wait, and then run apart",
-                extra=said,
-            )
-    names.begin(life + 1)
+    try:
+        names = Names(_mapped(state / _NAMES))
+        known = _counted(names, state / _SUSPICION)
+    except OSError as error:
+        raise Fault(f"{state} cannot be written ({error}); is there room on its disk?") from error
+    names.begin(names.life + 1)
 
     def save(now_known: Suspicion) -> None:
         try:
             _write(state / _SUSPICION, now_known)
-        except OSError as error:  # a full disk: what was cleared is looked at again after the next death
+        except OSError as error:  # what was cleared is looked at again after the next death
             log.warning("what is known of poison could not be written: %s", error)
 
     return Watch(names, known, save)
+
+
+def _counted(names: Names, file: Path) -> Suspicion:
+    """What is known after the death that these names tell of."""
+    known, found, treated = _read(file), names.found(), names.treated
+    nothing = not found and treated == BUSY
+    if nothing or names.life == known.life:  # or it was counted, and the process died right after that
+        return known
+    after = after_death(known, found, treated, computing=names.is_computing)
+    known = msgspec.structs.replace(after, life=names.life)
+    _write(file, known)
+    if known.suspects:
+        said = {"suspects": len(known.suspects), "poison": len(known.poison), "under_way": len(found)}
+        log.warning(
+            "runs were under way at several deaths of this cell: they wait, then run apart", extra=said
+        )
+    return known
 
 
 def _mapped(path: Path) -> memoryview:
