@@ -11,13 +11,13 @@ from onceflow.agents.agent import agent
 from onceflow.agents.call import Call, RetryPolicy
 from onceflow.agents.calls import Completed
 from onceflow.agents.commands import Command
-from onceflow.agents.happenings import Commanded, Due
+from onceflow.agents.happenings import Commanded, Due, Redrive
 from onceflow.agents.run import Run
 from onceflow.agents.tool import tool
 from onceflow.errors import CallFailed, ConfigError, Failed, GiveUp, KeyReused, OutcomeUnknown
 from onceflow.event import Event
 from tests.left_out import replace
-from tests.tenant import NOW, Tenant
+from tests.tenant import KEY, NOW, Tenant
 
 ONCE = RetryPolicy(attempts=1)
 
@@ -39,6 +39,19 @@ async def apologise(call: Call, result: str | None) -> None: ...
 
 @tool(effect="blind", scope="tenant", key_fields=("customer",))
 async def letter(call: Call, customer: str) -> str: ...  # type: ignore[empty-body]
+
+
+@tool(effect="keyed", scope="tenant", key_fields=("customer",), retry=ONCE, on_unknown="compensate")
+async def notify(call: Call, customer: str) -> str: ...  # type: ignore[empty-body]
+
+
+@notify.compensate
+async def withdraw(call: Call, result: str | None) -> None: ...
+
+
+@agent("notifies", on="x")
+async def notifies(run: Run, event: Event) -> str:
+    return await run.call(notify, customer="ann")
 
 
 @agent("greets", on="t")
@@ -69,7 +82,7 @@ async def writes(run: Run, event: Event) -> str:
 
 @pytest.fixture
 def tenant() -> Tenant:
-    return Tenant(greets, greets_and_fails, tells, writes)
+    return Tenant(greets, greets_and_fails, tells, writes, notifies)
 
 
 def outcomes(tenant: Tenant) -> list[Any]:
@@ -172,6 +185,21 @@ def test_what_nobody_else_has_is_undone_and_made_anew_with_the_next_key(tenant: 
     assert [each.kind for each in (made, undone, anew)] == ["call", "undo", "call"]
     assert len({each.call.key for each in (made, undone, anew)}) == 3
     assert outcomes(tenant)[1] == Completed("mail-2")
+
+
+def test_what_a_redrive_made_anew_and_nobody_knows_of_is_undone_with_a_key_of_its_own(tenant: Tenant) -> None:
+    """With the key of the first undoing the target would do nothing, and the effect would stand."""
+    keys_used = []
+    tenant.event(notifies)
+    for letter in ("f.dead-letters/3/17", ""):
+        made = tenant.answer(TimeoutError())
+        undone = tenant.answer(None)
+        keys_used += [made.call.key, undone.call.key]
+        ended = tenant.ended[-1]
+        assert ended.outcome.code == "agent-failed"
+        if letter:
+            tenant.event(notifies, redrive=Redrive(KEY, KEY, letter, ended.segments))
+    assert len(set(keys_used)) == 4
 
 
 # --- How long it is known, and what a person decides ---

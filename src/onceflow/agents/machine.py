@@ -802,7 +802,10 @@ class Machine(msgspec.Struct, eq=False):
         retry = None if known is None else known.retry
         attempt = 1 if known is None or known.intent is None else known.intent.executions + 1
         attempt = attempt if retry is None else retry.executions + 1
-        key = undo_key(call.key) if known is None or known.intent is None else known.intent.key
+        of = (
+            call.key if entry.intent is None else entry.intent.key
+        )  # of a shared call: as it was made this time
+        key = undo_key(of) if known is None or known.intent is None else known.intent.key
         call = msgspec.structs.replace(call, key=key, attempt=attempt)
         result = None if entry.result is None else tool.decode_result(entry.result)
         if result is None and entry.intent is not None:  # it may still be on its way, or at work
