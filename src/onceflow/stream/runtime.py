@@ -61,7 +61,7 @@ REVOKE_S = 4.0  # how long a revoke may wait for what is pending to be committed
 REJOIN_S = 10.0  # a member that lost its session is back in its group within seconds
 _IDLE_WAIT_S = 0.004
 _FLUSH_STEP_S = 0.5
-_IDLE_LANES = 2_000
+_IDLE_LANES = 16_000  # of some 2.6 KB
 
 
 class Runtime:
