@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.crash.cells import ROOT
-from tests.crash.points import AFTER, ALL, BEFORE, Point, environment, find, install
+from tests.crash.effects import World
+from tests.crash.points import AFTER, ALL, BEFORE, POINTS, Point, environment, find, install
 from tests.crash.scene import Scene
-from tests.crash.sweep import EVENTS_PER_S, MODES_OF, Sweep, plan, rotation
+from tests.crash.sweep import EVENTS_PER_S, MODES_OF, Kill, Sweep, plan, rotation
 
 PARTS = 5  # scenes, so that two workers share them evenly
 PASSES = """
@@ -64,3 +65,14 @@ def test_a_cell_that_dies_at_any_point_loses_and_doubles_nothing(scene: Scene, p
     seed = 100 + part
     scene.seed(seed, events_per_s=EVENTS_PER_S)
     Sweep(scene).run(rotation(ALL[part::PARTS], seed))
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("name", ["slot revoked", "slot revoked, flushed"])
+def test_a_cell_that_stands_still_while_it_gives_slots_away_changes_nothing_when_it_goes_on(
+    scene: Scene, tmp_path: Path, name: str
+) -> None:
+    """When it goes on it is another member of its group, and what it holds is of the one that it was."""
+    scene.seed(20, events_per_s=EVENTS_PER_S)
+    kills = [Kill(POINTS[name], "zombie", 1)] * 2
+    Sweep(scene, world=World(tmp_path)).run(kills)

@@ -54,6 +54,7 @@ class Cell:
         self.inputs: dict[Partition, Input] = {}
         self._inbox = Names.of(flow).inbox
         self._grants: dict[int, Grant] = {}
+        self._members: dict[Grant, str | None] = {}  # which member of the group each was given to
         self._granted, self._revoking, self._lost = granted, revoking, lost
         self._away = _AwayLines(settings.kafka.bootstrap_servers)
         self.lost_at: float | None = None  # since when the group's session is lost; None: it isn't
@@ -85,8 +86,20 @@ class Cell:
         now = time.monotonic()
         if self._pair is None or now >= self._pair_until:
             self._pair_until = now + _PAIR_S
-            self._pair = Pair(self._consumer.consumer_group_metadata(), frozenset(self._grants.values()))
+            self._pair = self._taken_now()
         return self._pair
+
+    def _taken_now(self) -> Pair:
+        """Group metadata, and the grants that were given to the member that it names.
+
+        A member that stood still for longer than its session is another one once it has joined again, and the client
+        speaks for that before it says that the old one's grants are gone: others have worked on them meanwhile.
+        """
+        member = self._consumer.memberid()
+        metadata = self._consumer.consumer_group_metadata()
+        if self._consumer.memberid() != member:
+            return Pair(metadata, frozenset())
+        return Pair(metadata, frozenset(g for g in self._grants.values() if self._members[g] == member))
 
     def read(self, inputs: Iterable[Input]) -> bool:
         """Begin to read inputs of a settled grant, each at its `next_offset`; False: try again after a poll."""
@@ -175,12 +188,13 @@ class Cell:
         consumer.pause([TopicPartition(p.topic, p.partition) for p in partitions])
         grants = [Grant(p.partition) for p in partitions]
         self._grants |= {grant.slot: grant for grant in grants}
+        self._members |= dict.fromkeys(grants, consumer.memberid())
         self._pair = None
         log.info("slots assigned", extra={"slots": len(grants), "owned": len(self._grants)})
         self._granted(grants)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._revoking(Pair(consumer.consumer_group_metadata(), frozenset(self._grants.values())))
+        self._revoking(self._taken_now())
         self._give_up(consumer, partitions, "revoked")
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -192,6 +206,7 @@ class Cell:
         self._pair = None
         for grant in gone:
             grant.live = False
+            del self._members[grant]
         ended = [input for input in self.inputs.values() if not input.grant.live]
         for input in ended:
             del self.inputs[input.topic, input.partition]
