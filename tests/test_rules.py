@@ -13,10 +13,9 @@ from onceflow import Call, Event, Failed, OutcomeUnknown, RetryPolicy, Run, agen
 from onceflow.agents import anew, calls, keys, machine, shared
 from onceflow.agents.calls import Next
 from onceflow.agents.journal import CALL_FAILED, Entry
-from onceflow.agents.lane import Lane
 from onceflow.agents.machine import Machine
 from onceflow.testing import Reply, crash_everywhere, event
-from tests.left_out import replace
+from tests.left_out import forget_segments, replace
 
 ORDER = event("order.placed", {"order": "A-1"})
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -149,15 +148,7 @@ def a_time_out_means_that_it_did_not_happen(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_run_that_ended_stays_in_the_ledger(patch: pytest.MonkeyPatch) -> None:
-    end = Lane._end
-    replace(
-        patch,
-        Lane,
-        "_end",
-        lambda self, arrived, outcome, segments, now_ms, decided: end(
-            self, arrived, outcome, 0, now_ms, decided
-        ),
-    )
+    forget_segments(patch)
 
 
 def a_key_that_is_held_is_free(patch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from onceflow.agents.journal import CALL_FAILED, Entry
 from onceflow.agents.lane import Lane
 from onceflow.agents.machine import Machine
 from onceflow.agents.tool import Tool
-from tests.left_out import replace
+from tests.left_out import forget_segments, replace
 from tests.runs.explore import Schedule, played
 from tests.runs.world import Cell
 
@@ -196,15 +196,7 @@ def a_tenants_result_is_nobodys(patch: pytest.MonkeyPatch) -> None:
 
 def the_first_segment_ends_the_record_too_early(patch: pytest.MonkeyPatch) -> None:
     """A run that failed is forgotten when its dead letter is written."""
-    end = Lane._end
-    replace(
-        patch,
-        Lane,
-        "_end",
-        lambda self, arrived, outcome, segments, now_ms, decided: end(
-            self, arrived, outcome, 0, now_ms, decided
-        ),
-    )
+    forget_segments(patch)
 
 
 def results_of_another_version(patch: pytest.MonkeyPatch) -> None:
