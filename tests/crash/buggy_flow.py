@@ -4,14 +4,15 @@
 answers with the version of the agent (CRASH_VERSION); the completion's data is that answer.
 """
 
-import asyncio
 import os
+from pathlib import Path
 
 from msgspec import Raw
 
 from onceflow import Event, Run, agent, dataflow, tool
 from tests.crash import bugs
 from tests.crash.load import TYPE
+from tests.waiting import until
 
 bugs.install_from_environment()
 
@@ -26,8 +27,7 @@ async def ask() -> int:
 
 @tool(effect="read")
 async def wait_for_gate() -> None:
-    while not os.path.exists(os.environ["CRASH_GATE"]):  # noqa: ASYNC110, ASYNC240, PTH110 (another process makes it)
-        await asyncio.sleep(0.02)
+    await until(Path(os.environ["CRASH_GATE"]).exists)
 
 
 @agent("echo", on=TYPE, version=VERSION)

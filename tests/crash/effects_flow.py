@@ -3,7 +3,6 @@
 CRASH_GATE: a file; while it is missing, no ship answers.
 """
 
-import asyncio
 import os
 import secrets
 from pathlib import Path
@@ -12,6 +11,7 @@ from onceflow import Call, Event, Failed, OutcomeUnknown, Run, agent, dataflow, 
 from tests.crash import points
 from tests.crash.load import FAILING, TYPE
 from tests.crash.world import do
+from tests.waiting import until
 
 UNKNOWN = "unknown"
 GATE = Path(os.environ.get("CRASH_GATE", "/"))
@@ -46,8 +46,7 @@ async def refund(call: Call, result: str | None) -> None:
 @tool(effect="blind", on_unknown="fail")
 async def ship(call: Call, order: str) -> str:
     answer = do("ship", order)
-    while not os.path.exists(GATE):  # noqa: ASYNC110, ASYNC240, PTH110 (another process makes it: no event tells)
-        await asyncio.sleep(0.02)
+    await until(GATE.exists)
     return answer
 
 

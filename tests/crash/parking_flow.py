@@ -3,15 +3,16 @@
 CRASH_GATE: a file; while it is missing, no ship answers.
 """
 
-import asyncio
 import os
+from pathlib import Path
 
 from onceflow import Call, CallFailed, Event, Run, agent, dataflow, tool
 from tests.crash import points
 from tests.crash.load import TYPE
 from tests.crash.world import do
+from tests.waiting import until
 
-GATE = os.environ["CRASH_GATE"]
+GATE = Path(os.environ["CRASH_GATE"])
 
 
 @tool(effect="keyed")
@@ -27,8 +28,7 @@ async def release(call: Call, result: str | None) -> None:
 @tool(effect="blind")
 async def ship(call: Call, order: str) -> str:
     answer = do("ship", order)
-    while not os.path.exists(GATE):  # noqa: ASYNC110, ASYNC240, PTH110 (another process makes it: no event tells)
-        await asyncio.sleep(0.02)
+    await until(GATE.exists)
     return answer
 
 

@@ -13,6 +13,7 @@ from onceflow import Call, Event, Run, agent, dataflow, tool
 from onceflow.agents import poison
 from tests.crash.load import TYPE
 from tests.crash.world import WORLD, do
+from tests.waiting import until
 
 CALL_S = 0.2
 
@@ -24,8 +25,7 @@ def die() -> None:
 @tool(effect="read")
 async def take_time() -> None:
     await asyncio.sleep(CALL_S)  # sleeps: so that calls are under way when the process dies
-    while (WORLD / "closed").exists():  # noqa: ASYNC110 (another process removes it: no event tells)
-        await asyncio.sleep(0.02)
+    await until(lambda: not (WORLD / "closed").exists())
 
 
 @tool(effect="read")

@@ -4,7 +4,6 @@ CRASH_NOTES: a file to which each call appends a line `<tool> <run> <number>`, w
 CRASH_GATE: a file; while it is missing, the last call of each run does not answer.
 """
 
-import asyncio
 import os
 import secrets
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from onceflow import Call, Event, Run, agent, dataflow, tool
 from tests.crash import points
 from tests.crash.load import TYPE
+from tests.waiting import until
 
 NOTES, GATE = Path(os.environ["CRASH_NOTES"]), Path(os.environ["CRASH_GATE"])
 
@@ -38,8 +38,7 @@ async def ask_model(call: Call, seen: str) -> str:
 @tool(effect="read")
 async def check(call: Call, answer: str) -> str:
     number = note(call, "check")
-    while not os.path.exists(GATE):  # noqa: ASYNC110, ASYNC240, PTH110 (another process makes it: no event tells)
-        await asyncio.sleep(0.02)
+    await until(GATE.exists)
     return number
 
 
