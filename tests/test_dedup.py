@@ -18,7 +18,7 @@ from onceflow.stream.topics import Names
 
 FIRST, DUPLICATE, CONFLICT = Verdict.FIRST, Verdict.DUPLICATE, Verdict.CONFLICT
 NAMES = Names.of("flow")
-SOURCE = Input("events", 3, Grant(3), topic_id="id")
+SOURCE = Input("events", 3, Grant(home_slot("acme", 16)), topic_id="id")
 
 
 @agent("takes", on="t")
@@ -55,7 +55,7 @@ def dedup(judge: Judge, *, conflict: str = "distinct") -> tuple[Dedup, dict[Verd
     metrics: Any = SimpleNamespace(events=counters)
     letters = Letters("flow", NAMES, dict.fromkeys(NAMES, 1_000_000), 100_000)
     settings = Settings(conflict=conflict)  # type: ignore[arg-type]
-    return Dedup(judge, letters, metrics, 16, settings), counters  # type: ignore[arg-type]
+    return Dedup(judge, letters, metrics, settings), counters  # type: ignore[arg-type]
 
 
 def incoming(number: int, tenant: str = "acme") -> Incoming:

@@ -1,5 +1,6 @@
 """A lane: bounds and turns, what a lost grant takes with it, and journals over a restart."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,12 +8,14 @@ import msgspec
 import pytest
 
 from onceflow.agents.agent import Agent, agent
+from onceflow.agents.at_once import begin_without_lane
 from onceflow.agents.calls import Completed, Returned, RunFailed, StartCall
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.happenings import Arrivals, Arrived, Ended, Happening, Lost, Settled, Turn
 from onceflow.agents.lane import SNAPSHOT_FORMAT, Lane, snapshot_tenant, utc_text
 from onceflow.agents.loop import Answered
-from onceflow.agents.machine import Machine
+from onceflow.agents.machine import Machine, no_flags
+from onceflow.agents.poison import NAMES_BYTES, Names, Suspicion, Watch
 from onceflow.agents.run import Run
 from onceflow.agents.tool import tool
 from onceflow.event import Event, Incoming
@@ -124,40 +127,59 @@ async def odd_asks(run: Run, event: Event[int]) -> str:
     return await run.call(fetch, name="odd") if number % 2 else f"even {number}"
 
 
-def test_runs_that_end_at_once_are_one_decision_and_take_no_room() -> None:
+Give = Callable[..., list[Any]]
+
+
+def first_without_a_lane(lane: Lane, *happenings: Happening) -> list[Any]:
+    """As `take`, but runs begin without a lane as far as they can; the lane gets what is left."""
+    decided: list[Any] = []
+    left = begin_without_lane(lane.tenant, happenings, lane._capacity, no_flags, NOW, decided)
+    return decided + (lane.take(left, NOW) if left else [])
+
+
+@pytest.fixture(params=[take, first_without_a_lane], ids=["in a lane", "first without one"])
+def give(request: pytest.FixtureRequest) -> Give:
+    """How a lane that is idle gets events: what comes of them is the same."""
+    found: Give = request.param
+    return found
+
+
+def test_runs_that_end_at_once_are_one_decision_and_take_no_room(give: Give) -> None:
     world = World(runs_per_cell=1)
     lane = world.lane()
-    (ended,) = take(lane, world.events(0, 2, 4, by=odd_asks))
+    (ended,) = give(lane, world.events(0, 2, 4, by=odd_asks))
     assert (ended.arrivals.offsets, ended.values) == ([0, 2, 4], ["even 0", "even 2", "even 4"])
     assert (lane.idle, world.capacity.in_flight) == (True, 0)
 
 
-def test_those_that_do_not_end_at_once_go_on_like_any_other() -> None:
+def test_those_that_do_not_end_at_once_go_on_like_any_other(give: Give) -> None:
     world = World()
     lane = world.lane()
-    (ended,) = take(lane, world.events(0, 1, 2, 3, by=odd_asks))
+    (ended,) = give(lane, world.events(0, 1, 2, 3, by=odd_asks))
     assert (ended.arrivals.offsets, ended.values) == ([0, 2], ["even 0", "even 2"])
     assert (world.offsets_begun(), world.capacity.in_flight) == ([1, 3], 2)
     assert ended_at(take(lane, world.answer(), world.answer())) == [1, 3]
     assert (lane.idle, world.capacity.in_flight) == (True, 0)
 
 
-def test_of_events_read_together_no_more_begin_than_may_and_the_others_wait_in_their_order() -> None:
+def test_of_events_read_together_no_more_begin_than_may_and_the_others_wait_in_their_order(
+    give: Give,
+) -> None:
     world = World(runs_per_lane=2)
     lane = world.lane()
-    (ended,) = take(lane, world.events(1, 2, 3, 4, 5, 6, by=odd_asks))
+    (ended,) = give(lane, world.events(1, 2, 3, 4, 5, 6, by=odd_asks))
     assert (ended.values, world.offsets_begun(), lane.waiting) == (["even 2"], [1, 3], 3)
     first, second = take(lane, world.answer())
     assert ended_at([first, second]) == [1, 4]
     assert (world.offsets_begun(), lane.waiting) == ([3, 5], 1)
 
 
-def test_of_events_read_together_one_with_data_that_the_agent_cannot_take_fails_alone() -> None:
+def test_of_events_read_together_one_with_data_that_the_agent_cannot_take_fails_alone(give: Give) -> None:
     world = World()
     lane = world.lane()
     together = world.events(0, 2, 4, by=odd_asks)
     together.incomings[1] = world.event(2, data=b'"text"').incoming
-    failed, ended = take(lane, together)
+    failed, ended = give(lane, together)
     assert (failed.arrived.offset, failed.outcome.code) == (2, "invalid-data")
     assert ended.arrivals.offsets == [0, 4]
 
@@ -173,12 +195,42 @@ def test_an_event_read_together_with_others_goes_on_with_the_journal_that_is_rem
     assert [(call.run.token.offset, call.place) for call in later.started] == [(7, "1"), (8, "0")]
 
 
-def test_events_of_a_slot_that_is_lost_do_not_begin() -> None:
+def test_events_of_a_slot_that_is_lost_do_not_begin(give: Give) -> None:
     world = World()
     together = world.events(0, 1, by=odd_asks)
     world.grant.live = False
-    assert take(world.lane(), together) == []
+    assert give(world.lane(), together) == []
     assert world.started == []
+
+
+def test_runs_that_end_at_once_leave_nothing_for_a_lane() -> None:
+    world = World(runs_per_cell=1)
+    decided: list[Any] = []
+    both = [world.events(0, 2, by=odd_asks), world.events(4, by=odd_asks)]
+    assert not begin_without_lane("acme", both, world.capacity, no_flags, NOW, decided)
+    assert [ended.arrivals.offsets for ended in decided] == [[0, 2], [4]]
+    assert not world.capacity.watch.names.is_computing
+
+
+def test_what_comes_after_a_run_that_goes_on_is_for_the_lane() -> None:
+    world = World()
+    decided: list[Any] = []
+    three = [world.events(0, by=odd_asks), world.events(2, 3, 4, by=odd_asks), world.event(6)]
+    beginning, event = begin_without_lane("acme", three, world.capacity, no_flags, NOW, decided)
+    assert [ended.arrivals.offsets for ended in decided] == [[0]]
+    (ended,) = world.lane().take([beginning, event], NOW)
+    assert ended.arrivals.offsets == [2, 4]
+    assert world.offsets_begun() == [3, 6]
+
+
+def test_no_run_begins_without_a_lane_that_is_suspected_to_be_poison() -> None:
+    world = World()
+    together = world.events(0, 2, by=odd_asks)
+    known = Suspicion(suspects=[together.keys[1]])
+    world.capacity.watch = Watch(Names(memoryview(bytearray(NAMES_BYTES))), known, lambda _: None)
+    decided: list[Any] = []
+    assert begin_without_lane("acme", [together], world.capacity, no_flags, NOW, decided) == [together]
+    assert decided == []
 
 
 # --- Bounds and turns ---

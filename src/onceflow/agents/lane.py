@@ -18,6 +18,7 @@ import msgspec
 
 from onceflow.agents import poison
 from onceflow.agents.anew import redriven
+from onceflow.agents.at_once import Beginning
 from onceflow.agents.calls import (
     Asleep,
     Completed,
@@ -41,7 +42,6 @@ from onceflow.agents.happenings import (
     Decision,
     Due,
     Ended,
-    EndedAtOnce,
     Happening,
     Looked,
     Lost,
@@ -156,14 +156,19 @@ class Lane:
         waiting = self._queue or self._held or self._lines.held
         return not (self._runs or waiting or self._journals or self._sleepers)
 
-    def take(self, happenings: Iterable[Happening], now_ms: int) -> list[Decision]:
+    def take(self, happenings: Iterable[Happening | Beginning], now_ms: int) -> list[Decision]:
         """Work on what happened; return what was decided: runs that ended, and what is to be written of others."""
         decided: list[Decision] = []
         calls: list[StartCall] = []
         for happening in happenings:
             if type(happening) is Arrivals:
                 if happening.source.grant.live:
-                    self._begin_all(happening, now_ms, calls, decided)
+                    beginning = Beginning(happening, self._watch.names.computing, self._flags)
+                    if self._clears(happening.keys):
+                        beginning.go_on(now_ms, decided)
+                    self._begin_all(beginning, now_ms, calls, decided)
+            elif type(happening) is Beginning:
+                self._begin_all(happening, now_ms, calls, decided)
             elif type(happening) is Answered:
                 run = happening.run
                 if run in self._runs and run.token.source.grant.live:
@@ -241,42 +246,23 @@ class Lane:
         else:
             self._begin(arrived, now_ms, calls, decided)
 
-    def _begin_all(
-        self, arrivals: Arrivals, now_ms: int, calls: list[StartCall], decided: list[Decision]
-    ) -> None:
-        """Let the runs of these events begin; those that end at once are one decision."""
-        agent, keys = arrivals.agent, arrivals.keys
-        others: list[int] = []  # whose runs did not end at once
-        values: list[Any] = []
-        free = not (self._journals or self._queue) and self._watch.clears(keys) and self._may_begin()
-        computing = self._watch.names.computing
-        for index, incoming in enumerate(arrivals.incomings):
-            if not free:
-                others.append(index)
-                self._arrived(arrivals.one(index), now_ms, calls, decided)
-                continue
-            computing[:] = keys[index]
-            try:
-                data = agent.decode(incoming.data)
-            except InvalidData as error:
-                others.append(index)
-                self._ended(arrivals.one(index), failure(error), decided)
-                continue
-            event = Event(incoming, keys[index].hex(), data)
-            begun = begin(agent, event, self._machine_of, arrivals, index, now_ms)
-            if isinstance(begun, Completed):
-                values.append(begun.value)
-            else:
-                others.append(index)
-                self._under_way(*begun, calls, decided)
-                free = not self._queue and self._may_begin()
-        if values:
-            if others:
-                arrivals.take_out(others)
-            decided.append(EndedAtOnce(arrivals, values))
+    def _clears(self, keys: Iterable[bytes]) -> bool:
+        """Whether runs may begin, and as long as they end at once, nothing is to be known of them."""
+        return not (self._journals or self._queue) and self._watch.clears(keys) and self._may_begin()
 
-    def _machine_of(self, event: Event[Any], arrivals: Arrivals, index: int, now_ms: int) -> Machine:
-        return self._machine(event, arrivals.one(index), now_ms)
+    def _begin_all(
+        self, beginning: Beginning, now_ms: int, calls: list[StartCall], decided: list[Decision]
+    ) -> None:
+        """Let the runs of events that came together begin, as far as they have not."""
+        while beginning.goes_on is not None:
+            run, effects = beginning.goes_on
+            self._under_way(run, effects, calls, decided)
+            if self._queue or not self._may_begin():
+                break
+            beginning.go_on(now_ms, decided)
+        for arrived in beginning.rest():
+            self._arrived(arrived, now_ms, calls, decided)
+        decided += beginning.ended()
 
     def _machine(self, event: Event[Any], arrived: Arrived, now_ms: int) -> Machine:
         return Machine(arrived.agent, arrived, root=event.key, flags=self._flags, now_ms=now_ms)

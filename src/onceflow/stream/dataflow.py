@@ -38,9 +38,8 @@ def build(name: str, runtime: Runtime) -> Dataflow:
     flow = Dataflow(name)
     batches = op.input("inlet", flow, _Inlet(runtime))
     judged = op.flat_map_batch("dedup", batches, runtime.judge)
-    split = op.branch("ended_already", judged, _is_ended)
-    ended = op.stateful_batch("run_agents", split.falses, lambda snapshot: _LaneLogic(runtime, snapshot))
-    op.output("outlet", op.merge("ends", split.trues, ended), _Outlet(runtime))
+    ended = op.stateful_batch("run_agents", judged, lambda snapshot: _LaneLogic(runtime, snapshot))
+    op.output("outlet", ended, _Outlet(runtime))
     return flow
 
 
@@ -129,10 +128,6 @@ def before_bytewax_runs(work: Callable[[Dataflow, Arguments], None]) -> None:
     main.cli_main = cli_main
 
 
-def _is_ended(item: Item) -> bool:
-    return type(item[1]) is Ends
-
-
 class _Inlet(FixedPartitionedSource[Item, None]):
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -157,21 +152,20 @@ class _InletPartition(StatefulSourcePartition[Item, None]):
 
 
 class _LaneLogic(StatefulBatchLogic[Work | Ends, Ends, bytes | None]):
-    """A lane as Bytewax keeps it: made when its tenant's first batch comes, discarded when it is idle."""
+    """A lane as Bytewax keeps it: made when one of its tenant's runs needs it, discarded when it is idle.
+
+    What ended before it came to a lane passes through, under a key that is no tenant's.
+    """
 
     def __init__(self, runtime: Runtime, snapshot: bytes | None) -> None:
         self._runtime = runtime
         self._lane: Lane | None = None if snapshot is None else runtime.restored(snapshot)
 
     def on_batch(self, values: list[Work | Ends]) -> tuple[Iterable[Ends], bool]:
-        batches = [value for value in values if type(value) is Work]
-        if self._lane is None:
-            self._lane = self._runtime.lane(batches[0].tenant)
-        ends = self._runtime.work(self._lane, batches)
-        idle = self._lane.idle
-        if idle:
-            self._runtime.discard(self._lane)
-        return ([ends] if ends else [], idle)
+        if type(values[0]) is Ends:
+            return (values, True)  # type: ignore[return-value]  # all of them are
+        ends, self._lane = self._runtime.work(self._lane, values)  # type: ignore[arg-type]
+        return ([ends] if ends else [], self._lane is None)
 
     def on_notify(self) -> tuple[Iterable[Ends], bool]:
         return ([], False)

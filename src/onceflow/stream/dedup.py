@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from onceflow.agents.happenings import Arrivals, Arrived, Happening
 from onceflow.config import Dedup as Settings
-from onceflow.event import home_slot, idempotency_key, idempotency_keys
+from onceflow.event import idempotency_key, idempotency_keys
 from onceflow.state.seen import Judge, Verdict, identity_key, seen_key, tenant_prefix
 from onceflow.stream.content import Ends, Finished, Work
 from onceflow.stream.letters import Letters, identity_of
@@ -23,11 +23,8 @@ class _Named(NamedTuple):
 class Dedup:
     """See above. Worker's thread only."""
 
-    def __init__(
-        self, judge: Judge, letters: Letters, metrics: Metrics, slots: int, settings: Settings
-    ) -> None:
+    def __init__(self, judge: Judge, letters: Letters, metrics: Metrics, settings: Settings) -> None:
         self._judge, self._letters, self._counters = judge, letters, metrics.events
-        self._slots = slots
         self._content = settings.content
         self._rejects = settings.conflict == "reject"
 
@@ -44,18 +41,17 @@ class Dedup:
                 ends += batch
                 continue
             assert type(batch) is Work
-            prefix = tenant_prefix(home_slot(tenant, self._slots), tenant)
             for happening in batch.happenings:
                 if type(happening) is Arrivals:
                     if happening.source.grant.live:
-                        self._name_all(happening, prefix)
+                        self._name_all(happening, tenant_prefix(happening.source.grant.slot, tenant))
                         named.append(_Named(tenant, happening, len(happening)))
                         runs += happening.seen
                         times_ms += happening.times_ms
                         identities += happening.identities
                 elif type(happening) is Arrived:
                     if happening.source.grant.live:
-                        self._name(happening, prefix)
+                        self._name(happening, tenant_prefix(happening.source.grant.slot, tenant))
                         named.append(_Named(tenant, happening, 1))
                         runs.append(happening.seen)
                         # A redrive is compared with all that the view knows: asked for twice, it is done once.

@@ -8,16 +8,18 @@ doorbell.
 import logging
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
 from onceflow.agents.agent import Routes
+from onceflow.agents.at_once import Beginning, begin_without_lane
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.executor import Executor
 from onceflow.agents.gates import allowance_of
 from onceflow.agents.happenings import (
     Barrier,
+    Decision,
     Due,
     Ended,
     EndedAtOnce,
@@ -61,7 +63,6 @@ REVOKE_S = 4.0  # how long a revoke may wait for what is pending to be committed
 REJOIN_S = 10.0  # a member that lost its session is back in its group within seconds
 _IDLE_WAIT_S = 0.004
 _FLUSH_STEP_S = 0.5
-_IDLE_LANES = 16_000  # of some 2.6 KB
 
 
 class Runtime:
@@ -122,7 +123,7 @@ class Runtime:
             self._records, self._routes, self._judge, slots, self._inbox_of, with_identity=self._rejects
         )
         self._letters = Letters(self.flow, names, limits.sizes, settings.limits.value_bytes)
-        self._dedup = Dedup(self._judge, self._letters, self._metrics, slots, settings.dedup)
+        self._dedup = Dedup(self._judge, self._letters, self._metrics, settings.dedup)
         fatal = FatalError()
         producer = begin_producer(
             settings,
@@ -272,32 +273,47 @@ class Runtime:
         tenant = snapshot_tenant(snapshot)
         return None if tenant is None else self.lane(tenant, snapshot)
 
-    def work(self, lane: Lane, batches: Iterable[Work]) -> Ends:
-        """Let a lane work on what happened; return the ends of its runs."""
-        now_ms = int(time.time() * 1000)
+    def work(self, lane: Lane | None, batches: Sequence[Work]) -> tuple[Ends, Lane | None]:
+        """Let a lane work on what happened; the ends of its tenant's runs, and the lane, if there is (still) one."""
+        tenant, now_ms = batches[0].tenant, int(time.time() * 1000)
         happenings = [happening for batch in batches for happening in batch.happenings]
+        decisions: list[Decision] = []
+        left: Sequence[Happening | Beginning] = happenings
+        if lane is None:
+            left = begin_without_lane(tenant, happenings, self.capacity, self._flags, now_ms, decisions)
+        if left:
+            lane = lane or self.lane(tenant)
+            decisions += lane.take(left, now_ms)
+        ends = self._ends(tenant, decisions, now_ms)
+        if lane is not None and lane.idle:
+            del self.lanes[tenant]
+            lane = None
+        return ends, lane
+
+    def _ends(self, tenant: str, decisions: Iterable[Decision], now_ms: int) -> Ends:
+        """What is to be committed of what was decided; the rest is seen to."""
         letters, ends = self._letters, Ends()
-        decisions = lane.take(happenings, now_ms)
-        inbox = self._inbox(
-            lane.tenant
-        )  # None: the slot is lost: its next owner goes on with what is committed
         for decision in decisions:
             if isinstance(decision, EndedAtOnce):
                 ends.extend(letters.completions(decision, now_ms))
-            elif isinstance(decision, Ended) and not decision.segments:
+                continue
+            if isinstance(decision, Ended) and not decision.segments:
                 ends.append(letters.completion(decision, now_ms))
-            elif isinstance(decision, Slept):
+                continue
+            # None: the slot is lost; its next owner goes on with what is committed.
+            inbox = self._inbox(tenant)
+            if isinstance(decision, Slept):
                 if decision.due_ms:
-                    self._open_runs.plan(lane.tenant, Due(decision.key), decision.due_ms)
+                    self._open_runs.plan(tenant, Due(decision.key), decision.due_ms)
             elif isinstance(decision, Looked):  # by then the ledger's records of this batch are known
-                self._direct.setdefault(lane.tenant, []).append(decision)
+                self._direct.setdefault(tenant, []).append(decision)
             elif inbox is None:
                 continue
             elif isinstance(decision, Noted):
                 ends.append(letters.noted(decision, inbox))
                 if decision.keep_until_ms:
                     due = Due(b"", decision.records[0][0])
-                    self._open_runs.plan(lane.tenant, due, decision.keep_until_ms)
+                    self._open_runs.plan(tenant, due, decision.keep_until_ms)
             elif decision.arrived.source.grant is not inbox.grant:
                 continue
             elif isinstance(decision, Written):
@@ -305,14 +321,9 @@ class Runtime:
             else:
                 ends.append(letters.completion(decision, now_ms, inbox))
                 if decision.kept is not None:
-                    due = Due(b"", run_prefix(lane.tenant, decision.arrived.key))
-                    self._open_runs.plan(lane.tenant, due, now_ms + FAILED_KEPT_MS)
+                    due = Due(b"", run_prefix(tenant, decision.arrived.key))
+                    self._open_runs.plan(tenant, due, now_ms + FAILED_KEPT_MS)
         return ends
-
-    def discard(self, lane: Lane) -> None:
-        """Bytewax forgets a lane that is idle; so do we, but for some: their tenants' next events come soon."""
-        if len(self.lanes) > _IDLE_LANES:
-            del self.lanes[lane.tenant]
 
     # --- within ---
 
