@@ -555,7 +555,6 @@ def idempotency_keys(events: Iterable[Incoming], content: str) -> list[bytes]:
     return keys
 
 
-@lru_cache(maxsize=16_384)
 def _fields(tenant: str, source: str) -> bytes:
     """f(tenant) f(source), which many events have in common."""
     a, b = tenant.encode(), source.encode()

@@ -20,7 +20,6 @@ only.
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
-from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -57,7 +56,6 @@ class Completed(NamedTuple):
     identities: list[tuple[bytes, bytes]]  # as `identity_key` makes them, and whose: a run as in `runs`
 
 
-@lru_cache(maxsize=16_384)
 def tenant_prefix(slot: int, tenant: str) -> bytes:
     """All keys of a tenant begin so."""
     return slot.to_bytes(2, "big") + tenant.encode() + b"\0"
