@@ -43,9 +43,9 @@ def run(
             arrivals.start()
             steady.start()
             wait_until(lambda: arrivals.found, "the cell's first completion", START_S, process)
-            _wait(here, "warming up", warm_up, process)
+            rest(here, "warming up", warm_up, process)
             first = steady.next
-            _wait(here, f"{events_per_s} events/s", seconds, process)
+            rest(here, f"{events_per_s} events/s", seconds, process)
             after = steady.next
             steady.stop()
             wait_until(
@@ -92,7 +92,8 @@ def quantile(ordered: list[float], share: float) -> float:
     return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
 
 
-def _wait(here: Bench, what: str, seconds: int, process: Process) -> None:
+def rest(here: Bench, what: str, seconds: int, process: Process) -> None:
+    """Let so many seconds pass, while the process runs."""
     with here.advancing(what, seconds) as advance:
         for _ in range(seconds):
             time.sleep(1)

@@ -14,7 +14,7 @@ import msgspec
 from benchmarks import outside
 from benchmarks.bench import Bench, bench
 from benchmarks.cell import FLOWS, Cell, Flow, make_topics
-from benchmarks.latency import quantile
+from benchmarks.latency import quantile, rest
 from benchmarks.load import Load, Numbers, Steady
 from benchmarks.peers.crash import Crashed, crash
 from benchmarks.report import Figure, Report, at_least, at_most
@@ -32,6 +32,7 @@ RUNS_PER_S, CALLS_PER_S = 20_000, 36_000
 STEP_MS = {0.5: 8, 0.99: 30}
 GO_ON_S = 5
 CHAINS_PER_S = 2  # runs of 20 steps
+WARM_UP_S = 10
 
 
 def run(servers: str | None, *, runs: int, rounds: int, seconds: int, open_runs: int) -> Report:
@@ -84,7 +85,7 @@ def runs_of(
 
 
 def _alone(here: Bench, seconds: int) -> list[float]:
-    """Milliseconds from one call of a run to its next one, nothing else going on."""
+    """Milliseconds from one call of a run to its next one, nothing else going on, once the cell is warm."""
     topic = here.topic("alone", PARTITIONS)
     read = Events(shared=(topic,), tenant_prefix="")
     completions = make_topics(here, CHAIN, read)
@@ -93,26 +94,24 @@ def _alone(here: Bench, seconds: int) -> list[float]:
     steady = Steady(here.kafka.servers, Load(TENANTS), topic, 0, CHAINS_PER_S)
     try:
         steady.start()
-        with here.advancing("one step alone", seconds) as advance:
-            for _ in range(seconds):
-                time.sleep(1)
-                process.must_run()
-                advance(1)
+        rest(here, "warming up", WARM_UP_S, process)
+        warm_ns = time.time_ns()
+        rest(here, "one step alone", seconds, process)
         steady.stop()
         wait_until(lambda: watch.end() >= len(steady.sent_at), "all runs are done", 30, process)
     finally:
         steady.stop()
         process.end()
-    return [took for value in watch.values() for took in _between(value)]
+    return [took for value in watch.values() for took in _between(value, warm_ns)]
 
 
 class _Done(msgspec.Struct):
     data: list[int]
 
 
-def _between(completion: bytes) -> Iterable[float]:
+def _between(completion: bytes, from_ns: int) -> Iterable[float]:
     at = msgspec.json.decode(completion, type=_Done).data
-    return [(after - before) / 1e6 for before, after in pairwise(at)]
+    return [(after - before) / 1e6 for before, after in pairwise(at) if before >= from_ns]
 
 
 def crashed(effect: str, runs: int) -> Crashed:

@@ -112,7 +112,7 @@ REFUSED = [
     ({"EVENTS__SHARED": "", "EVENTS__TENANT_PREFIX": ""}, "", "events.shared = '', from environment"),
     ({"EVENTS__SHARED": "signals"}, "", "must be without 'signals'"),
     ({"EVENTS__TENANT_PREFIX": "e"}, "", "must be a prefix that topic 'events' does not begin with"),
-    ({"LIMITS__RUNS_PER_LANE": "5000"}, "", "limits.runs_per_cell = 4096, the default: must be at least"),
+    ({"LIMITS__RUNS_PER_LANE": "9000"}, "", "limits.runs_per_cell = 8192, the default: must be at least"),
     ({"LIMITS__UNFINISHED_PER_CELL": "1"}, "", "must be at least limits.unfinished_per_input, which is 4096"),
 ]  # fmt: skip
 

@@ -211,7 +211,7 @@ class Limits(_Table):
     unfinished_per_cell: int = _whole(65_536, "events", "Unfinished events of all inputs of a cell")
     unfinished_bytes: int = _whole(64 << 20, "bytes", "Values of a cell's unfinished events", 1024)
     runs_per_lane: int = _whole(64, "runs", "Runs in flight of one tenant in a cell")
-    runs_per_cell: int = _whole(4096, "runs", "Runs in flight of a cell")
+    runs_per_cell: int = _whole(8192, "runs", "Runs in flight of a cell")
     lane_queue: int = _whole(1024, "events", "Events of one tenant that may wait in a cell for a run")
     calls_at_once: int = _whole(64, "calls", "Calls of one tool by one tenant at a time, in a cell")
     calls_per_second: float = _setting(0.0, "Calls of one tool by one tenant per second; 0: no limit", ge=0)
