@@ -11,9 +11,8 @@ from confluent_kafka import Producer
 
 from benchmarks.bench import Bench
 from benchmarks.load import SOURCE, Load, flush
-from onceflow.agents.lane import utc_text
 from onceflow.event import home_slot, idempotency_key
-from onceflow.stream.letters import CLOUDEVENTS_JSON
+from onceflow.stream.letters import CLOUDEVENTS_JSON, utc_text
 
 _COMPLETION = (
     b'{"specversion":"1.0","id":"%b","source":"/onceflow/%b","type":"%b.completed","tenant":"%b",'

@@ -19,9 +19,7 @@ def forget_segments(patch: pytest.MonkeyPatch) -> None:
     """A run ends as if the ledger held nothing of it."""
     end = Lane._end
 
-    def empty_handed(
-        self: Lane, arrived: Any, outcome: Any, segments: int, now_ms: int, decided: list[Any]
-    ) -> None:
-        end(self, arrived, outcome, 0, now_ms, decided)
+    def empty_handed(self: Lane, arrived: Any, outcome: Any, segments: int) -> None:
+        end(self, arrived, outcome, 0)
 
     replace(patch, Lane, "_end", empty_handed)

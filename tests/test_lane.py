@@ -12,13 +12,16 @@ from onceflow.agents.at_once import begin_without_lane
 from onceflow.agents.calls import Completed, Returned, RunFailed, StartCall
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.happenings import Arrivals, Arrived, Ended, Happening, Lost, Settled, Turn
-from onceflow.agents.lane import SNAPSHOT_FORMAT, Lane, snapshot_tenant, utc_text
+from onceflow.agents.lane import Lane
 from onceflow.agents.loop import Answered
-from onceflow.agents.machine import Machine, no_flags
+from onceflow.agents.machine import Machine
 from onceflow.agents.poison import NAMES_BYTES, Names, Suspicion, Watch
 from onceflow.agents.run import Run
+from onceflow.agents.snapshot import SNAPSHOT_FORMAT, snapshot_tenant
+from onceflow.agents.state import no_flags
 from onceflow.agents.tool import tool
 from onceflow.event import Event, Incoming
+from onceflow.stream.letters import utc_text
 
 NOW = 1_800_000_000_000
 

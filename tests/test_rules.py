@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from onceflow import Call, Event, Failed, OutcomeUnknown, RetryPolicy, Run, agent, tool
-from onceflow.agents import anew, calls, keys, machine, shared
+from onceflow.agents import anew, calls, durable, keys, machine, shared, state
 from onceflow.agents.calls import Next
 from onceflow.agents.journal import CALL_FAILED, Entry
 from onceflow.agents.machine import Machine
@@ -111,10 +111,10 @@ def a_blind_call_is_sent_again(patch: pytest.MonkeyPatch) -> None:
 
 
 def an_effect_without_what_it_is_based_on(patch: pytest.MonkeyPatch) -> None:
-    chunks = machine.chunks
+    chunks = state.chunks
     replace(
         patch,
-        machine,
+        state,
         "chunks",
         lambda entries: chunks({place: e for place, e in entries.items() if e.intent is not None}),
     )
@@ -126,7 +126,7 @@ def undone_in_the_order_done(patch: pytest.MonkeyPatch) -> None:
 
 
 def undone_with_the_key_of_the_call(patch: pytest.MonkeyPatch) -> None:
-    replace(patch, machine, "undo_key", lambda key: key)
+    replace(patch, durable, "undo_key", lambda key: key)
 
 
 def what_may_have_happened_is_not_undone(patch: pytest.MonkeyPatch) -> None:

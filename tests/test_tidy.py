@@ -53,9 +53,7 @@ SHELL = {
     "cli",
 }  # of the same rank, and may use each other
 LONGER = {
-    "src/onceflow/agents/machine.py": "a run's rules are one state machine, and read in one go",
     "src/onceflow/agents/tool.py": "a tool's options, their checks and their docstring belong together",
-    "src/onceflow/agents/lane.py": "what happens to a lane, in one place",
     "src/onceflow/event.py": "its two readers must agree on every event, and are read side by side",
     "tests/test_event.py": "its tables show what each kind of record comes to",
     "tests/model/cell.py": "the model's cell does the steps of all parts of the real one",

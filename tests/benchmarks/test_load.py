@@ -12,10 +12,9 @@ from benchmarks.read_flow import one_step
 from flows.dedup import dedup
 from onceflow.agents.calls import Completed
 from onceflow.agents.happenings import Arrived, Ended
-from onceflow.agents.lane import utc_text
 from onceflow.event import Event, Incoming, home_slot, idempotency_key, read_event
 from onceflow.stream.content import Grant, Input
-from onceflow.stream.letters import Letters
+from onceflow.stream.letters import Letters, utc_text
 from onceflow.stream.topics import Names
 from tests.flows.driver import drive
 

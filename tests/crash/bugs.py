@@ -298,7 +298,7 @@ def key_without_lengths(_keys: Function) -> Function:
 # --- runs ---
 
 
-@bug("onceflow.agents.lane:Lane._journal_of")
+@bug("onceflow.agents.in_flight:InFlight._journal_of")
 def stale_journal(_journal_of: Function) -> Function:
     """Any journal of the key will do: a run takes over the answers that another version of its agent was given."""
 

@@ -70,8 +70,8 @@ ALL = (
     # On an event's way.
     Point("records read", "stream.inlet:Reading._read", AFTER, 200),
     Point("judged", "stream.runtime:Runtime.judge", AFTER, 100),
-    Point("runs begun", "agents.lane:Lane._begin_all", AFTER, 200),
-    Point("run under way", "agents.lane:Lane._under_way", AFTER, 100),
+    Point("runs begun", "agents.at_once:Beginning.go_on", AFTER, 200),
+    Point("run under way", "agents.in_flight:InFlight._under_way", AFTER, 100),
     Point("step sent", "agents.executor:Executor.start", AFTER, 100),
     Point("result in", "agents.machine:Machine.answer", AFTER, 200),
     Point("snapshot", "agents.lane:Lane.snapshot", AFTER, 60),
@@ -101,7 +101,7 @@ EFFECTS = (  # of a run that changes something; the flow `effects_flow` comes by
     Point("effect done", "agents.tool:Tool.encode_result", BEFORE, 60),
     Point("answer in", "agents.machine:Machine.answer", AFTER, 60),
     Point("ledger written", "state.ledger:Ledger.write", AFTER, 8, which=in_thread("onceflow-outbox")),
-    Point("compensation begun", "agents.machine:Machine._undo", AFTER, 10),
+    Point("compensation begun", "agents.durable:DurableCalls._undo", AFTER, 10),
 )
 WAITS = (  # of a run that waits; the flow `waits_flow` comes by them
     Point("wait recorded", "agents.sleep:Sleepers.sleeps", AFTER, 60),

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from onceflow.agents import anew, calls, keys, lane, machine, shared
+from onceflow.agents import anew, calls, in_flight, keys, machine, shared
 from onceflow.agents.calls import Next
 from onceflow.agents.journal import CALL_FAILED, Entry
 from onceflow.agents.lane import Lane
@@ -132,7 +132,8 @@ def a_redrive_asks_the_model_again(patch: pytest.MonkeyPatch) -> None:
     """What an effect that stands was based on is read anew."""
     kept = anew.redriven
     patch.setattr(
-        "onceflow.agents.lane.redriven", lambda journal: {p: e for p, e in kept(journal).items() if e.intent}
+        "onceflow.agents.in_flight.redriven",
+        lambda journal: {p: e for p, e in kept(journal).items() if e.intent},
     )
 
 
@@ -257,7 +258,7 @@ def the_ledger_is_read_before_it_is_settled(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_snapshot_is_preferred_to_the_ledger(patch: pytest.MonkeyPatch) -> None:
-    restored, begin = lane._restored, Lane._begin
+    restored, begin = in_flight.restored, Lane._begin
     kept: dict[bytes, Any] = {}
 
     def all_of_it(snapshot: bytes) -> Any:
@@ -265,15 +266,13 @@ def a_snapshot_is_preferred_to_the_ledger(patch: pytest.MonkeyPatch) -> None:
         kept.update(restored(snapshot))
         return dict(kept)
 
-    def from_the_snapshot(
-        self: Lane, arrived: Any, now_ms: int, calls: Any, decided: Any, news: Any = lane.NOTHING
-    ) -> None:
+    def from_the_snapshot(self: Lane, arrived: Any, news: Any = in_flight.NOTHING) -> None:
         journal = kept.pop(arrived.key, None)
         if arrived.saved is not None and journal is not None:
             arrived.saved.journal = dict(journal.entries)
-        begin(self, arrived, now_ms, calls, decided, news)
+        begin(self, arrived, news)
 
-    replace(patch, lane, "_restored", all_of_it)
+    replace(patch, in_flight, "restored", all_of_it)
     replace(patch, Lane, "_begin", from_the_snapshot)
 
 

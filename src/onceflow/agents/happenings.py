@@ -17,6 +17,8 @@ from onceflow.agents.signals import Kept, Signal
 from onceflow.agents.sleep import Awaited
 from onceflow.event import Headers, Incoming
 
+NO_OFFSET = -1  # of what no record has led to
+
 
 class Source(Protocol):
     """The input an event was read from. `grant.live`: whether its slot is still owned under the same grant."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from onceflow.agents.calls import AskKey, Effect, KeyDecided, KeyEffect, LeaveKey
-from onceflow.agents.happenings import Memory, Noted
+from onceflow.agents.happenings import NO_OFFSET, Memory, Noted
 from onceflow.agents.journal import KEY_REUSED, UNDO, Entry
 from onceflow.agents.machine import Machine
 from onceflow.agents.shared import (
@@ -25,8 +25,6 @@ from onceflow.agents.shared import (
     undo_told,
     undone,
 )
-
-NO_OFFSET = -1
 
 Told = Noted | tuple[Machine, list[Effect]]
 

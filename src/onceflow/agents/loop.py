@@ -30,8 +30,9 @@ from onceflow.agents.calls import (
     StartCall,
     UnusableResult,
 )
+from onceflow.agents.durable import LONGEST_IN_MEMORY_S
 from onceflow.agents.gates import Allowance, Gate
-from onceflow.agents.machine import LONGEST_IN_MEMORY_S, Machine
+from onceflow.agents.machine import Machine
 
 log = logging.getLogger("onceflow.executor")
 

@@ -6,6 +6,7 @@ blocks it: a completion becomes a failed one, a dead letter keeps the first part
 
 from binascii import unhexlify
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -15,9 +16,8 @@ import xxhash
 
 from onceflow.agents.calls import Completed, RunFailed
 from onceflow.agents.commands import HEADER, Command, decode_command
-from onceflow.agents.happenings import Arrived, Ended, EndedAtOnce, Noted, Redrive, Written
+from onceflow.agents.happenings import NO_OFFSET, Arrived, Ended, EndedAtOnce, Noted, Redrive, Written
 from onceflow.agents.journal import segment_key
-from onceflow.agents.lane import NO_OFFSET, utc_text
 from onceflow.event import Headers, Reason, Unusable, home_slot
 from onceflow.state.seen import identity_key, seen_key, tenant_prefix
 from onceflow.stream.content import (
@@ -449,3 +449,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, pydantic.BaseModel):
         return value.model_dump(mode="json")
     raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def utc_text(time_ms: int) -> str:
+    """A time as CloudEvents writes it (RFC 3339, UTC, milliseconds)."""
+    text = datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")

@@ -33,7 +33,8 @@ from onceflow.agents.happenings import (
     Written,
 )
 from onceflow.agents.journal import FAILED_KEPT_MS, run_prefix
-from onceflow.agents.lane import Lane, snapshot_tenant
+from onceflow.agents.lane import Lane
+from onceflow.agents.snapshot import snapshot_tenant
 from onceflow.config import Settings
 from onceflow.errors import Fault
 from onceflow.event import home_slot

@@ -1,0 +1,287 @@
+"""Calls of `keyed` and `blind` tools: on record before they are sent, and undone if their run fails.
+
+An intent without an outcome says that the call may have happened. Then a keyed call is sent again with its key, as long
+as its target remembers keys; of a blind one, or of a key that is forgotten, `on_unknown` decides.
+"""
+
+import msgspec
+
+from onceflow.agents import anew
+from onceflow.agents.calls import (
+    SEND_WITHIN_MS,
+    Answer,
+    FoundNotDone,
+    KeyDecided,
+    KeyUndone,
+    LeaveKey,
+    NotSent,
+    Raised,
+    StartCall,
+    Waiting,
+    retry_delay_s,
+    undo_key,
+)
+from onceflow.agents.journal import (
+    CALL_FAILED,
+    OUTCOME_UNKNOWN,
+    UNDO,
+    Entry,
+    Intent,
+    Retry,
+    Wait,
+)
+from onceflow.agents.state import RunState
+from onceflow.event import Reason
+
+LONGEST_IN_MEMORY_S = 10.0  # an attempt that is due later is a wait in the ledger
+
+
+class DurableCalls(RunState, eq=False):
+    """A run's state, as far as such calls go. Each leads to effects; what becomes of the run is `machine`'s."""
+
+    def _intend(self, waiting: Waiting) -> None:
+        """Have an execution put on record; the call is sent once that is committed."""
+        started = waiting.started
+        known, tool, call = self.journal.get(started.place), started.tool, started.call
+        used = known is not None and known.intent is not None and (waiting.unknown or known.retry is None)
+        made_ms = known.intent.made_ms if used else self.now_ms  # type: ignore[union-attr]
+        send_by_ms = self.now_ms + int(started.delay_s * 1000) + SEND_WITHIN_MS
+        shared = self._digest(started.place.removeprefix(UNDO)) if tool.scope == "tenant" else b""
+        intent = Intent(call.key, call.attempt, made_ms, send_by_ms, shared=shared)
+        self.record(started.place, Entry(tool.name, tool.version, waiting.fingerprint, intent=intent))
+        if self._held is None:
+            self._held = []
+        self._held.append(msgspec.structs.replace(started, send_by_ms=send_by_ms))
+
+    def _resume(self, waiting: Waiting, intent: Intent, retry: Retry | None) -> bool:
+        """Go on with a call that an earlier process may have sent; whether that decided it."""
+        tool = waiting.started.tool
+        self._taken_up(waiting, retry or Retry(1, intent.executions, unknown=True), intent.key)
+        if intent.asks and not intent.again:
+            self._park_call(waiting.started, "its run failed while nobody knew")
+            return False
+        if not waiting.unknown:
+            self._intend(waiting)
+            return False
+        if intent.again or (tool.effect == "keyed" and self.now_ms < intent.made_ms + tool.ttl_s * 1000):
+            self._intend(waiting)
+            return False
+        # It may be on its way until then, and at work for as long as it may take.
+        over_s = max(0.0, (intent.send_by_ms - self.now_ms) / 1000) + tool.timeout_s
+        return self._unresolved(waiting, "the cell ended in it", over_s)
+
+    def _taken_up(self, waiting: Waiting, retry: Retry, key: str) -> None:
+        """Count on from what is on record of a call's attempts."""
+        waiting.attempts, waiting.unknown = retry.attempts, retry.unknown
+        call = msgspec.structs.replace(waiting.started.call, key=key, attempt=retry.executions + 1)
+        waiting.started = msgspec.structs.replace(waiting.started, call=call)
+
+    def _postpone(self, waiting: Waiting, delay_s: float) -> None:
+        """The next attempt of a call is a wait."""
+        place, tool, call = waiting.started.place, waiting.started.tool, waiting.started.call
+        assert self._waiting is not None
+        del self._waiting[place]
+        self._waiting.pop(place.removeprefix(UNDO), None)  # what was to be undone by `on_unknown`
+        known = self.journal.get(place)
+        entry = Entry(
+            tool.name,
+            tool.version,
+            waiting.fingerprint,
+            intent=None if known is None else known.intent,
+            wait=Wait(self.now_ms + int(delay_s * 1000)),
+            retry=Retry(waiting.attempts, call.attempt, waiting.unknown),
+        )
+        self.record(place, entry)
+        self._postponed(place)
+
+    def _again(self, waiting: Waiting, answer: Answer) -> None:
+        """The next attempt of a call, after a delay with full jitter that a replay would draw again."""
+        started = waiting.started
+        call, tool = started.call, started.tool
+        delay_s = retry_delay_s(waiting, answer)
+        if not (isinstance(answer, Raised) and isinstance(answer.error, NotSent)):
+            waiting.attempts += 1
+        if isinstance(answer, FoundNotDone):
+            started = waiting.started = msgspec.structs.replace(started, kind="call")
+        if delay_s > LONGEST_IN_MEMORY_S and started.kind != "reconcile":
+            if self._end is None or started.kind == "undo":
+                self._postpone(waiting, delay_s)
+            elif tool.effect == "read":
+                del self._waiting[started.place]  # type: ignore[union-attr]
+            else:
+                self._not_sent(started)
+            return
+        call = msgspec.structs.replace(call, attempt=call.attempt + 1, lineage=[])
+        waiting.started = started = msgspec.structs.replace(started, call=call, delay_s=delay_s)
+        if tool.effect == "read" or started.kind == "reconcile":
+            self._effects.append(started)
+            return
+        intent = self.journal[started.place].intent
+        if (
+            intent is None
+            or isinstance(answer, FoundNotDone)
+            or intent.send_by_ms < self.now_ms + delay_s * 1000
+        ):
+            self._intend(waiting)
+        else:
+            self._effects.append(msgspec.structs.replace(started, send_by_ms=intent.send_by_ms))
+
+    def _not_sent(self, started: StartCall) -> None:
+        """A call on record is not sent any more: the run has failed meanwhile."""
+        waiting = (self._waiting or {})[started.place]
+        if waiting.unknown:
+            self._unresolved(waiting, "the run was cancelled before it was sent again", 0.0)
+        else:
+            message = f"{started.tool.name}: not sent, the run was cancelled before"
+            known = self.journal[started.place]
+            self._decided(started, msgspec.structs.replace(known, error=(CALL_FAILED, message)))
+
+    def _give_up(self, place: str) -> bool:
+        """The run fails: a call on record is not sent any more; whether that decided it."""
+        known, asked = self.journal.get(place), (self._asked or {}).get(place)
+        if known is None or not known.open or known.intent is None or asked is None:
+            return False
+        tool, call = asked
+        call = msgspec.structs.replace(call, key=known.intent.key, attempt=known.intent.executions)
+        waiting = Waiting(
+            StartCall(self._whole, place, tool, call, 0.0),
+            tool.fingerprint(call.arguments),
+            unknown=known.retry is None or known.retry.unknown,
+        )
+        self._waiting = {**(self._waiting or {}), place: waiting}
+        if UNDO + place in self.journal:  # its `on_unknown` has decided
+            return self._undo_unknown(waiting.started, 0.0)
+        if known.intent.asks:
+            self._park_call(waiting.started, "its run failed while nobody knew")
+        elif known.retry is None:  # it may be on its way, or at work
+            over_s = max(0.0, (known.intent.send_by_ms - self.now_ms) / 1000) + tool.timeout_s
+            return self._unresolved(waiting, "the cell ended in it, and the run has failed", over_s)
+        else:
+            self._not_sent(waiting.started)
+        return not self.journal[place].open
+
+    def _park_call(self, started: StartCall, why: str) -> None:
+        """Only a person can say how a call came out."""
+        tool = started.tool
+        message = f"{tool.name}: it may or may not have happened ({why}); key {started.call.key}"
+        assert self._waiting is not None
+        del self._waiting[started.place]
+        self._waiting.pop(started.place.removeprefix(UNDO), None)  # what was to be undone by `on_unknown`
+        self._parking = (Reason.UNKNOWN_OUTCOME, message, started.place)
+        if tool.scope == "tenant" and started.kind != "undo":
+            unknown = Entry(tool.name, tool.version, b"", None, (OUTCOME_UNKNOWN, message))
+            self._effects.append(KeyDecided(self._whole, started.place, self._digest(started.place), unknown))
+
+    def _unresolved(self, waiting: Waiting, why: str, over_s: float) -> bool:
+        """Nobody knows whether a call happened; it is over in `over_s`. As its tool says; whether that decided it."""
+        started = waiting.started
+        tool = started.tool
+        policy = "park" if started.kind != "call" else tool.on_unknown
+        if policy == "reconcile":
+            call = msgspec.structs.replace(started.call, attempt=started.call.attempt + 1)
+            waiting.attempts = 1
+            waiting.started = msgspec.structs.replace(started, call=call, kind="reconcile", delay_s=over_s)
+            self._effects.append(waiting.started)
+            return False
+        if policy == "park":
+            self._park_call(started, why)
+            return False
+        if policy == "compensate":
+            return self._undo_unknown(started, over_s)
+        message = f"{tool.name}: it may or may not have happened ({why}); key {started.call.key}"
+        entry = self.journal[started.place]
+        self._decided(started, msgspec.structs.replace(entry, error=(OUTCOME_UNKNOWN, message)))
+        return True
+
+    def _undo_unknown(self, started: StartCall, over_s: float) -> bool:
+        """Undo a call that may have happened, or go on with that; whether that decided it."""
+        undone = self.journal.get(UNDO + started.place)
+        if undone is not None and not undone.open:  # a person has said how that came out
+            self._decided(started, self._undone(started))
+            return True
+        if self._postponed(UNDO + started.place):
+            del self._waiting[started.place]  # type: ignore[union-attr]
+        else:
+            self._undo(started.place, over_s)
+        return False
+
+    def _decided(self, started: StartCall, outcome: Entry) -> None:
+        """A call has its outcome."""
+        assert self._waiting is not None
+        asked_ms = self._waiting.pop(started.place).asked_ms
+        if started.kind == "undo" and outcome.error is not None:
+            self._waiting.pop(started.place.removeprefix(UNDO), None)
+            message = f"its compensation failed: {outcome.error[1]}"
+            self._parking = (Reason.UNKNOWN_OUTCOME, message, started.place)
+            return
+        if outcome.done_ms != self.now_ms:
+            asked_ms = asked_ms if outcome.intent is None else outcome.intent.made_ms
+            outcome = msgspec.structs.replace(outcome, asked_ms=asked_ms, done_ms=self.now_ms)
+        self.record(started.place, outcome)
+        place = started.place.removeprefix(UNDO)
+        if started.tool.scope == "tenant":
+            if started.kind == "undo":
+                self._effects.append(KeyUndone(self._whole, place, self._digest(place)))
+            elif outcome.intent is not None:
+                self._effects.append(KeyDecided(self._whole, place, self._digest(place), outcome))
+        if started.kind == "undo" and self._waiting and place in self._waiting:  # by `on_unknown`
+            call = self._waiting[place].started
+            self._decided(call, self._undone(call))
+
+    def _undone(self, started: StartCall) -> Entry:
+        """The outcome of a call that was undone because nobody knew."""
+        message = f"{started.tool.name}: it may have happened, and was compensated"
+        return msgspec.structs.replace(self.journal[started.place], error=(CALL_FAILED, message))
+
+    # -- compensation --
+
+    def _stands(self) -> list[str]:
+        """The places of calls that must be undone if the run fails, in the order they were asked for."""
+        standing = []
+        for place, (tool, _) in (self._asked or {}).items():
+            entry, undone = self.journal.get(place), self.journal.get(UNDO + place)
+            if tool.compensation is None or entry is None or (undone is not None and not undone.open):
+                continue
+            unknown = entry.error is not None and entry.error[0] in anew.MAY_STAND
+            if entry.result is not None or unknown or undone is not None:
+                standing.append(place)
+        return standing
+
+    def _undo(self, place: str, delay_s: float = 0.0) -> None:
+        """Ask for the compensation of a call, with a key of its own."""
+        if self._waiting is None:
+            self._waiting = {}
+        tool, call = (self._asked or {})[place]
+        entry, known = self.journal[place], self.journal.get(UNDO + place)
+        retry = None if known is None else known.retry
+        attempt = 1 if known is None or known.intent is None else known.intent.executions + 1
+        attempt = attempt if retry is None else retry.executions + 1
+        of = (
+            call.key if entry.intent is None else entry.intent.key
+        )  # of a shared call: as it was made this time
+        key = undo_key(of) if known is None or known.intent is None else known.intent.key
+        call = msgspec.structs.replace(call, key=key, attempt=attempt)
+        result = None if entry.result is None else tool.decode_result(entry.result)
+        if result is None and entry.intent is not None:  # it may still be on its way, or at work
+            over_s = (entry.intent.send_by_ms - self.now_ms) / 1000 + tool.timeout_s
+            delay_s = max(delay_s, over_s)
+        started = StartCall(self._whole, UNDO + place, tool, call, delay_s, "undo", result)
+        fingerprint = tool.fingerprint(call.arguments)
+        waiting = self._waiting[UNDO + place] = Waiting(started, fingerprint, unknown=attempt > 1)
+        if retry is not None:
+            waiting.attempts, waiting.unknown = retry.attempts, retry.unknown
+        again = known is not None and known.intent is not None and known.intent.again
+        if waiting.unknown and tool.effect == "blind" and not again:
+            self._unresolved(waiting, "the cell ended in its compensation", 0.0)
+        else:
+            self._intend(waiting)
+
+    def _digest(self, place: str) -> bytes:
+        tool, call = (self._asked or {})[place]
+        return tool.shared_digest(call.tenant, call.arguments)
+
+    def _leave_key(self, place: str) -> None:
+        tool, call = (self._asked or {})[place]
+        started = StartCall(self._whole, UNDO + place, tool, call, 0.0, "undo")
+        self._waiting = {**(self._waiting or {}), UNDO + place: Waiting(started, b"")}
+        self._effects.append(LeaveKey(self._whole, place, self._digest(place)))

@@ -1,0 +1,358 @@
+"""The runs of a lane: how they begin and go on, what they decide, and how they end, fall asleep or wait."""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from onceflow.agents import poison
+from onceflow.agents.anew import redriven
+from onceflow.agents.calls import (
+    Asleep,
+    Completed,
+    Effect,
+    KeyEffect,
+    Parked,
+    Record,
+    RunFailed,
+    StartCall,
+    WaitBegun,
+    chunks,
+)
+from onceflow.agents.capacity import Capacity
+from onceflow.agents.failures import failure
+from onceflow.agents.happenings import (
+    NO_OFFSET,
+    Arrived,
+    Decision,
+    Ended,
+    Looked,
+    Memory,
+    Noted,
+    Redrive,
+    Slept,
+    Written,
+)
+from onceflow.agents.journal import (
+    FAILED,
+    FAILING,
+    GONE,
+    Entry,
+    OpenRun,
+    encode_segment,
+    failed,
+    segment_key,
+)
+from onceflow.agents.keys import Keys, Told
+from onceflow.agents.machine import Machine, begin
+from onceflow.agents.order import Follower, Lines
+from onceflow.agents.sleep import Awaited, Sleepers
+from onceflow.agents.snapshot import restored
+from onceflow.agents.state import no_flags
+from onceflow.event import Event, InvalidData, Reason
+
+REFUSED = "redrive-refused"
+NOT_KEPT = "what is kept of the failed run was redriven or discarded before"
+NOTHING: Mapping[str, Entry] = MappingProxyType({})
+
+log = logging.getLogger("onceflow.run")
+
+
+class InFlight:
+    """One tenant's runs. `start` takes the calls that they ask for; `memory` is what the ledger holds of them."""
+
+    def __init__(
+        self,
+        tenant: str,
+        capacity: Capacity,
+        start: Callable[[Iterable[StartCall]], None],
+        abandon: Callable[[Iterable[Machine]], None],
+        memory: Memory,
+        snapshot: bytes | None = None,
+        flags: Callable[[str, str | None], bool] = no_flags,
+    ) -> None:
+        self.tenant = tenant
+        self._memory = memory
+        self._flags = flags
+        self._sleepers = Sleepers()
+        self._lines = Lines()
+        self._keys = Keys(tenant, memory)
+        self._capacity = capacity
+        self._start = start
+        self._abandon = abandon
+        self._runs: set[Machine] = set()
+        self._queue: deque[Arrived] = deque()
+        self._watch = capacity.watch
+        self._held: dict[bytes, Arrived] = {}  # until they may run apart, or others have done so
+        self._journals = {} if snapshot is None else restored(snapshot)
+        self._now_ms = 0  # of what is worked on now, which leads to these:
+        self._calls: list[StartCall] = []
+        self._decided: list[Decision] = []
+
+    @property
+    def waiting(self) -> int:
+        """Events that wait for a turn."""
+        return len(self._queue) + len(self._held) + self._lines.held
+
+    @property
+    def has_journals(self) -> bool:
+        """Whether it holds journals of runs whose event did not come again yet."""
+        return bool(self._journals)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is lost when this lane is discarded."""
+        waiting = self._queue or self._held or self._lines.held
+        return not (self._runs or waiting or self._journals or self._sleepers)
+
+    def _may_begin(self) -> bool:
+        return self._capacity.may_begin(self.tenant, len(self._runs))
+
+    def _machine(self, event: Event[Any], arrived: Arrived) -> Machine:
+        return Machine(arrived.agent, arrived, root=event.key, flags=self._flags, now_ms=self._now_ms)
+
+    def _begin(
+        self,
+        arrived: Arrived,
+        news: Mapping[str, Entry] = NOTHING,
+    ) -> None:
+        """Let a run begin, or go on; `news`: what its journal has got meanwhile."""
+        watch = self._watch
+        if watch.waiting or not watch.clears((arrived.key,)):
+            news = self._on_record(arrived, news)
+            if self._stopped(arrived):
+                return
+        watch.names.computing[:] = arrived.key
+        agent, saved = arrived.agent, arrived.saved
+        try:
+            data = agent.decode(arrived.incoming.data)
+        except InvalidData as error:
+            self._end(arrived, failure(error), 0 if saved is None else saved.segments)
+            return
+        event = Event(arrived.incoming, arrived.key.hex(), data)
+        if saved is None and arrived.redrive is None and not self._journals and agent.deadline_s is None:
+            begun = begin(agent, event, self._machine, arrived)
+            if isinstance(begun, Completed):
+                self._ended(arrived, begun)
+            else:
+                self._under_way(*begun)
+            return
+        run = Machine(agent, arrived, flags=self._flags)
+        if arrived.root:
+            run.root = arrived.root.hex()
+        if saved is not None:
+            run.journal, run.segments = saved.journal, saved.segments
+            arrived.saved = None
+            for place, entry in news.items():
+                run.record(place, entry)
+        elif arrived.redrive is not None and not self._redriven(run, arrived.redrive):
+            self._ended(arrived, RunFailed(REFUSED, NOT_KEPT, ""))
+            return
+        elif self._journals and not run.segments:
+            run.journal = self._journal_of(arrived)
+        if run.segments and FAILING not in run.journal and self._watch.deaths_of(arrived.key):
+            run.record(FAILING, Entry(agent.name, 0, b"", None, (Reason.POISON, poison.WHY)))
+        if agent.deadline_s is not None:
+            due_ms = ends_by(arrived)
+            self._decided.append(Slept(arrived.key, due_ms))
+            if run.segments and self._now_ms >= due_ms and FAILING not in run.journal:
+                run.record(FAILING, Entry(agent.name, 0, b"", None, out_of_time(arrived)))
+        self._under_way(run, run.begin(event, self._now_ms))
+
+    def _on_record(self, arrived: Arrived, news: Mapping[str, Entry]) -> Mapping[str, Entry]:
+        """What a journal has got is on record before its run goes on, which may be later; what is left to record."""
+        saved = arrived.saved
+        if saved is None or not news:
+            return news
+        self._decided.append(self._written(arrived, Record(None, saved.segments, dict(news), False), None))
+        saved.segments += 1
+        saved.journal = {p: e for p, e in {**saved.journal, **news}.items() if e is not GONE}
+        return NOTHING
+
+    def _redriven(self, run: Machine, redrive: Redrive) -> bool:
+        """Begin with what is kept of the failed run, in the decision that forgets that; whether it is still there."""
+        if not redrive.segments:
+            return True
+        kept = self._memory.failed(redrive.run)
+        if kept is None:
+            return False
+        run.journal = journal = redriven(kept.journal)
+        for portion in chunks(journal):
+            self._decided.append(self._written(run.token, Record(run, run.segments, portion, False), None))
+            run.segments += 1
+        self._decided.append(self._forgotten(kept))
+        return True
+
+    def _journal_of(self, arrived: Arrived) -> dict[str, Entry]:
+        journal = self._journals.pop(arrived.key, None)
+        made_by = (arrived.origin, arrived.agent.name, arrived.agent.version)
+        if journal is None or (journal.origin, journal.agent, journal.version) != made_by:
+            return {}
+        return journal.entries
+
+    def _under_way(self, run: Machine, effects: list[Effect]) -> None:
+        self._capacity.begun(run.token.key)
+        self._runs.add(run)
+        self._note(run, effects)
+
+    # --- runs that may be poison ---
+
+    def _stopped(self, arrived: Arrived) -> bool:
+        """Whether a run does not begin now: it is suspected to kill its process or known to, or waits for such ones."""
+        key, saved, deaths = arrived.key, arrived.saved, self._watch.deaths_of(arrived.key)
+        if deaths and saved is None:
+            self._watch.settle(key)
+            self._journals.pop(key, None)
+            self._ended(arrived, RunFailed(Reason.POISON, poison.WHY, ""))
+        elif self._watch.hold(key, self.tenant):
+            self._held[key] = arrived
+        elif deaths > 1 and saved is not None:
+            run = Machine(arrived.agent, arrived, saved.journal, saved.segments)
+            self._under_way(run, run.park(Reason.UNKNOWN_OUTCOME, poison.UNDONE_TOO, self._now_ms))
+        else:
+            return False
+        return True
+
+    def _begin_held(self) -> None:
+        """Let those begin that were held, and need not wait any more."""
+        for key in [key for key in self._held if self._watch.may_go(key)]:
+            self._begin(self._held.pop(key))
+            if self._awake(key) is None:
+                self._watch.over(key)
+
+    # --- what runs decide ---
+
+    def _note(self, run: Machine, effects: Iterable[Effect]) -> None:
+        arrived: Arrived = run.token
+        about_keys: list[KeyEffect] = []  # last: what they lead to may be this run's end
+        for effect in effects:
+            if type(effect) is StartCall:
+                self._calls.append(effect)
+            elif type(effect) is Record:
+                self._decided.append(self._written(arrived, effect, None))
+            elif isinstance(effect, KeyEffect):
+                about_keys.append(effect)
+            elif type(effect) is WaitBegun:
+                awaited = Awaited(arrived.key, effect.place, effect.wait)
+                self._sleepers.waits(awaited)
+                self._decided.append(Looked(awaited, arrived.source))
+            else:
+                self._runs.discard(run)
+                self._capacity.ended(arrived.key)
+                if type(effect) is Asleep:
+                    self._sleepers.sleeps(arrived.key, self._memory.inbox(arrived.source))
+                    self._decided.append(Slept(arrived.key, effect.due_ms))
+                    self._put_down(arrived.key)
+                    continue
+                self._sleepers.forget(arrived.key)
+                if type(effect) is Parked:
+                    self._decided.append(self._written(arrived, effect.record, effect))
+                    self._sleepers.sleeps(arrived.key, self._memory.inbox(arrived.source))
+                    self._put_down(arrived.key)
+                else:
+                    self._end(arrived, effect, run.segments)
+
+        for each in about_keys:
+            self._told(self._keys.take(each, run.now_ms))
+
+    def _told(self, told: Iterable[Told]) -> None:
+        for each in told:
+            if isinstance(each, Noted):
+                self._decided.append(each)
+            else:
+                self._note(*each)
+
+    def _written(self, arrived: Arrived, record: Record, parked: Parked | None) -> Written:
+        key = segment_key(self.tenant, arrived.key, record.number)
+        value = encode_segment(arrived.begun() if record.number == 0 else None, dict(record.entries))
+        self._memory.put(key, value)
+        return Written(arrived, record, key, value, parked)
+
+    def _end(self, arrived: Arrived, outcome: Any, segments: int) -> None:
+        """A run has ended; the one behind it goes on. What the ledger holds of a failed one is kept, to be redriven."""
+        kept = None
+        if segments and type(outcome) is RunFailed:
+            end = failed(arrived.agent.name, outcome.code, outcome.message, self._now_ms)
+            key = segment_key(self.tenant, arrived.key, segments)
+            kept = (key, encode_segment(None, {FAILED: end}))
+            self._memory.put(*kept)
+        else:
+            for number in range(segments):
+                self._memory.put(segment_key(self.tenant, arrived.key, number), None)
+        self._ended(arrived, outcome, segments, kept)
+
+    def _ended(
+        self,
+        arrived: Arrived,
+        outcome: Any,
+        segments: int = 0,
+        kept: tuple[bytes, bytes] | None = None,
+    ) -> None:
+        self._decided.append(Ended(arrived, outcome, segments, kept))
+        if arrived.line:
+            self._next(self._lines.leave(arrived.key))
+
+    def _forgotten(self, kept: OpenRun, at: tuple[Any, int, int] = (None, NO_OFFSET, 0)) -> Noted:
+        """What is kept of a failed run is deleted."""
+        keys = [segment_key(self.tenant, kept.key, number) for number in range(kept.segments)]
+        for key in keys:
+            self._memory.put(key, None)
+        return Noted(self.tenant, *at, tuple((key, None) for key in keys))
+
+    # --- runs of which one follows another ---
+
+    def _in_turn(self, arrived: Arrived) -> bool:
+        """Whether an event's run may begin; otherwise it stands behind another one."""
+        arrived.line = arrived.agent.line_of(arrived.incoming)
+        if not arrived.line or self._lines.enter(arrived.key, arrived.line, arrived):
+            return True
+        if self._lines.behind_a_sleeper(arrived):
+            self._put_aside(arrived)
+        return False
+
+    def _put_down(self, key: bytes) -> None:
+        """A run sleeps: those behind it hold no input for so long."""
+        for arrived in self._lines.sleeps(key):
+            self._put_aside(arrived)
+
+    def _put_aside(self, arrived: Arrived) -> None:
+        """Into the ledger, as a run that has not begun."""
+        self._decided.append(self._written(arrived, Record(None, 0, {}, False), None))
+        self._sleepers.sleeps(arrived.key, self._memory.inbox(arrived.source))
+
+    def _next(self, follower: Follower | None) -> None:
+        if follower is None:
+            return
+        arrived = follower.arrived or self._called(follower.key)
+        if arrived is None:
+            self._put_down(follower.key)
+        else:
+            self._queue.append(arrived)
+
+    # --- runs that sleep ---
+
+    def _called(self, key: bytes) -> Arrived | None:
+        """A sleeping run, to go on with."""
+        inbox = self._sleepers.wakes(key)
+        arrived = self._memory.run(key, inbox)
+        if isinstance(arrived, str):
+            log.warning("a run cannot go on: %s", arrived, extra={"run": key.hex(), "tenant": self.tenant})
+            self._sleepers.sleeps(key, inbox)
+            return None
+        self._lines.wakes(key)
+        return arrived
+
+    def _awake(self, key: bytes) -> Machine | None:
+        return next((run for run in self._runs if run.token.key == key), None)
+
+
+def ends_by(arrived: Arrived) -> int:
+    """When a run's deadline is over (ms): counted from when its event was sent."""
+    assert arrived.agent.deadline_s is not None
+    return arrived.time_ms + int(arrived.agent.deadline_s * 1000)
+
+
+def out_of_time(arrived: Arrived) -> tuple[str, str]:
+    """How a run ends whose deadline is over: code and message."""
+    return Reason.EXPIRED, f"not done within {arrived.agent.deadline_s:g} s after its event was sent"

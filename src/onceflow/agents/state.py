@@ -1,0 +1,94 @@
+"""A run's state, and how it is put on record."""
+
+from collections.abc import Callable, Coroutine, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from onceflow.agents.agent import Agent
+from onceflow.agents.call import Call
+from onceflow.agents.calls import Completed, Effect, Record, RunFailed, StartCall, Waiting, chunks
+from onceflow.agents.journal import GONE, Entry, Wait
+from onceflow.agents.tool import Tool
+
+if TYPE_CHECKING:
+    from onceflow.agents.machine import Machine
+
+
+def no_flags(name: str, market: str | None) -> bool:
+    """Where nobody has set any."""
+    return False
+
+
+class RunState(msgspec.Struct, eq=False):
+    """What is known of one run: its journal, what it waits for, and what is to be done."""
+
+    agent: Agent[Any, Any]
+    token: Any  # whatever the driver needs to know the run by
+    journal: Mapping[str, Entry] = MappingProxyType({})
+    segments: int = 0  # of the journal in the ledger; 0: the ledger doesn't know the run
+    root: str = ""  # the run's id; of a redrive, that of the run that failed first
+    flags: Callable[[str, str | None], bool] = no_flags
+    ended: bool = False  # or parked
+    now_ms: int = 0
+    _waiting: dict[str, Waiting] | None = None
+    _coroutine: Coroutine[Any, Any, Any] | None = None
+    _effects: list[Effect] = []
+    _news: dict[str, Entry] | None = None  # entries that a ledger which knows the run doesn't have yet
+    _held: list[StartCall] | None = None  # calls whose intent is among them
+    _barriers: dict[int, list[StartCall]] | None = None  # by the segment that must be committed first
+    _asked: dict[str, tuple[Tool[Any, Any], Call]] | None = None  # effects, in the order of asking
+    _end: Completed | RunFailed | None = None  # once no call is under way, and what stands is undone
+    _parking: tuple[str, str, str] | None = None  # reason, message and place, once no call is under way
+    _waits: dict[str, Wait] | None = None  # that the agent waits for
+
+    @property
+    def _whole(self) -> "Machine":
+        """This, with what is built upon it: as whoever drives it knows a run."""
+        return cast("Machine", self)
+
+    @property
+    def _lasting(self) -> bool:
+        """Whether the run is in the ledger, or about to be."""
+        return bool(self._asked or self.segments or self._waits)
+
+    def record(self, place: str, entry: Entry) -> None:
+        """Write into the journal."""
+        if not isinstance(self.journal, dict):
+            self.journal = {}
+        if entry is GONE:
+            self.journal.pop(place, None)
+        else:
+            self.journal[place] = entry
+        if self.segments:
+            if self._news is None:
+                self._news = {}
+            self._news[place] = entry
+
+    def _postponed(self, place: str) -> bool:
+        """Whether the next attempt at this place is due later; then that is waited for."""
+        known = self.journal.get(place)
+        if known is None or not known.open or known.retry is None or known.wait is None:
+            return False
+        if known.wait.due_ms <= self.now_ms:
+            return False
+        self._waits = {**(self._waits or {}), place: known.wait}
+        return True
+
+    def _write(self) -> None:
+        """Put the news into the ledger, if it knows the run or has to; calls that are held wait for it."""
+        first = not self.segments and (self._waits or self._parking)
+        if not (self._news or self._held or first):
+            return
+        entries = (self._news or {}) if self.segments else dict(self.journal)
+        portions = list(chunks(entries))
+        last = self.segments + len(portions) - 1
+        for number, portion in enumerate(portions, self.segments):
+            self._effects.append(Record(self._whole, number, portion, bool(self._held) and number == last))
+        if self._held:
+            if self._barriers is None:
+                self._barriers = {}
+            self._barriers[last] = self._held
+        self.segments = last + 1
+        self._news, self._held = None, None
