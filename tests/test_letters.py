@@ -11,8 +11,9 @@ from onceflow.agents.happenings import Arrivals, Ended, EndedAtOnce
 from onceflow.agents.run import Run
 from onceflow.event import Event, Incoming, Reason, home_slot, idempotency_key
 from onceflow.state.seen import seen_key, tenant_prefix
+from onceflow.stream.completions import keys_of_completion, run_of_completion
 from onceflow.stream.content import Finished, Grant, Input
-from onceflow.stream.letters import Letters, keys_of_completion, run_of_completion
+from onceflow.stream.letters import Letters
 from onceflow.stream.topics import Names
 
 NAMES = Names.of("flow")

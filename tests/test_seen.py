@@ -48,7 +48,7 @@ def key(name: str, *, slot: int = 0, tenant: str = "acme") -> bytes:
 
 def identity(name: str, *, tenant: str = "acme") -> bytes:
     """The key of an event's source and id, as dedup makes it where conflicts are rejected."""
-    return identity_key(tenant_prefix(0, tenant), name.encode().rjust(16, b"."))
+    return identity_key(tenant_prefix(0, tenant), "erp", name)
 
 
 def completed(*runs: bytes, at: int = NOW) -> Completed:

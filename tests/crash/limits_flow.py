@@ -23,7 +23,7 @@ def note(what: str, call: Call) -> None:
 async def ask(call: Call) -> None:
     note("begin", call)
     try:
-        await asyncio.sleep(float(os.environ["CRASH_TAKES"]))
+        await asyncio.sleep(float(os.environ["CRASH_TAKES"]))  # sleeps: so that calls are under way together
     finally:
         note("end", call)
 

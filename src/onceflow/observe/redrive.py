@@ -19,7 +19,7 @@ from onceflow.event import Reason, home_slot
 from onceflow.observe.open_runs import ANSWER_S, Unanswered, ledger_records
 from onceflow.observe.status import DeadLetter, read_dead_letters
 from onceflow.stream.cluster import Cluster
-from onceflow.stream.letters import OURS, redrive_headers
+from onceflow.stream.headers import OURS, redrive_headers
 from onceflow.stream.topics import Names, existing_slots
 
 _LOOK_EVERY_S = 0.3

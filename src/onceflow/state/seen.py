@@ -23,6 +23,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 import msgspec
+import xxhash
 
 from onceflow.state.store import Store
 
@@ -66,9 +67,10 @@ def seen_key(prefix: bytes, run_key: bytes) -> bytes:
     return prefix + b"k" + run_key
 
 
-def identity_key(prefix: bytes, identity: bytes) -> bytes:
-    """The view's key of a (source, id)."""
-    return prefix + b"i" + identity
+def identity_key(prefix: bytes, source: str, id: str) -> bytes:
+    """The view's key of an event's source and id, whatever its content."""
+    text = source.encode()
+    return prefix + b"i" + xxhash.xxh3_128_digest(len(text).to_bytes(4, "big") + text + id.encode())
 
 
 def slot_of(key: bytes) -> int:

@@ -8,7 +8,7 @@ from onceflow.config import Dedup as Settings
 from onceflow.event import idempotency_key, idempotency_keys
 from onceflow.state.seen import Judge, Verdict, identity_key, seen_key, tenant_prefix
 from onceflow.stream.content import Ends, Finished, Work
-from onceflow.stream.letters import Letters, identity_of
+from onceflow.stream.letters import Letters
 from onceflow.stream.metrics import Metrics
 
 
@@ -73,7 +73,7 @@ class Dedup:
         begin = seen_key(prefix, b"")
         arrivals.seen = [begin + key for key in arrivals.keys]
         if self._rejects:
-            arrivals.identities = [identity_key(prefix, identity_of(i.source, i.id)) for i in incomings]
+            arrivals.identities = [identity_key(prefix, i.source, i.id) for i in incomings]
 
     def _name(self, event: Arrived, prefix: bytes) -> None:
         incoming = event.incoming
@@ -84,7 +84,7 @@ class Dedup:
                 incoming.tenant, incoming.source, incoming.id, incoming.data, self._content
             )
             if self._rejects:
-                event.identity = identity_key(prefix, identity_of(incoming.source, incoming.id))
+                event.identity = identity_key(prefix, incoming.source, incoming.id)
         event.seen = seen_key(prefix, event.key)
 
     def _let_through(

@@ -25,7 +25,8 @@ from onceflow.event import Headers, Incoming, PlainMapping, Reason, Unusable, ho
 from onceflow.stream.cell import Cell, record_error
 from onceflow.stream.cluster import by_partition
 from onceflow.stream.content import NO_EVENT, Committed, Ends, Finished, Input, Reads
-from onceflow.stream.letters import Forwarding, Letters, command_of, forwarding, redrive_of
+from onceflow.stream.headers import Forwarding, command_of, forwarding, redrive_of
+from onceflow.stream.letters import Letters
 
 log = logging.getLogger(__name__)
 

@@ -1,25 +1,20 @@
-"""What a cell writes: completions, dead letters, forwarded events; and how a completion is read back.
+"""What a cell writes: completions, dead letters, forwarded events.
 
 All of them are records for one partition of one of the flow's topics. A value too large for its topic never
 blocks it: a completion becomes a failed one, a dead letter keeps the first part of what it is about.
 """
 
-from binascii import unhexlify
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import pydantic
-import xxhash
 
 from onceflow.agents.calls import Completed, RunFailed
-from onceflow.agents.commands import HEADER, Command, decode_command
-from onceflow.agents.happenings import NO_OFFSET, Arrived, Ended, EndedAtOnce, Noted, Redrive, Written
+from onceflow.agents.happenings import NO_OFFSET, Arrived, Ended, EndedAtOnce, Noted, Written
 from onceflow.agents.journal import segment_key
-from onceflow.event import Headers, Reason, Unusable, home_slot
-from onceflow.state.seen import identity_key, seen_key, tenant_prefix
+from onceflow.event import Headers, Reason
 from onceflow.stream.content import (
     NO_EVENT,
     RUN_BEGUN,
@@ -29,13 +24,12 @@ from onceflow.stream.content import (
     Input,
     Outgoing,
 )
+from onceflow.stream.headers import OURS
 from onceflow.stream.topics import Names
 
 KEPT_BYTES = 64 << 10  # of a value that is too large
 DETAIL_BYTES = 16 << 10
-OURS = "onceflow-"
 _REASONS = (Reason.EXPIRED, Reason.POISON)  # of a failed run, that are its failure's code too
-REDRIVE = "onceflow-redrive"
 _OVERHEAD_BYTES = 4_000  # attributes, our headers, the record's own frame
 CLOUDEVENTS_JSON: list[tuple[str, str | bytes | None]] = [("content-type", b"application/cloudevents+json")]
 
@@ -56,16 +50,6 @@ class _Completion(msgspec.Struct, gc=False):
 class _Failure(msgspec.Struct, gc=False):
     code: str
     message: str
-
-
-class ReadBack(msgspec.Struct, gc=False):
-    """What dedup needs of a completion."""
-
-    id: str
-    tenant: str
-    causesource: str
-    causeid: str
-    rootrun: str = ""
 
 
 class Letters:
@@ -352,87 +336,6 @@ class Letters:
             arrivals.seen,
             identities,
         )
-
-
-_read_back = msgspec.json.Decoder(ReadBack).decode
-
-
-def keys_of_completion(value: bytes, slot: int) -> tuple[bytes, bytes | None]:
-    """What dedup knows a completion's run by, and its event's source and id; ValueError: it is none."""
-    read = _read_back(value)
-    prefix = tenant_prefix(slot, read.tenant)
-    identity = None
-    if not read.rootrun:  # a redrive says nothing about other events
-        identity = identity_key(prefix, identity_of(read.causesource, read.causeid))
-    return seen_key(prefix, bytes.fromhex(read.id)), identity
-
-
-def run_of_completion(value: bytes, kafka_key: bytes | None, slot: int) -> bytes:
-    """The first of `keys_of_completion` alone; at a glance, for a long catch-up has millions of them."""
-    if kafka_key and value.startswith(_HEAD) and value[_ID.stop : _ID.stop + 1] == b'"':
-        return _begin_of(slot, kafka_key) + unhexlify(value[_ID])
-    return keys_of_completion(value, slot)[0]
-
-
-_HEAD = b'{"specversion":"1.0","id":"'
-_ID = slice(len(_HEAD), len(_HEAD) + 32)
-
-
-@lru_cache(maxsize=16_384)
-def _begin_of(slot: int, tenant: bytes) -> bytes:
-    return seen_key(tenant_prefix(slot, tenant.decode()), b"")
-
-
-def identity_of(source: str, id: str) -> bytes:
-    """A digest of an event's source and id, without its content."""
-    text = source.encode()
-    return xxhash.xxh3_128_digest(len(text).to_bytes(4, "big") + text + id.encode())
-
-
-class Forwarding(NamedTuple):
-    """What the headers of a forwarded event say of the record it was sent in."""
-
-    origin: str
-    time_ms: int
-    tenant: str = ""  # of a redrive: whose topic it came from
-
-
-def forwarding(headers: Headers) -> Forwarding | None:
-    """Read them; None if the record was not forwarded. To be believed on the flow's own topics only."""
-    found = {name: content for name, content in headers or () if name.startswith(OURS) and content}
-    origin, time_ms = found.get("onceflow-origin"), found.get("onceflow-time")
-    if origin is None or time_ms is None:
-        return None
-    return Forwarding(origin.decode(), int(time_ms), (found.get("onceflow-tenant") or b"").decode())
-
-
-def command_of(headers: Headers, value: bytes | None, slot: int, slots: int) -> Command | Unusable | None:
-    """What an operator has sent through the inbox of this slot; None: the record is none of that kind."""
-    if not any(name == HEADER for name, _ in headers or ()):
-        return None
-    try:
-        command = decode_command(value or b"")
-        bytes.fromhex(command.run)
-    except ValueError as error:
-        return Unusable(Reason.INVALID, f"no command that this version knows: {error}", "")
-    if command.action != "accept-loss" and home_slot(command.tenant, slots) != slot:
-        return Unusable(Reason.INVALID, "a command for another slot's tenant", "")
-    return command
-
-
-def redrive_headers(redrive: Redrive) -> list[tuple[str, str | bytes | None]]:
-    """What says, on a record of the inbox, that its event is to be done anew."""
-    text = f"{redrive.run.hex()} {redrive.root.hex()} {redrive.letter} {redrive.segments}"
-    return [(REDRIVE, text.encode())]
-
-
-def redrive_of(headers: Headers) -> Redrive | None:
-    """Read them; None if there are none. To be believed in the inbox only."""
-    text = next((content for name, content in headers or () if name == REDRIVE and content), None)
-    if text is None:
-        return None
-    run, root, letter, segments = text.decode().split(" ")
-    return Redrive(bytes.fromhex(run), bytes.fromhex(root), letter, int(segments))
 
 
 def _first_headers(headers: list[tuple[str, bytes | None]], size_max: int) -> list[tuple[str, bytes | None]]:

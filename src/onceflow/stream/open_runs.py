@@ -16,7 +16,6 @@ from onceflow.state.ledger import Records, group_of
 from onceflow.state.seen import Judge, identity_key, seen_key, tenant_prefix
 from onceflow.stream.content import Grant, Input
 from onceflow.stream.grants import Ready
-from onceflow.stream.letters import identity_of
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +70,7 @@ class OpenRuns:
         prefix = tenant_prefix(inbox.grant.slot, saved.tenant)
         seen, identity = seen_key(prefix, saved.key), None
         if self._with_identity and not begun.root:
-            identity = identity_key(prefix, identity_of(begun.incoming.source, begun.incoming.id))
+            identity = identity_key(prefix, begun.incoming.source, begun.incoming.id)
         self._judge.hold(seen, identity)
         agent = self._routes.pinned(begun.agent, begun.version)
         if agent is None:

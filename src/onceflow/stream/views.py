@@ -9,7 +9,7 @@ from confluent_kafka import Message
 from onceflow.state.ledger import Ledger, LedgerPosition, LedgerRecord
 from onceflow.state.seen import Completed, Position, Seen
 from onceflow.stream.cluster import Partition, by_partition
-from onceflow.stream.letters import keys_of_completion, run_of_completion
+from onceflow.stream.completions import keys_of_completion, run_of_completion
 from onceflow.stream.topics import Ids, Names
 
 log = logging.getLogger(__name__)

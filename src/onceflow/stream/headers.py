@@ -1,0 +1,56 @@
+"""What the headers of a flow's own records say: where a forwarded event came from, and what an operator asks for."""
+
+from typing import NamedTuple
+
+from onceflow.agents.commands import HEADER, Command, decode_command
+from onceflow.agents.happenings import Redrive
+from onceflow.event import Headers, Reason, Unusable, home_slot
+
+OURS = "onceflow-"  # what our headers begin with
+REDRIVE = "onceflow-redrive"
+
+
+class Forwarding(NamedTuple):
+    """What the headers of a forwarded event say of the record it was sent in."""
+
+    origin: str
+    time_ms: int
+    tenant: str = ""  # of a redrive: whose topic it came from
+
+
+def forwarding(headers: Headers) -> Forwarding | None:
+    """Read them; None if the record was not forwarded. To be believed on the flow's own topics only."""
+    found = {name: content for name, content in headers or () if name.startswith(OURS) and content}
+    origin, time_ms = found.get("onceflow-origin"), found.get("onceflow-time")
+    if origin is None or time_ms is None:
+        return None
+    return Forwarding(origin.decode(), int(time_ms), (found.get("onceflow-tenant") or b"").decode())
+
+
+def command_of(headers: Headers, value: bytes | None, slot: int, slots: int) -> Command | Unusable | None:
+    """What an operator has sent through the inbox of this slot; None: the record is none of that kind."""
+    if not any(name == HEADER for name, _ in headers or ()):
+        return None
+    try:
+        command = decode_command(value or b"")
+        bytes.fromhex(command.run)
+    except ValueError as error:
+        return Unusable(Reason.INVALID, f"no command that this version knows: {error}", "")
+    if command.action != "accept-loss" and home_slot(command.tenant, slots) != slot:
+        return Unusable(Reason.INVALID, "a command for another slot's tenant", "")
+    return command
+
+
+def redrive_headers(redrive: Redrive) -> list[tuple[str, str | bytes | None]]:
+    """What says, on a record of the inbox, that its event is to be done anew."""
+    text = f"{redrive.run.hex()} {redrive.root.hex()} {redrive.letter} {redrive.segments}"
+    return [(REDRIVE, text.encode())]
+
+
+def redrive_of(headers: Headers) -> Redrive | None:
+    """Read them; None if there are none. To be believed in the inbox only."""
+    text = next((content for name, content in headers or () if name == REDRIVE and content), None)
+    if text is None:
+        return None
+    run, root, letter, segments = text.decode().split(" ")
+    return Redrive(bytes.fromhex(run), bytes.fromhex(root), letter, int(segments))
