@@ -75,13 +75,17 @@ def run(servers: str | None, *, runs: int, rounds: int, seconds: int, open_runs:
 
 
 def runs_of(
-    here: Bench, calls: int, number: int, read: Events, distinct: int, what: str = "onceflow"
+    here: Bench, calls: int, number: int, read: Events, distinct: int, what: str = "onceflow", cells: int = 1
 ) -> Result:
-    """All events are in Kafka, and a cell with default settings has a run of so many calls for each."""
+    """All events are in Kafka, and cells with default settings have a run of so many calls for each."""
     flow = FLOW_OF[calls]
     watch = Watch(here.kafka, make_topics(here, flow, read))
-    process = Cell(here, f"cell-{calls}-{number}", flow, read).start()
-    return measure(here, f"{what}, runs of {calls}", number, process, watch, distinct, distinct)
+    first, *others = [
+        Cell(here, f"cell-{calls}-{number}-{cell + 1}-of-{cells}", flow, read).start()
+        for cell in range(cells)
+    ]
+    what = f"{what}, runs of {calls}" if cells == 1 else f"{what}, {cells} cells, runs of {calls}"
+    return measure(here, what, number, first, watch, distinct, distinct, others)
 
 
 def _alone(here: Bench, seconds: int) -> list[float]:

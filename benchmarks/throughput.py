@@ -18,7 +18,7 @@ from benchmarks.watch import Watch
 
 
 class Result(msgspec.Struct, frozen=True):
-    """One run. CPU and memory are those of the process's whole life; the broker's CPU is that during the run."""
+    """One run. CPU and memory are those of its processes' whole lives; the broker's CPU is that during the run."""
 
     what: str
     round: int
@@ -46,16 +46,24 @@ HEAD = (
 
 
 def measure(
-    bench: Bench, what: str, number: int, process: Process, watch: Watch, events: int, distinct: int
+    bench: Bench,
+    what: str,
+    number: int,
+    process: Process,
+    watch: Watch,
+    events: int,
+    distinct: int,
+    beside: Sequence[Process] = (),
 ) -> Result:
-    """Let a process that was just started run until its output is complete; end it."""
+    """Let a process that was just started run until its output is complete; end it, and those `beside` it."""
     before = bench.kafka.cpu_s()
     try:
         with bench.advancing(f"round {number}: {what}", distinct) as advance:
             watch.until(distinct, process, advance)
         after = bench.kafka.cpu_s()
     finally:
-        used = process.end()
+        used = [each.end() for each in (process, *beside)]
+    cpu_s = sum(each.cpu_s for each in used)
     watch.read()
     watch.close()
     if watch.count != distinct:
@@ -70,10 +78,10 @@ def measure(
         completions=watch.count,
         seconds=seconds,
         events_per_s=events / seconds,
-        cpu_s=used.cpu_s,
-        cpu_us_per_event=used.cpu_s / events * 1e6,
-        events_per_cpu_s=events / used.cpu_s,
-        peak_rss_mib=used.peak_rss_mib,
+        cpu_s=cpu_s,
+        cpu_us_per_event=cpu_s / events * 1e6,
+        events_per_cpu_s=events / cpu_s,
+        peak_rss_mib=max(each.peak_rss_mib for each in used),
         broker_cpu_s=None if before is None or after is None else after - before,
     )
     bench.say(f"  round {number}: {what}: {result.events_per_s:,.0f} events/s")

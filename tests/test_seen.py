@@ -51,6 +51,13 @@ def identity(name: str, *, tenant: str = "acme") -> bytes:
     return identity_key(tenant_prefix(0, tenant), "erp", name)
 
 
+def test_a_views_keys_are_those_that_earlier_versions_have_written() -> None:
+    prefix = tenant_prefix(3, "acme")
+    assert seen_key(prefix, b"k" * 16) == b"\x00\x03acme\x00k" + b"k" * 16
+    digest = bytes.fromhex("c05c81f09ee1b45f237852e01c474050")
+    assert identity_key(prefix, "erp", "evt-1") == b"\x00\x03acme\x00i" + digest
+
+
 def completed(*runs: bytes, at: int = NOW) -> Completed:
     """Completions of one time."""
     return Completed(at, list(runs), [])

@@ -3,7 +3,7 @@
 A lane that is looked up, or made, for a tenant who is seldom heard of costs more than such a run itself.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from onceflow.agents.calls import Completed, Effect
@@ -11,15 +11,14 @@ from onceflow.agents.capacity import Capacity
 from onceflow.agents.failures import failure
 from onceflow.agents.happenings import Arrivals, Arrived, Decision, Ended, EndedAtOnce, Happening
 from onceflow.agents.machine import Machine, begin
+from onceflow.agents.state import AskFlag
 from onceflow.event import Event, InvalidData
-
-Flags = Callable[[str, str | None], bool]
 
 
 class Beginning:
     """Events that came together: their runs begin one after another, until one does not end at once."""
 
-    def __init__(self, arrivals: Arrivals, computing: memoryview, flags: Flags) -> None:
+    def __init__(self, arrivals: Arrivals, computing: memoryview, flags: AskFlag) -> None:
         """`computing`: where the key of the run stands that has the thread, see `poison`."""
         self.arrivals = arrivals
         self.goes_on: tuple[Machine, list[Effect]] | None = None  # the last that has begun, if it goes on
@@ -75,7 +74,7 @@ def begin_without_lane(
     tenant: str,
     happenings: Sequence[Happening],
     capacity: Capacity,
-    flags: Flags,
+    flags: AskFlag,
     now_ms: int,
     decided: list[Decision],
 ) -> Sequence[Happening | Beginning]:

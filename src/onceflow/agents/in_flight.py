@@ -1,4 +1,4 @@
-"""The runs of a lane: how they begin and go on, what they decide, and how they end, fall asleep or wait."""
+"""The runs of a lane, and the events that wait to be one: how they begin, what they decide, how they end or sleep."""
 
 import logging
 from collections import deque
@@ -49,7 +49,7 @@ from onceflow.agents.machine import Machine, begin
 from onceflow.agents.order import Follower, Lines
 from onceflow.agents.sleep import Awaited, Sleepers
 from onceflow.agents.snapshot import restored
-from onceflow.agents.state import no_flags
+from onceflow.agents.state import AskFlag, no_flags
 from onceflow.event import Event, InvalidData, Reason
 
 REFUSED = "redrive-refused"
@@ -70,7 +70,7 @@ class InFlight:
         abandon: Callable[[Iterable[Machine]], None],
         memory: Memory,
         snapshot: bytes | None = None,
-        flags: Callable[[str, str | None], bool] = no_flags,
+        flags: AskFlag = no_flags,
     ) -> None:
         self.tenant = tenant
         self._memory = memory
@@ -254,7 +254,7 @@ class InFlight:
                     self._end(arrived, effect, run.segments)
 
         for each in about_keys:
-            self._told(self._keys.take(each, run.now_ms))
+            self._told(self._keys.take(each, self._now_ms))
 
     def _told(self, told: Iterable[Told]) -> None:
         for each in told:

@@ -106,10 +106,5 @@ class Lines:
             self.leave(key)
         return found
 
-    def waits(self, key: bytes) -> bool:
-        """Whether a run is not to begin yet."""
-        line = self._line.get(key)
-        return line is not None and self._first[line] != key
-
     def _number(self, arrived: Arrived) -> None:
         arrived.turn = self._turns[arrived.line] = self._turns[arrived.line] + 1

@@ -70,6 +70,7 @@ class Run(msgspec.Struct, eq=False):
         if self._made is None:
             assert self._make is not None
             self._made = self._make(self.event, *self._of)
+            self._make, self._of = None, ()  # it may hold what was read together with the event
         machine: Machine = self._made
         return machine
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from onceflow.agents.machine import Machine
 
 
+AskFlag = Callable[[str, str | None], bool]  # whether the flag of this name is set, for this market
+
+
 def no_flags(name: str, market: str | None) -> bool:
     """Where nobody has set any."""
     return False
@@ -29,7 +32,7 @@ class RunState(msgspec.Struct, eq=False):
     journal: Mapping[str, Entry] = MappingProxyType({})
     segments: int = 0  # of the journal in the ledger; 0: the ledger doesn't know the run
     root: str = ""  # the run's id; of a redrive, that of the run that failed first
-    flags: Callable[[str, str | None], bool] = no_flags
+    flags: AskFlag = no_flags
     ended: bool = False  # or parked
     now_ms: int = 0
     _waiting: dict[str, Waiting] | None = None

@@ -73,11 +73,6 @@ def identity_key(prefix: bytes, source: str, id: str) -> bytes:
     return prefix + b"i" + xxhash.xxh3_128_digest(len(text).to_bytes(4, "big") + text + id.encode())
 
 
-def slot_of(key: bytes) -> int:
-    """The slot that a view's key belongs to."""
-    return int.from_bytes(key[:2], "big")
-
-
 class BrokerClock:
     """The broker's time, as far as it is known: the last log-append time plus the time passed since."""
 

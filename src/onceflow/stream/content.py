@@ -121,11 +121,11 @@ class Finished(msgspec.Struct, gc=False):
 
 
 class Ends(list[Finished]):
-    """Ends of events that need no lane."""
+    """What is to be committed of what happened to events."""
 
 
 class Work(NamedTuple):
-    """What happened to a tenant, for its lane."""
+    """What happened to a tenant, for its runs."""
 
     tenant: str
     happenings: list[Happening]

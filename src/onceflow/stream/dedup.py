@@ -1,4 +1,4 @@
-"""Dedup, the second operator: events get their keys and verdicts; only firsts go on to their lanes."""
+"""Dedup, the second operator: events get their keys and verdicts; only firsts go on to become runs."""
 
 from collections.abc import Iterable
 from typing import NamedTuple

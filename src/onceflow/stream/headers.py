@@ -36,7 +36,9 @@ def command_of(headers: Headers, value: bytes | None, slot: int, slots: int) -> 
         bytes.fromhex(command.run)
     except ValueError as error:
         return Unusable(Reason.INVALID, f"no command that this version knows: {error}", "")
-    if command.action != "accept-loss" and home_slot(command.tenant, slots) != slot:
+    if command.action == "accept-loss":
+        return command
+    if not command.tenant or home_slot(command.tenant, slots) != slot:
         return Unusable(Reason.INVALID, "a command for another slot's tenant", "")
     return command
 

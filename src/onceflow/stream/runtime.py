@@ -285,25 +285,23 @@ class Runtime:
         if left:
             lane = lane or self.lane(tenant)
             decisions += lane.take(left, now_ms)
-        ends = self._ends(tenant, decisions, now_ms)
+        # None: the slot is lost; its next owner goes on with what is committed.
+        inbox = None if lane is None else self._inbox(tenant)
+        ends = self._ends(tenant, inbox, decisions, now_ms)
         if lane is not None and lane.idle:
             del self.lanes[tenant]
             lane = None
         return ends, lane
 
-    def _ends(self, tenant: str, decisions: Iterable[Decision], now_ms: int) -> Ends:
+    def _ends(self, tenant: str, inbox: Input | None, decisions: Iterable[Decision], now_ms: int) -> Ends:
         """What is to be committed of what was decided; the rest is seen to."""
         letters, ends = self._letters, Ends()
         for decision in decisions:
             if isinstance(decision, EndedAtOnce):
                 ends.extend(letters.completions(decision, now_ms))
-                continue
-            if isinstance(decision, Ended) and not decision.segments:
+            elif isinstance(decision, Ended) and not decision.segments:
                 ends.append(letters.completion(decision, now_ms))
-                continue
-            # None: the slot is lost; its next owner goes on with what is committed.
-            inbox = self._inbox(tenant)
-            if isinstance(decision, Slept):
+            elif isinstance(decision, Slept):
                 if decision.due_ms:
                     self._open_runs.plan(tenant, Due(decision.key), decision.due_ms)
             elif isinstance(decision, Looked):  # by then the ledger's records of this batch are known
