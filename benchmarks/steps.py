@@ -1,7 +1,7 @@
 """steps: runs whose steps change something, each on record before it is taken.
 
-How many runs of one `keyed` call and of three a cell does in a second; how long one step takes when nothing else goes
-on; and how soon all go on when the cell is killed with many runs open. What is changed answers at once.
+How many runs of one `keyed` call and of three a cell does in a second, and two cells; how long one step takes when
+nothing else goes on; and how soon all go on when a cell is killed with many runs open. What is changed answers at once.
 """
 
 import time
@@ -27,6 +27,7 @@ from onceflow.observe.open_runs import read_open_runs, steps_of
 FLOW_OF = {1: FLOWS["step"], 3: FLOWS["effects"]}  # by the calls of a run
 CHAIN = Flow("bench-chain", "benchmarks.chain_flow")
 CRASH = Flow("bench-crash", "benchmarks.crash_flow")
+MEASURED = ((1, 1), (3, 1), (3, 2))  # calls of a run, and cells
 TENANTS, PARTITIONS = 340, 16
 RUNS_PER_S, CALLS_PER_S = 20_000, 36_000
 STEP_MS = {0.5: 8, 0.99: 30}
@@ -37,28 +38,25 @@ WARM_UP_S = 10
 
 def run(servers: str | None, *, runs: int, rounds: int, seconds: int, open_runs: int) -> Report:
     """Measure."""
-    results: dict[int, list[Result]] = {calls: [] for calls in FLOW_OF}
+    results: dict[tuple[int, int], list[Result]] = {of: [] for of in MEASURED}
     with bench(servers, [flow.name for flow in (*FLOW_OF.values(), CHAIN)]) as here:
         topic = here.topic("events", PARTITIONS)
         read = Events(shared=(topic,), tenant_prefix="")
         distinct = here.produce(Load(TENANTS), Numbers(0, runs, copies=0), [topic])
         for number in range(1, rounds + 1):
-            for calls, found in results.items():
-                found.append(runs_of(here, calls, number, read, distinct))
+            for (calls, cells), found in results.items():
+                found.append(runs_of(here, calls, number, read, distinct, cells=cells))
         alone = sorted(_alone(here, seconds))
     crash_ = crashed("keyed", open_runs)
-    rates = {calls: median(result.events_per_s for result in found) for calls, found in results.items()}
+    rates = {of: of[0] * median(each.events_per_s for each in found) for of, found in results.items()}
     shown = {
-        calls: ", ".join(f"{r.events_per_s * calls:,.0f}" for r in found) for calls, found in results.items()
+        of: f"{rates[of]:,.0f} ({', '.join(f'{of[0] * each.events_per_s:,.0f}' for each in found)})"
+        for of, found in results.items()
     }
     figures = [
-        at_least("runs of one keyed call, per second", rates[1], RUNS_PER_S, f"{rates[1]:,.0f} ({shown[1]})"),
-        at_least(
-            "calls of runs of three, per second",
-            3 * rates[3],
-            CALLS_PER_S,
-            f"{3 * rates[3]:,.0f} ({shown[3]})",
-        ),
+        at_least("runs of one keyed call, per second", rates[1, 1], RUNS_PER_S, shown[1, 1]),
+        at_least("calls of runs of three, per second", rates[3, 1], CALLS_PER_S, shown[3, 1]),
+        Figure("calls of runs of three, two cells, per second", rates[3, 2], shown[3, 2]),
         *(
             at_most(f"one step alone, p{share * 100:g}", quantile(alone, share), floor, "ms")
             for share, floor in STEP_MS.items()
