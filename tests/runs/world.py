@@ -1,23 +1,26 @@
 """What is outside of a cell: Kafka, the targets of calls, and cells that die or are replaced while they still run."""
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import msgspec
 
+from onceflow.agents.at_once import Beginning, begin_without_lane
 from onceflow.agents.calls import Completed, RunFailed, StartCall
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.commands import Command
 from onceflow.agents.happenings import (
+    Arrivals,
     Arrived,
     Barrier,
     Commanded,
     Decision,
     Due,
     Ended,
+    EndedAtOnce,
     Happening,
     Looked,
     Lost,
@@ -37,6 +40,7 @@ from onceflow.agents.machine import Machine
 from onceflow.agents.order import in_turn
 from onceflow.agents.shared import Shared, decode_shared
 from onceflow.agents.signals import Kept, Signal, decode_kept
+from onceflow.agents.state import no_flags
 from onceflow.event import Incoming, idempotency_key
 from tests.runs.work import works
 
@@ -80,6 +84,9 @@ class Log:
                     self.finished.add(decision.arrived.offset)
             elif isinstance(decision, Ended):
                 self._end(decision)
+            elif isinstance(decision, EndedAtOnce):
+                for index, value in enumerate(decision.values):
+                    self._end(Ended(decision.arrivals.one(index), Completed(value)))
 
     def _end(self, ended: Ended) -> None:
         key = ended.arrived.key
@@ -115,8 +122,11 @@ class Cell:
         self.calls: list[tuple[int, StartCall]] = []  # when each is due
         self._now_ms = now_ms
         self._capacity = Capacity(runs_per_lane=50, runs_per_cell=50)
-        self.lane = Lane(TENANT, self._capacity, self._start, self._abandon, self, snapshot)
+        self.lane = self._new_lane(snapshot)
         self._granted([])
+
+    def _new_lane(self, snapshot: bytes | None = None) -> Lane:
+        return Lane(TENANT, self._capacity, self._start, self._abandon, self, snapshot)
 
     def _granted(self, happenings: list[Happening]) -> None:
         """The slot is granted, and all that the log says of it is known."""
@@ -158,11 +168,16 @@ class Cell:
         self.calls = [(due_ms, call) for due_ms, call in self.calls if call.run not in gone]
 
     def take(self, now_ms: int) -> None:
-        """Work on what has happened."""
+        """Work on what has happened; a lane that is idle is discarded, and runs begin without one first."""
         self._now_ms = now_ms
         given, self.happenings = self.happenings, []
         batch: list[Decision] = []
-        for decision in self.lane.take(given, now_ms):
+        decided: list[Decision] = []
+        left: Sequence[Happening | Beginning] = given
+        if self.lane.idle:
+            self.lane = self._new_lane()
+            left = begin_without_lane(TENANT, given, self._capacity, no_flags, now_ms, decided)
+        for decision in decided + self.lane.take(left, now_ms):
             if isinstance(decision, Slept):
                 self.due.append((decision.due_ms or 1 << 62, Due(decision.key)))
             elif isinstance(decision, Looked):
@@ -202,10 +217,28 @@ class Cell:
                 self.batches.append([Noted(TENANT, self.source, offset, 1)])
                 return
             self._known.add(key)
+            if sent.redrive is None and offset % 2:  # half of them, as most come
+                self._read_together(offset, now_ms, incoming, key)
+                return
             root = sent.redrive.root if sent.redrive else b""
             arrived = Arrived(self.source, offset, now_ms, b"", None, incoming, works, key=key)
             arrived.redrive, arrived.root = sent.redrive, root
             self.happenings.append(arrived)
+
+    def _read_together(self, offset: int, now_ms: int, incoming: Incoming, key: bytes) -> None:
+        """With those before it that came so, if nothing else has come since."""
+        last = self.happenings[-1] if self.happenings else None
+        if not isinstance(last, Arrivals):
+            last = Arrivals(self.source, works, [], [], [])
+            self.happenings.append(last)
+        for column, value in (
+            (last.offsets, offset),
+            (last.times_ms, now_ms),
+            (last.incomings, incoming),
+            (last.keys, key),
+            (last.seen, key),
+        ):
+            column.append(value)  # type: ignore[attr-defined]
 
     # -- what a lane may read: agents.happenings.Memory --
 
