@@ -170,10 +170,7 @@ def forward_without_finish(settle: Function) -> Function:
     """The record stays unfinished and is forwarded again after each restart: one without a key is done again."""
 
     def but_forwarded(self: Any, finished: Any) -> None:
-        settle(
-            self,
-            {input: [e for e in ends if e.verdict != "forwarded"] for input, ends in finished.items()},
-        )
+        settle(self, [end for end in finished if end.verdict != "forwarded"])
 
     return but_forwarded
 

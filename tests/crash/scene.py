@@ -13,6 +13,7 @@ from pathlib import Path
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from onceflow.config import Events, Kafka, Settings
+from onceflow.observe.open_runs import read_open_runs
 from onceflow.stream.cluster import Cluster
 from onceflow.stream.topics import Names, prepare
 from tests.crash.cells import Cell
@@ -206,6 +207,8 @@ class Scene:
         assert self.load is not None
         wrong = self._wrong([s for s in self.load.stop() if not but(s)], agent=agent, contents=contents)
         assert not wrong, f"{wrong}\nlogs: {self.directory}"
+        left = [f"{run.key.hex()} of {run.tenant}" for run in read_open_runs(self.flow, self._settings)]
+        assert not left, f"{len(left)} runs have ended and are open in the ledger: {left[:5]}"
         ends = {cell.name: cell.statuses for cell in self.cells}
         self.say(f"right; statuses {ends}")
 

@@ -133,3 +133,16 @@ def test_each_wait_ends_once_wherever_the_process_dies(
     assert bank.wrong(opened) == []
     keys = Counter(key for _, _, key, _ in bank.done())
     assert max(keys.values()) == 1
+
+
+def test_runs_that_wait_for_a_moment_end_once_and_leave_nothing_open(scene: Scene) -> None:
+    """They begin and end in one transaction, whose records come of two inputs: the event's, and the slot's inbox."""
+    scene.seed(44)
+    for number in range(15_000):
+        scene.send(Event(f"tenant-{number % 50}", "bank", f"nap-{number}", b"{}"))
+    scene.load.flush()
+    cell = scene.cell("cell", "tests.crash.naps_flow").start()
+    scene.wait_for_output(1_000)
+    cell.kill()
+    cell.start()
+    scene.finish(agent="naps", contents=lambda event, data: "" if data == event.id else f"it says {data}")

@@ -1,6 +1,6 @@
 """What the parts of a cell hand to each other: grants, inputs, and what a transaction is made of."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -131,7 +131,7 @@ class Work(NamedTuple):
     happenings: list[Happening]
 
 
-Contents = Mapping[Input, list[Finished]]  # what a transaction finishes, by input
+Contents = list[Finished]  # what a transaction finishes, in the order in which it was decided
 
 
 class Reads(NamedTuple):

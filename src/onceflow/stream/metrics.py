@@ -28,18 +28,17 @@ def count_commit(metrics: Metrics, finished: Contents, took_s: float) -> None:
     """Count what a transaction has committed."""
     records = runs = failed = forwarded = 0
     reasons: Counter[str] = Counter()
-    for ends in finished.values():
-        for end in ends:
-            records += sum([len(outgoing.values) for outgoing in end.outgoing])
-            if end.verdict == "first" or end.verdict == RUN_ENDED:
-                runs += end.weight
-            elif end.verdict == "forwarded":
-                forwarded += end.weight
-            if len(end.outgoing) > 1 or end.verdict in ("unusable", "conflict"):
-                reason = reason_of(end)
-                if reason:
-                    reasons[reason] += 1
-                    failed += reason == Reason.AGENT_FAILED
+    for end in finished:
+        records += sum([len(outgoing.values) for outgoing in end.outgoing])
+        if end.verdict == "first" or end.verdict == RUN_ENDED:
+            runs += end.weight
+        elif end.verdict == "forwarded":
+            forwarded += end.weight
+        if len(end.outgoing) > 1 or end.verdict in ("unusable", "conflict"):
+            reason = reason_of(end)
+            if reason:
+                reasons[reason] += 1
+                failed += reason == Reason.AGENT_FAILED
     metrics.completions["completed"].inc(runs - failed)
     metrics.completions["failed"].inc(failed)
     metrics.forwarded.inc(forwarded)

@@ -15,7 +15,6 @@ inlet is told.
 
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from threading import Condition, Event, Lock, Thread
 from typing import Any, NamedTuple
@@ -124,7 +123,7 @@ class Outbox:
 
         self._progress: dict[Input, InputProgress] = {}  # the committer's thread alone
         self._inboxes: dict[Grant, Input] = {}
-        self._kept: Contents = {}  # of a transaction that was refused
+        self._kept: Contents = []  # of a transaction that was refused
         self._last_weight = 0
         self._expired_at = 0.0
         self._view_lock = Lock()
@@ -246,15 +245,9 @@ class Outbox:
         for input, offsets, position in reads:
             if (progress := self._progress.get(input)) is not None:
                 progress.read(offsets, position)
-        finished: defaultdict[Input, list[Finished]] = defaultdict(list)
-        for end in new:
-            finished[end.input].append(end)
-        for input in [input for input in finished if input.grant not in pair.grants]:
-            del finished[input]
-        self._settle_progress(finished)
-        for input, ends in self._kept.items():
-            if input.grant in pair.grants:
-                finished[input][:0] = ends
+        new = [end for end in new if end.input.grant in pair.grants]
+        self._settle_progress(new)
+        finished = [end for end in self._kept if end.input.grant in pair.grants] + new
         moved = {input for input in passed if input in self._progress}
         return Transaction(pair, number, finished, claims, moved, sequence)
 
@@ -282,12 +275,13 @@ class Outbox:
 
     def _settle_progress(self, finished: Contents) -> None:
         """Count ends that are taken for the first time; what an abort sends again was counted."""
-        for input, ends in finished.items():
-            progress = self._progress[input]
-            for end in ends:
-                progress.finish(end.offsets)
-                if (name := _TALLIED.get(end.verdict, end.verdict)) is not None:
-                    setattr(progress.tally, name, getattr(progress.tally, name) + end.weight)
+        for end in finished:
+            if not end.offsets:
+                continue
+            progress = self._progress[end.input]
+            progress.finish(end.offsets)
+            if (name := _TALLIED.get(end.verdict, end.verdict)) is not None:
+                setattr(progress.tally, name, getattr(progress.tally, name) + end.weight)
 
     def _carry_out(self, transaction: Transaction) -> None:
         pair, number, finished, claims, passed, sequence = transaction
@@ -295,8 +289,9 @@ class Outbox:
         if finished or owned or passed:
             started_at = time.monotonic()
             # A topic that was deleted has no offsets; its name may be another topic's by now.
-            written = {i for i in (*finished, *(claim.inbox for claim in owned), *passed) if not i.gone}
-            touched = written | {self._inboxes[input.grant] for input in (*finished, *written)}
+            inputs = {end.input for end in finished}
+            written = {i for i in (*inputs, *(claim.inbox for claim in owned), *passed) if not i.gone}
+            touched = written | {self._inboxes[input.grant] for input in (*inputs, *written)}
             try:
                 delivered = self._transactions.commit(
                     self._records(finished, written), lambda: self._offsets(touched), pair.metadata
@@ -316,7 +311,7 @@ class Outbox:
             self._remember(finished, delivered, time.monotonic() - started_at)
             for grant in {input.grant for input in touched}:
                 self.inboxes_done[grant.slot] = self._progress[self._inboxes[grant]].lowest
-        self._kept = {}
+        self._kept = []
         for claim in claims:
             claim.committed = claim.grant in pair.grants
             claim.settled.set()
@@ -333,7 +328,7 @@ class Outbox:
             self._changed.wait_for(lambda: self._pair_number > number, _NEW_PAIR_WITHIN_S)
 
     def _records(self, finished: Contents, written: Iterable[Input]) -> list[Outgoing]:
-        records = [outgoing for ends in finished.values() for end in ends for outgoing in end.outgoing]
+        records = [outgoing for end in finished for outgoing in end.outgoing]
         for input in written:
             progress = encode_progress(self._progress[input].progress(self._cell))
             key = progress_key(input.topic, input.partition)
@@ -351,16 +346,18 @@ class Outbox:
         completed: dict[Grant, Completed] = {}
         books: dict[Input, tuple[int, int]] = {}
         barriers: list[Any] = []
-        for input, ends in finished.items():
-            for end in ends:
-                if end.seen:
-                    if (told := completed.get(input.grant)) is None:
-                        told = completed[input.grant] = Completed(last[input.grant.slot][1], [], [])
-                    told.runs.extend(end.seen)
-                    told.identities.extend(end.identities)
-                if end.barrier is not None:
-                    barriers.append(end.barrier)
-            books[input] = (sum([len(end.offsets) for end in ends]), sum([end.size for end in ends]))
+        for end in finished:
+            if end.seen:
+                grant = end.input.grant
+                if (told := completed.get(grant)) is None:
+                    told = completed[grant] = Completed(last[grant.slot][1], [], [])
+                told.runs.extend(end.seen)
+                told.identities.extend(end.identities)
+            if end.barrier is not None:
+                barriers.append(end.barrier)
+            if end.offsets:
+                count, size = books.get(end.input, (0, 0))
+                books[end.input] = (count + len(end.offsets), size + end.size)
         with self._view_lock:
             held = {grant: told for grant, told in completed.items() if grant not in self._retired}
             self._seen.write(
@@ -382,17 +379,16 @@ class Outbox:
         last = delivered.last(name)
         if not last:
             return []
-        held = [input for input in finished if input.grant not in self._retired]
+        held = [end for end in finished if end.input.grant not in self._retired]
         records = [
             LedgerRecord(outgoing.partition, outgoing.key, outgoing.values[0])
-            for input in held
-            for end in finished[input]
+            for end in held
             for outgoing in end.outgoing
             if outgoing.topic == name and isinstance(outgoing.key, bytes)
         ]
         positions = {
             slot: LedgerPosition(self._ids.ledger, last[slot][0] + 1, last[slot][1])
-            for slot in {input.grant.slot for input in held}
+            for slot in {end.input.grant.slot for end in held}
             if slot in last
         }
         return self._ledger.write(records, positions)
