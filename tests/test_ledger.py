@@ -8,7 +8,7 @@ import pytest
 from onceflow.agents.journal import segment_key
 from onceflow.agents.shared import shared_key
 from onceflow.state import ledger as module
-from onceflow.state.ledger import Ledger, LedgerPosition, LedgerRecord, Records, group_of
+from onceflow.state.ledger import Changes, Ledger, LedgerPosition, Records, group_of
 from onceflow.state.store import Store
 
 RUN = segment_key("acme", b"r" * 16, 0)
@@ -26,8 +26,8 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
     ledger.close()
 
 
-def put(key: bytes, value: bytes | None, slot: int = SLOT) -> LedgerRecord:
-    return LedgerRecord(slot, key, value)
+def put(*changes: tuple[bytes, bytes | None], slot: int = SLOT) -> Changes:
+    return {slot: [*changes]}
 
 
 def held(ledger: Ledger, slot: int = SLOT) -> list[tuple[bytes, bytes]]:
@@ -35,24 +35,23 @@ def held(ledger: Ledger, slot: int = SLOT) -> list[tuple[bytes, bytes]]:
 
 
 def test_records_are_gathered_and_written_with_their_positions(ledger: Ledger) -> None:
-    assert ledger.write([put(RUN, b"a"), put(SHARED, b"b")], {SLOT: AT}) == []
+    assert ledger.write(put((RUN, b"a"), (SHARED, b"b")), {SLOT: AT}) == put()
     assert (held(ledger), ledger.position(SLOT)) == ([], None)
-    assert sorted(each.key for each in ledger.flush()) == sorted([RUN, SHARED])
+    assert ledger.flush() == put((RUN, b"a"), (SHARED, b"b"))
     assert (held(ledger), ledger.position(SLOT)) == (sorted([(RUN, b"a"), (SHARED, b"b")]), AT)
 
 
 def test_a_segment_that_is_deleted_soon_never_reaches_the_disk(ledger: Ledger) -> None:
-    ledger.write([put(RUN, b"a"), put(NEXT, b"b")], {SLOT: AT})
-    deleted = put(RUN, None)
-    assert ledger.write([deleted], {SLOT: LATER}) == [deleted]
-    assert [each.key for each in ledger.flush()] == [NEXT]
+    ledger.write(put((RUN, b"a"), (NEXT, b"b")), {SLOT: AT})
+    assert ledger.write(put((RUN, None)), {SLOT: LATER}) == put((RUN, None))
+    assert ledger.flush() == put((NEXT, b"b"))
     assert (held(ledger), ledger.position(SLOT)) == ([(NEXT, b"b")], LATER)
 
 
 def test_one_that_is_on_disk_is_deleted_there(ledger: Ledger) -> None:
-    ledger.write([put(RUN, b"a")], {SLOT: AT})
+    ledger.write(put((RUN, b"a")), {SLOT: AT})
     ledger.flush()
-    ledger.write([put(RUN, None)], {SLOT: LATER})
+    ledger.write(put((RUN, None)), {SLOT: LATER})
     assert held(ledger) == [(RUN, b"a")]
     ledger.flush()
     assert held(ledger) == []
@@ -60,10 +59,10 @@ def test_one_that_is_on_disk_is_deleted_there(ledger: Ledger) -> None:
 
 def test_what_may_have_been_written_before_is_deleted_on_disk_too(ledger: Ledger) -> None:
     """The record of a shared call is written again and again: an older one may be there."""
-    ledger.write([put(SHARED, b"older")], {})
+    ledger.write(put((SHARED, b"older")), {})
     ledger.flush()
-    ledger.write([put(SHARED, b"newer")], {})
-    assert ledger.write([put(SHARED, None)], {SLOT: AT}) == []
+    ledger.write(put((SHARED, b"newer")), {})
+    assert ledger.write(put((SHARED, None)), {SLOT: AT}) == put()
     ledger.flush()
     assert held(ledger) == []
 
@@ -72,23 +71,22 @@ def test_it_is_written_when_much_is_gathered(ledger: Ledger, monkeypatch: pytest
     """Counted are all records, also those that never reach the disk: a restart reads them again."""
     monkeypatch.setattr(module, "GATHERED_MAX", 4)
     monkeypatch.setattr(module, "GATHERED_S", 1e9)
-    ledger.write([put(RUN, b"a"), put(RUN, None), put(NEXT, b"b")], {SLOT: AT})
+    ledger.write(put((RUN, b"a"), (RUN, None), (NEXT, b"b")), {SLOT: AT})
     assert ledger.position(SLOT) is None
-    ledger.write([put(NEXT, None)], {SLOT: LATER})
+    ledger.write(put((NEXT, None)), {SLOT: LATER})
     assert (held(ledger), ledger.position(SLOT)) == ([], LATER)
 
 
 def test_it_is_written_after_a_while(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "GATHERED_S", -1.0)
-    written = put(RUN, b"a")
-    assert ledger.write([written], {SLOT: AT}) == [written]
+    assert ledger.write(put((RUN, b"a")), {SLOT: AT}) == put((RUN, b"a"))
     assert ledger.position(SLOT) == AT
 
 
 def test_a_slot_that_is_dropped_is_gone_with_what_is_gathered_of_it(ledger: Ledger) -> None:
-    ledger.write([put(RUN, b"a"), put(RUN, b"b", slot=4)], {SLOT: AT, 4: AT})
+    ledger.write(put((RUN, b"a")) | put((RUN, b"b"), slot=4), {SLOT: AT, 4: AT})
     ledger.flush()
-    ledger.write([put(NEXT, b"a"), put(NEXT, b"b", slot=4)], {SLOT: LATER, 4: LATER})
+    ledger.write(put((NEXT, b"a")) | put((NEXT, b"b"), slot=4), {SLOT: LATER, 4: LATER})
     ledger.drop(SLOT)
     ledger.flush()
     assert (held(ledger), ledger.position(SLOT)) == ([], None)
@@ -97,7 +95,7 @@ def test_a_slot_that_is_dropped_is_gone_with_what_is_gathered_of_it(ledger: Ledg
 
 def test_what_is_gathered_is_written_at_a_clean_end(tmp_path: Path) -> None:
     ledger = Ledger(Store.open(tmp_path / "ledger"))
-    ledger.write([put(RUN, b"a")], {SLOT: AT})
+    ledger.write(put((RUN, b"a")), {SLOT: AT})
     ledger.close()
     again = Ledger(Store.open(tmp_path / "ledger"))
     assert (held(again), again.position(SLOT)) == ([(RUN, b"a")], AT)
@@ -111,15 +109,15 @@ def test_the_worker_sees_what_was_decided_from_then_on(ledger: Ledger) -> None:
     def seen() -> list[bytes]:
         return [value for _, value in records.scan(SLOT, RUN[:-4])]
 
-    first, second, deleted = put(RUN, b"a"), put(NEXT, b"b"), put(RUN, None)
+    first, second = (RUN, b"a"), (NEXT, b"b")
     for record in (first, second):
-        records.put(group, record.key, record.value)
+        records.put(group, *record)
     assert seen() == [b"a", b"b"]
-    records.committed(ledger.write([first, second], {SLOT: AT}))
+    records.committed(ledger.write(put(first, second), {SLOT: AT}))
     assert seen() == [b"a", b"b"]
     records.put(group, RUN, None)
     assert seen() == [b"b"]
-    records.committed(ledger.write([deleted], {SLOT: LATER}))
+    records.committed(ledger.write(put((RUN, None)), {SLOT: LATER}))
     assert (seen(), len(records)) == ([b"b"], 1)
     records.committed(ledger.flush())
     assert (seen(), len(records)) == ([b"b"], 0)

@@ -86,10 +86,10 @@ def install_from_environment() -> None:
 def commit_before_finish(commit: Function) -> Function:
     """Records count as finished one transaction before what they led to: a crash between the two loses it."""
 
-    def progress_first(self: Any, records: Any, offsets: Any, metadata: Any) -> Delivered:
+    def progress_first(self: Any, records: Any, ledger: Any, offsets: Any, metadata: Any) -> Delivered:
         finished, led_to = _parted(records, ".progress")
-        commit(self, finished, offsets, metadata)
-        return commit(self, led_to, offsets, metadata)
+        commit(self, finished, {}, offsets, metadata)
+        return commit(self, led_to, ledger, offsets, metadata)
 
     return progress_first
 
@@ -118,12 +118,12 @@ def no_offsets(_send: Function) -> Function:
 def offsets_before_flush(_commit: Function) -> Function:
     """The fence is passed before the records are sent: a cell frozen in between sends them to another's slots."""
 
-    def in_wrong_order(self: Any, records: Any, offsets: Any, metadata: Any) -> Delivered:
+    def in_wrong_order(self: Any, records: Any, ledger: Any, offsets: Any, metadata: Any) -> Delivered:
         delivered = Delivered()
         try:
             self._producer.begin_transaction()
             self._send_offsets(offsets(), metadata)
-            self._flush(len(records), self._produce(records, delivered), delivered)
+            self._flush(len(records), self._produce(records, ledger, delivered), delivered)
         except KafkaException as exception:
             self._abort(exception.args[0])
             raise Refused(exception.args[0]) from exception
@@ -147,7 +147,7 @@ def content_of_lost_grants(polled: Function) -> Function:
 def completion_outside_the_transaction(produce: Function) -> Function:
     """A completion that no abort takes back: where the transaction is refused, the event completes elsewhere too."""
 
-    def through_another_producer(self: Any, records: Any, delivered: Delivered) -> int:
+    def through_another_producer(self: Any, records: Any, ledger: Any, delivered: Delivered) -> int:
         completions, others = _parted(records, ".completions")
         plain = Producer({"bootstrap.servers": os.environ["ONCEFLOW_KAFKA__BOOTSTRAP_SERVERS"]})
         for record in completions:
@@ -157,7 +157,7 @@ def completion_outside_the_transaction(produce: Function) -> Function:
                     headers=record.headers,
                 )  # fmt: skip
         plain.flush()
-        return sum(len(record.values) for record in completions) + produce(self, others, delivered)
+        return sum(len(record.values) for record in completions) + produce(self, others, ledger, delivered)
 
     return through_another_producer
 
@@ -179,11 +179,11 @@ def forward_without_finish(settle: Function) -> Function:
 def finish_without_forward(commit: Function) -> Function:
     """The record is finished one transaction before its copy goes home: a crash between the two loses it."""
 
-    def forwarded_later(self: Any, records: Any, offsets: Any, metadata: Any) -> Delivered:
+    def forwarded_later(self: Any, records: Any, ledger: Any, offsets: Any, metadata: Any) -> Delivered:
         forwarded, others = _parted(records, ".inbox")
-        delivered = commit(self, others, offsets, metadata)
+        delivered = commit(self, others, ledger, offsets, metadata)
         if forwarded:
-            commit(self, forwarded, offsets, metadata)
+            commit(self, forwarded, {}, offsets, metadata)
         return delivered
 
     return forwarded_later

@@ -95,7 +95,7 @@ ALL = (
     Point("stop, after the last commit", "agents.executor:Executor.close", BEFORE, needs=SIGTERM),
 )
 EFFECTS = (  # of a run that changes something; the flow `effects_flow` comes by them
-    Point("intent queued", "stream.letters:Letters.journal", AFTER, 60),
+    Point("intent queued", "stream.ends:Gathered.written", AFTER, 60),
     Point("intent committed", "agents.machine:Machine.committed", AFTER, 60),
     Point("call sent", "agents.executor:Executor.start", AFTER, 60),
     Point("effect done", "agents.tool:Tool.encode_result", BEFORE, 60),

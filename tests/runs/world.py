@@ -97,11 +97,7 @@ class Log:
             self.finished.add(ended.arrived.offset)
         if isinstance(ended.outcome, RunFailed):
             self.letters.append((ended.arrived, ended.segments if ended.kept else 0))
-        if ended.kept:
-            self.write([ended.kept])
-        else:
-            prefix = run_prefix(TENANT, key)
-            self.write([(prefix + n.to_bytes(4, "big"), None) for n in range(ended.segments)])
+        self.write(ended.changes)
 
     def write(self, records: Iterable[tuple[bytes, bytes | None]]) -> None:
         for key, value in records:

@@ -1,6 +1,6 @@
 """What happens to a lane, and what it decides: the values that go in and out of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -212,7 +212,8 @@ class Ended(msgspec.Struct, frozen=True):
     arrived: Arrived
     outcome: Completed | RunFailed
     segments: int = 0  # that the ledger has of it
-    kept: tuple[bytes, bytes] | None = None  # a record more (Kafka key, value): it is kept, to be redriven
+    changes: Sequence[tuple[bytes, bytes | None]] = ()  # of the ledger: Kafka key, value; None: deleted
+    kept: bool = False  # what the ledger has is kept, to be redriven
 
 
 class EndedAtOnce(msgspec.Struct, frozen=True):

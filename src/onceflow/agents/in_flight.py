@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -43,6 +43,7 @@ from onceflow.agents.journal import (
     encode_segment,
     failed,
     segment_key,
+    segment_keys,
 )
 from onceflow.agents.keys import Keys, Told
 from onceflow.agents.machine import Machine, begin
@@ -271,34 +272,39 @@ class InFlight:
 
     def _end(self, arrived: Arrived, outcome: Any, segments: int) -> None:
         """A run has ended; the one behind it goes on. What the ledger holds of a failed one is kept, to be redriven."""
-        kept = None
-        if segments and type(outcome) is RunFailed:
+        changes: list[tuple[bytes, bytes | None]]
+        kept = segments > 0 and type(outcome) is RunFailed
+        if kept:
             end = failed(arrived.agent.name, outcome.code, outcome.message, self._now_ms)
             key = segment_key(self.tenant, arrived.key, segments)
-            kept = (key, encode_segment(None, {FAILED: end}))
-            self._memory.put(*kept)
+            changes = [(key, encode_segment(None, {FAILED: end}))]
         else:
-            for number in range(segments):
-                self._memory.put(segment_key(self.tenant, arrived.key, number), None)
-        self._ended(arrived, outcome, segments, kept)
+            changes = [(key, None) for key in segment_keys(self.tenant, arrived.key, segments)]
+        self._put(changes)
+        self._ended(arrived, outcome, segments, changes, kept)
 
     def _ended(
         self,
         arrived: Arrived,
         outcome: Any,
         segments: int = 0,
-        kept: tuple[bytes, bytes] | None = None,
+        changes: Sequence[tuple[bytes, bytes | None]] = (),
+        kept: bool = False,
     ) -> None:
-        self._decided.append(Ended(arrived, outcome, segments, kept))
+        self._decided.append(Ended(arrived, outcome, segments, changes, kept))
         if arrived.line:
             self._next(self._lines.leave(arrived.key))
 
     def _forgotten(self, kept: OpenRun, at: tuple[Any, int, int] = (None, NO_OFFSET, 0)) -> Noted:
         """What is kept of a failed run is deleted."""
-        keys = [segment_key(self.tenant, kept.key, number) for number in range(kept.segments)]
-        for key in keys:
-            self._memory.put(key, None)
-        return Noted(self.tenant, *at, tuple((key, None) for key in keys))
+        keys = segment_keys(self.tenant, kept.key, kept.segments)
+        changes = tuple([(key, None) for key in keys])
+        self._put(changes)
+        return Noted(self.tenant, *at, changes)
+
+    def _put(self, changes: Iterable[tuple[bytes, bytes | None]]) -> None:
+        for key, value in changes:
+            self._memory.put(key, value)
 
     # --- runs of which one follows another ---
 

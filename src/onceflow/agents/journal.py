@@ -168,6 +168,12 @@ def segment_key(tenant: str, run_key: bytes, number: int) -> bytes:
     return _segments_of(tenant) + run_key + number.to_bytes(_NUMBER_BYTES, "big")
 
 
+def segment_keys(tenant: str, run_key: bytes, count: int) -> list[bytes]:
+    """The Kafka keys of a run's first segments."""
+    prefix = _segments_of(tenant) + run_key
+    return [prefix + number.to_bytes(_NUMBER_BYTES, "big") for number in range(count)]
+
+
 def run_prefix(tenant: str, run_key: bytes) -> bytes:
     """What the Kafka keys of a run's segments begin with."""
     return _segments_of(tenant) + run_key

@@ -32,12 +32,7 @@ class LedgerPosition(msgspec.Struct, array_like=True, frozen=True):
     time_ms: int
 
 
-class LedgerRecord(msgspec.Struct, frozen=True, gc=False):
-    """A committed record; `value` None: a tombstone."""
-
-    slot: int
-    key: bytes
-    value: bytes | None
+Changes = Mapping[int, list[tuple[bytes, bytes | None]]]  # by slot, in order: Kafka key, value; None: deleted
 
 
 class Ledger:
@@ -46,7 +41,7 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = RLock()  # guards what is gathered
-        self._gathered: dict[bytes, LedgerRecord] = {}  # slot and key -> the last of them
+        self._gathered: dict[int, dict[bytes, bytes | None]] = {}  # slot -> Kafka key -> the last value
         self._positions: dict[int, LedgerPosition] = {}
         self._since = 0  # records that were gathered since the last write
         self._written_at = time.monotonic()
@@ -57,40 +52,40 @@ class Ledger:
         value = self._store.get(_position_key(slot))
         return None if value is None else msgspec.msgpack.decode(value, type=LedgerPosition)
 
-    def write(
-        self, records: Iterable[LedgerRecord], positions: Mapping[int, LedgerPosition]
-    ) -> list[LedgerRecord]:
+    def write(self, changes: Changes, positions: Mapping[int, LedgerPosition]) -> Changes:
         """Take committed records, and where each slot's view stands after them.
 
         Returns those that need not be remembered elsewhere any more: the view has them, or never will.
         """
-        gone: list[LedgerRecord] = []
+        gone: dict[int, list[tuple[bytes, bytes | None]]] = {}
         with self._lock:
-            gathered = self._gathered
-            for record in records:
-                self._since += 1
-                at = record.slot.to_bytes(2, "big") + record.key
-                if record.value is None and at in gathered and _is_segment(record.key):
-                    del gathered[at]
-                    gone.append(record)
-                else:
-                    gathered[at] = record
+            for slot, records in changes.items():
+                self._since += len(records)
+                gathered, of_slot = self._gathered.setdefault(slot, {}), gone.setdefault(slot, [])
+                for key, value in records:
+                    if value is None and key in gathered and _is_segment(key):
+                        del gathered[key]
+                        of_slot.append((key, None))
+                    else:
+                        gathered[key] = value
             self._positions.update(positions)
             if self._since >= GATHERED_MAX or time.monotonic() - self._written_at > GATHERED_S:
-                gone += self.flush()
+                for slot, written in self.flush().items():
+                    gone.setdefault(slot, []).extend(written)
         return gone
 
-    def flush(self) -> list[LedgerRecord]:
+    def flush(self) -> Changes:
         """Write what was gathered; return it."""
         with self._lock:
-            written = [*self._gathered.values()]
-            changes = [*self._gathered.items()]
-            for first in range(0, len(changes), BATCH_RECORDS):
-                batch = changes[first : first + BATCH_RECORDS]
-                self._store.write(
-                    [(at, each.value, _FAMILY) for at, each in batch if each.value is not None],
-                    [(at, _FAMILY) for at, each in batch if each.value is None],
-                )
+            written = {slot: [*gathered.items()] for slot, gathered in self._gathered.items()}
+            for slot, changes in written.items():
+                begin = slot.to_bytes(2, "big")
+                for first in range(0, len(changes), BATCH_RECORDS):
+                    batch = changes[first : first + BATCH_RECORDS]
+                    self._store.write(
+                        [(begin + key, value, _FAMILY) for key, value in batch if value is not None],
+                        [(begin + key, _FAMILY) for key, value in batch if value is None],
+                    )
             positions = [
                 (_position_key(slot), msgspec.msgpack.encode(position), "default")
                 for slot, position in self._positions.items()
@@ -110,7 +105,7 @@ class Ledger:
         """Forget a slot: its records and its position, together."""
         begin = slot.to_bytes(2, "big")
         with self._lock:
-            self._gathered = {at: record for at, record in self._gathered.items() if not at.startswith(begin)}
+            self._gathered.pop(slot, None)
             self._positions.pop(slot, None)
             self._store.delete_prefix(begin, [_position_key(slot)])
 
@@ -148,15 +143,17 @@ class Records:
             found = dict(sorted((found | newer).items()))
         return [(key, value) for key, value in found.items() if value is not None]
 
-    def committed(self, records: Iterable[LedgerRecord]) -> None:
+    def committed(self, changes: Changes) -> None:
         """The view has these records."""
-        for record in records:
-            group = group_of(record.slot, record.key.partition(b"\0")[0])
-            newer = self._newer.get(group)
-            if newer is not None and newer.get(record.key, b"") is record.value:
-                del newer[record.key]
-                if not newer:
-                    del self._newer[group]
+        for slot, records in changes.items():
+            begin = slot.to_bytes(2, "big")
+            for key, value in records:
+                group = begin + key[: key.find(b"\0")]
+                newer = self._newer.get(group)
+                if newer is not None and newer.get(key, b"") is value:
+                    del newer[key]
+                    if not newer:
+                        del self._newer[group]
 
     def forget(self, slots: Iterable[int]) -> None:
         """Forget lost slots."""

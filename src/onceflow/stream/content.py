@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from onceflow.agents.happenings import Happening
-from onceflow.state.ledger import LedgerRecord
+from onceflow.state.ledger import Changes
 from onceflow.stream.progress import Skip
 
 
@@ -79,6 +79,9 @@ class Pair(NamedTuple):
     grants: frozenset[Grant]
 
 
+Header = tuple[str, str | bytes | None]
+
+
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """Records for one of the flow's topics: one value each, and all with the same partition, key and headers."""
 
@@ -86,38 +89,38 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     partition: int
     key: bytes | str | None
     values: Sequence[bytes | None]
-    headers: list[tuple[str, str | bytes | None]] | None
+    headers: list[Header] | None
 
 
 RUN_BEGUN = "run begun"
-RUN_GOES_ON = "run goes on"
-RUN_ENDED = "run ended"
+NO_RECORD = "no record"
 NO_EVENT = "no event"  # a signal, or what an operator asks for
+
+Change = tuple[bytes, bytes | None]  # of F.ledger: Kafka key, and value; None: it is deleted
 
 
 class Finished(msgspec.Struct, gc=False):
-    """The end of records that end alike, with what they led to; or what a run led to whose record has ended before.
+    """The end of records that end alike, with what they led to; or what runs led to whose records have ended before.
 
-    All of it is in one transaction, or none.
+    All of it is in one transaction, or none; and so is what is given to the outbox together.
     """
 
     input: Any  # an Input
-    offsets: Sequence[int]  # empty: of a run that the ledger holds; then `input` is its slot's inbox
-    verdict: (
-        str  # a field of Tally; RUN_BEGUN: a first whose run goes on; the other two where there is no record
-    )
+    offsets: Sequence[int]  # empty: of runs that the ledger holds; then `input` is their slot's inbox
+    verdict: str  # a field of Tally; RUN_BEGUN: a first whose run goes on; NO_RECORD: offsets are empty
     size: int  # bytes of the records' values
-    outgoing: tuple[Outgoing, ...] = ()
+    outgoing: Sequence[Outgoing] = ()
     seen: Sequence[bytes] = ()  # of runs that ended: what dedup knows them by
     identities: Sequence[
         tuple[bytes, bytes]
     ] = ()  # where conflicts are rejected: of an event, and whose: as in `seen`
-    barrier: Any = None  # what is told to the worker once this is committed
+    ledger: Sequence[Change] = ()  # what changes there, in this order, in the partition of the input's slot
+    barriers: Sequence[Any] = ()  # what is told to the worker once this is committed
 
     @property
     def weight(self) -> int:
-        """How much of a transaction it is: records that end, or 1."""
-        return len(self.offsets) or 1
+        """How much of a transaction it is: records that end, or that the ledger gets."""
+        return len(self.offsets) + len(self.ledger) or 1
 
 
 class Ends(list[Finished]):
@@ -149,7 +152,7 @@ class Committed(NamedTuple):
     identities: list[bytes]
     finished: dict[Input, tuple[int, int]]  # events, and bytes of their values
     barriers: list[Any]
-    ledger: list[LedgerRecord]  # which the worker need not remember any more
+    ledger: Changes  # which the worker need not remember any more
 
 
 def finished_by(inputs: Iterable[Input]) -> Callable[[str], bool]:

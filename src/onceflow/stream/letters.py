@@ -11,19 +11,11 @@ from typing import Any
 import msgspec
 import pydantic
 
-from onceflow.agents.calls import Completed, RunFailed
-from onceflow.agents.happenings import NO_OFFSET, Arrived, Ended, EndedAtOnce, Noted, Written
-from onceflow.agents.journal import segment_key
+from onceflow.agents.calls import Completed, Parked, RunFailed
+from onceflow.agents.happenings import NO_OFFSET, Arrived, Ended, EndedAtOnce, Written
+from onceflow.agents.signals import Kept
 from onceflow.event import Headers, Reason
-from onceflow.stream.content import (
-    NO_EVENT,
-    RUN_BEGUN,
-    RUN_ENDED,
-    RUN_GOES_ON,
-    Finished,
-    Input,
-    Outgoing,
-)
+from onceflow.stream.content import Finished, Header, Input, Outgoing
 from onceflow.stream.headers import OURS
 from onceflow.stream.topics import Names
 
@@ -31,7 +23,7 @@ KEPT_BYTES = 64 << 10  # of a value that is too large
 DETAIL_BYTES = 16 << 10
 _REASONS = (Reason.EXPIRED, Reason.POISON)  # of a failed run, that are its failure's code too
 _OVERHEAD_BYTES = 4_000  # attributes, our headers, the record's own frame
-CLOUDEVENTS_JSON: list[tuple[str, str | bytes | None]] = [("content-type", b"application/cloudevents+json")]
+CLOUDEVENTS_JSON: list[Header] = [("content-type", b"application/cloudevents+json")]
 
 
 class _Completion(msgspec.Struct, gc=False):
@@ -57,7 +49,7 @@ class Letters:
 
     def __init__(self, flow: str, names: Names, sizes: Mapping[str, int], value_bytes: int) -> None:
         self._names = names
-        self._completions = names.completions
+        self.completions_topic = names.completions
         self._source = f"/onceflow/{flow}"
         self._value_max = min(value_bytes, sizes[names.completions] - _OVERHEAD_BYTES)
         self._forwarded_max = sizes[names.inbox] - _OVERHEAD_BYTES
@@ -69,17 +61,29 @@ class Letters:
         self._now_ms, self._now_text = 0, ""
         self._types: dict[str, tuple[str, str]] = {}
 
-    def completion(
-        self,
-        ended: Ended,
-        now_ms: int,
-        inbox: Input | None = None,
-    ) -> Finished:
-        """The end of a run: its completion, and the dead letter of one that failed.
+    def completion(self, ended: Ended, now_ms: int) -> Finished:
+        """The end of a run that the ledger knows nothing of, and of its event's record."""
+        arrived = ended.arrived
+        value, letter = self.outcome(ended, now_ms)
+        completion = Outgoing(
+            self.completions_topic,
+            arrived.source.grant.slot,
+            arrived.incoming.tenant,
+            (value,),
+            CLOUDEVENTS_JSON,
+        )
+        return Finished(
+            arrived.source,
+            (arrived.offset,),
+            "first",
+            len(arrived.value or b""),
+            (completion,) if letter is None else (completion, letter),
+            (arrived.seen,),
+            () if arrived.identity is None else ((arrived.identity, arrived.seen),),
+        )
 
-        One that has segments in the ledger: their deletion too, or that they are kept; its record has ended before,
-        `inbox` is its slot's.
-        """
+    def outcome(self, ended: Ended, now_ms: int) -> tuple[bytes, Outgoing | None]:
+        """How a run ended: the value of its completion, and the dead letter of one that failed."""
         arrived, outcome = ended.arrived, ended.outcome
         types = self._types_of(arrived.agent.name)
         if type(outcome) is Completed:
@@ -90,7 +94,7 @@ class Letters:
                 outcome = RunFailed(Reason.AGENT_FAILED, text, "")
             else:
                 if len(value) <= self._value_max:
-                    return self._end(ended, value, (), inbox)
+                    return value, None
                 outcome = RunFailed(
                     Reason.TOO_LARGE,
                     f"the agent's return value makes a completion of {len(value)} bytes, at most {self._value_max} fit",
@@ -98,8 +102,6 @@ class Letters:
                 )
         assert type(outcome) is RunFailed
         failure = _Failure(outcome.code, outcome.message[:4_000])
-        value = self._encoded(arrived, types[1], failure, now_ms)
-        incoming = arrived.incoming
         letter = self.dead_letter(
             arrived.source,
             arrived.offset,
@@ -107,14 +109,14 @@ class Letters:
             arrived.headers,
             reason=outcome.code if outcome.code in _REASONS else Reason.AGENT_FAILED,
             detail=f"{outcome.code}: {outcome.message}\n{outcome.detail}".rstrip(),
-            tenant=incoming.tenant,
+            tenant=arrived.incoming.tenant,
             slot=arrived.source.grant.slot,
             origin=arrived.origin,
             run=arrived.key.hex(),
             root=arrived.root.hex(),
-            kept=0 if ended.kept is None else ended.segments,
+            kept=ended.segments if ended.kept else 0,
         )
-        return self._end(ended, value, (letter,), inbox)
+        return self._encoded(arrived, types[1], failure, now_ms), letter
 
     def dead_letter(
         self,
@@ -137,7 +139,7 @@ class Letters:
         root: of a redriven run, the one that failed first. kept: how many segments the ledger keeps for a redrive.
         """
         theirs = [(name, content) for name, content in headers or () if not name.startswith(OURS)]
-        ours: list[tuple[str, str | bytes | None]] = [
+        ours: list[Header] = [
             ("onceflow-reason", str(reason).encode()),
             ("onceflow-detail", detail.encode("utf-8", "replace")[: self._detail_max]),
             ("onceflow-origin", (origin or f"{input.topic}/{input.partition}/{offset}").encode()),
@@ -184,7 +186,7 @@ class Letters:
         slot: int,
     ) -> Finished:
         """An event on its way to its tenant's home slot."""
-        ours: list[tuple[str, str | bytes | None]] = [
+        ours: list[Header] = [
             ("onceflow-origin", f"{input.topic}/{input.partition}/{offset}".encode()),
             ("onceflow-time", str(time_ms).encode()),
         ]
@@ -234,75 +236,35 @@ class Letters:
             self._now_ms, self._now_text = now_ms, utc_text(now_ms)
         return self._now_text
 
-    def noted(self, noted: Noted, inbox: Input) -> Finished:
-        """A signal's or a command's record is finished; `inbox` is its slot's."""
-        slot = inbox.grant.slot
-        outgoing = [Outgoing(self._names.ledger, slot, key, (value,), None) for key, value in noted.records]
-        if (kept := noted.unclaimed) is not None:
-            outgoing.append(
-                self.dead_letter(
-                    inbox,
-                    NO_OFFSET,
-                    kept.value,
-                    kept.headers,
-                    reason=Reason.UNCLAIMED_SIGNAL,
-                    detail=f"no run waited for signal {kept.signal.type!r} of {kept.signal.id!r} within 72 hours",
-                    tenant=noted.tenant,
-                    slot=slot,
-                    origin=kept.origin,
-                )
-            )
-        if noted.offset == NO_OFFSET:
-            return Finished(inbox, (), RUN_GOES_ON, 0, tuple(outgoing))
-        return Finished(noted.source, (noted.offset,), NO_EVENT, noted.size, tuple(outgoing))
+    def parked(self, written: Written, parked: Parked) -> Outgoing:
+        """The dead letter of a run that waits for a person."""
+        arrived = written.arrived
+        return self.dead_letter(
+            arrived.source,
+            arrived.offset,
+            arrived.value,
+            arrived.headers,
+            reason=parked.reason,
+            detail=parked.message,
+            tenant=arrived.incoming.tenant,
+            slot=arrived.source.grant.slot,
+            origin=arrived.origin,
+            run=arrived.key.hex(),
+        )
 
-    def journal(self, written: Written, inbox: Input) -> Finished:
-        """A segment of a run's journal. The first ends the event's record; `inbox` is its slot's."""
-        arrived, record, parked = written.arrived, written.record, written.parked
-        slot, tenant = inbox.grant.slot, arrived.incoming.tenant
-        outgoing = [Outgoing(self._names.ledger, slot, written.key, (written.value,), None)]
-        if parked is not None:
-            outgoing.append(
-                self.dead_letter(
-                    arrived.source,
-                    arrived.offset,
-                    arrived.value,
-                    arrived.headers,
-                    reason=parked.reason,
-                    detail=parked.message,
-                    tenant=tenant,
-                    slot=slot,
-                    origin=arrived.origin,
-                    run=arrived.key.hex(),
-                )
-            )
-        barrier = (tenant, record.run, record.number) if record.barrier else None
-        if record.number:
-            return Finished(inbox, (), RUN_GOES_ON, 0, tuple(outgoing), barrier=barrier)
-        size = len(arrived.value or b"")
-        return Finished(arrived.source, (arrived.offset,), RUN_BEGUN, size, tuple(outgoing), barrier=barrier)
-
-    def _end(
-        self,
-        ended: Ended,
-        value: bytes,
-        letters: tuple[Outgoing, ...],
-        inbox: Input | None,
-    ) -> Finished:
-        arrived, segments = ended.arrived, ended.segments
-        source, tenant = arrived.source, arrived.incoming.tenant
-        slot = source.grant.slot
-        completion = Outgoing(self._completions, slot, tenant, (value,), CLOUDEVENTS_JSON)
-        identities = () if arrived.identity is None else ((arrived.identity, arrived.seen),)
-        if segments:
-            keys = [segment_key(tenant, arrived.key, number) for number in range(segments)]
-            records = [(key, None) for key in keys] if ended.kept is None else [ended.kept]
-            changes = [Outgoing(self._names.ledger, slot, key, (value,), None) for key, value in records]
-            outgoing = (completion, *letters, *changes)
-            return Finished(inbox, (), RUN_ENDED, 0, outgoing, (arrived.seen,), identities)
-        size = len(arrived.value or b"")
-        outgoing = (completion, *letters)
-        return Finished(source, (arrived.offset,), "first", size, outgoing, (arrived.seen,), identities)
+    def unclaimed(self, kept: Kept, inbox: Input, tenant: str) -> Outgoing:
+        """The dead letter of a signal that no run waited for."""
+        return self.dead_letter(
+            inbox,
+            NO_OFFSET,
+            kept.value,
+            kept.headers,
+            reason=Reason.UNCLAIMED_SIGNAL,
+            detail=f"no run waited for signal {kept.signal.type!r} of {kept.signal.id!r} within 72 hours",
+            tenant=tenant,
+            slot=inbox.grant.slot,
+            origin=kept.origin,
+        )
 
     def completions(self, ended: EndedAtOnce, now_ms: int) -> Iterator[Finished]:
         """The ends of runs that ended at once."""
@@ -325,7 +287,7 @@ class Letters:
                 yield self.completion(Ended(arrivals.one(index), Completed(value)), now_ms)
             return
         slot, tenant = arrivals.source.grant.slot, arrivals.incomings[0].tenant
-        outgoing = Outgoing(self._completions, slot, tenant, written, CLOUDEVENTS_JSON)
+        outgoing = Outgoing(self.completions_topic, slot, tenant, written, CLOUDEVENTS_JSON)
         identities = list(zip(arrivals.identities, arrivals.seen, strict=True)) if arrivals.identities else ()
         yield Finished(
             arrivals.source,

@@ -4,7 +4,9 @@ from collections import Counter
 from typing import Any, Protocol
 
 from onceflow.event import Reason
-from onceflow.stream.content import RUN_ENDED, Contents, Finished
+from onceflow.stream.content import Contents, Outgoing
+
+_OF_FAILED_RUNS = (Reason.AGENT_FAILED, Reason.EXPIRED, Reason.POISON)
 
 
 class Metrics(Protocol):
@@ -29,16 +31,14 @@ def count_commit(metrics: Metrics, finished: Contents, took_s: float) -> None:
     records = runs = failed = forwarded = 0
     reasons: Counter[str] = Counter()
     for end in finished:
-        records += sum([len(outgoing.values) for outgoing in end.outgoing])
-        if end.verdict == "first" or end.verdict == RUN_ENDED:
-            runs += end.weight
-        elif end.verdict == "forwarded":
-            forwarded += end.weight
-        if len(end.outgoing) > 1 or end.verdict in ("unusable", "conflict"):
-            reason = reason_of(end)
-            if reason:
+        records += sum([len(outgoing.values) for outgoing in end.outgoing]) + len(end.ledger)
+        runs += len(end.seen)
+        if end.verdict == "forwarded":
+            forwarded += len(end.offsets)
+        for outgoing in end.outgoing:
+            if reason := reason_of(outgoing):
                 reasons[reason] += 1
-                failed += reason == Reason.AGENT_FAILED
+                failed += reason in _OF_FAILED_RUNS
     metrics.completions["completed"].inc(runs - failed)
     metrics.completions["failed"].inc(failed)
     metrics.forwarded.inc(forwarded)
@@ -48,10 +48,9 @@ def count_commit(metrics: Metrics, finished: Contents, took_s: float) -> None:
     metrics.commit_records.observe(records)
 
 
-def reason_of(end: Finished) -> str:
-    """The reason of the dead letter in an event's end; "" if there is none."""
-    for outgoing in end.outgoing:
-        for name, content in outgoing.headers or ():
-            if name == "onceflow-reason" and isinstance(content, bytes):
-                return content.decode()
+def reason_of(outgoing: Outgoing) -> str:
+    """The reason of a dead letter; "" if it is none."""
+    for name, content in outgoing.headers or ():
+        if name == "onceflow-reason" and isinstance(content, bytes):
+            return content.decode()
     return ""

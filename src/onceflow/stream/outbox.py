@@ -22,13 +22,12 @@ from typing import Any, NamedTuple
 from confluent_kafka import TopicPartition
 
 from onceflow.errors import Fault
-from onceflow.state.ledger import Ledger, LedgerPosition, LedgerRecord
+from onceflow.state.ledger import Changes, Ledger, LedgerPosition
 from onceflow.state.seen import BrokerClock, Completed, Position, Seen
 from onceflow.stream.content import (
     NO_EVENT,
     RUN_BEGUN,
-    RUN_ENDED,
-    RUN_GOES_ON,
+    Change,
     Committed,
     Contents,
     Finished,
@@ -48,7 +47,7 @@ BATCH_FULL = 10_000  # so many ends make waiting for more worth the whole commit
 _EXPIRE_EVERY_S = 60.0
 _NEW_PAIR_WITHIN_S = 1.0
 _PASSED_WAIT_S = 1.0
-_TALLIED = {RUN_BEGUN: "first", RUN_GOES_ON: None, RUN_ENDED: None, NO_EVENT: None}
+_TALLIED = {RUN_BEGUN: "first", NO_EVENT: None}  # the verdicts that are not counted by their own name
 _NO_PAIR = Pair(None, frozenset())
 
 Observe = Callable[[Contents, float], None]  # what was committed, and how many seconds it took
@@ -281,7 +280,7 @@ class Outbox:
             progress = self._progress[end.input]
             progress.finish(end.offsets)
             if (name := _TALLIED.get(end.verdict, end.verdict)) is not None:
-                setattr(progress.tally, name, getattr(progress.tally, name) + end.weight)
+                setattr(progress.tally, name, getattr(progress.tally, name) + len(end.offsets))
 
     def _carry_out(self, transaction: Transaction) -> None:
         pair, number, finished, claims, passed, sequence = transaction
@@ -294,7 +293,10 @@ class Outbox:
             touched = written | {self._inboxes[input.grant] for input in (*inputs, *written)}
             try:
                 delivered = self._transactions.commit(
-                    self._records(finished, written), lambda: self._offsets(touched), pair.metadata
+                    self._records(finished, written),
+                    _changes(finished),
+                    lambda: self._offsets(touched),
+                    pair.metadata,
                 )
             except Refused as refusal:
                 if refusal.too_large:
@@ -353,8 +355,7 @@ class Outbox:
                     told = completed[grant] = Completed(last[grant.slot][1], [], [])
                 told.runs.extend(end.seen)
                 told.identities.extend(end.identities)
-            if end.barrier is not None:
-                barriers.append(end.barrier)
+            barriers += end.barriers
             if end.offsets:
                 count, size = books.get(end.input, (0, 0))
                 books[end.input] = (count + len(end.offsets), size + end.size)
@@ -373,22 +374,22 @@ class Outbox:
         identities = [identity for told in completed.values() for identity, _ in told.identities]
         self._committed(Committed(seen, identities, books, barriers, ledger))
 
-    def _remember_ledger(self, finished: Contents, delivered: Delivered) -> list[LedgerRecord]:
+    def _remember_ledger(self, finished: Contents, delivered: Delivered) -> Changes:
         """Write the ledger's view; the grants whose views may be written are those of `_remember`."""
-        name = self._names.ledger
-        last = delivered.last(name)
+        last = delivered.last(self._names.ledger)
         if not last:
-            return []
-        held = [end for end in finished if end.input.grant not in self._retired]
-        records = [
-            LedgerRecord(outgoing.partition, outgoing.key, outgoing.values[0])
-            for end in held
-            for outgoing in end.outgoing
-            if outgoing.topic == name and isinstance(outgoing.key, bytes)
-        ]
+            return {}
+        changes = _changes(end for end in finished if end.input.grant not in self._retired)
         positions = {
-            slot: LedgerPosition(self._ids.ledger, last[slot][0] + 1, last[slot][1])
-            for slot in {end.input.grant.slot for end in held}
-            if slot in last
+            slot: LedgerPosition(self._ids.ledger, last[slot][0] + 1, last[slot][1]) for slot in changes
         }
-        return self._ledger.write(records, positions)
+        return self._ledger.write(changes, positions)
+
+
+def _changes(finished: Iterable[Finished]) -> dict[int, list[Change]]:
+    """What changes in the ledger, by slot."""
+    changes: dict[int, list[Change]] = {}
+    for end in finished:
+        if end.ledger:
+            changes.setdefault(end.input.grant.slot, []).extend(end.ledger)
+    return changes

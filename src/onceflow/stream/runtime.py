@@ -26,7 +26,6 @@ from onceflow.agents.happenings import (
     Happening,
     Looked,
     Lost,
-    Noted,
     Settled,
     Slept,
     Turn,
@@ -45,6 +44,7 @@ from onceflow.stream.cell import Cell
 from onceflow.stream.cluster import Cluster, answers
 from onceflow.stream.content import Committed, Ends, Grant, Input, Pair, Reads, Work, finished_by
 from onceflow.stream.dedup import Dedup
+from onceflow.stream.ends import Gathered
 from onceflow.stream.flags import Flags
 from onceflow.stream.grants import Added, Grants, News, Ready, Removed, transactional_id
 from onceflow.stream.identity import Identity, take_identity
@@ -296,32 +296,33 @@ class Runtime:
     def _ends(self, tenant: str, inbox: Input | None, decisions: Iterable[Decision], now_ms: int) -> Ends:
         """What is to be committed of what was decided; the rest is seen to."""
         letters, ends = self._letters, Ends()
+        gathered = None if inbox is None else Gathered(letters, inbox, now_ms)
         for decision in decisions:
-            if isinstance(decision, EndedAtOnce):
+            if isinstance(decision, Written):
+                if gathered is not None and decision.arrived.source.grant is gathered.inbox.grant:
+                    gathered.written(decision)
+            elif isinstance(decision, EndedAtOnce):
                 ends.extend(letters.completions(decision, now_ms))
-            elif isinstance(decision, Ended) and not decision.segments:
-                ends.append(letters.completion(decision, now_ms))
+            elif isinstance(decision, Ended):
+                if not decision.segments:
+                    ends.append(letters.completion(decision, now_ms))
+                elif gathered is not None and decision.arrived.source.grant is gathered.inbox.grant:
+                    gathered.ended(decision)
+                    if decision.kept:
+                        due = Due(b"", run_prefix(tenant, decision.arrived.key))
+                        self._open_runs.plan(tenant, due, now_ms + FAILED_KEPT_MS)
             elif isinstance(decision, Slept):
                 if decision.due_ms:
                     self._open_runs.plan(tenant, Due(decision.key), decision.due_ms)
             elif isinstance(decision, Looked):  # by then the ledger's records of this batch are known
                 self._direct.setdefault(tenant, []).append(decision)
-            elif inbox is None:
-                continue
-            elif isinstance(decision, Noted):
-                ends.append(letters.noted(decision, inbox))
+            elif gathered is not None:
+                gathered.noted(decision)
                 if decision.keep_until_ms:
                     due = Due(b"", decision.records[0][0])
                     self._open_runs.plan(tenant, due, decision.keep_until_ms)
-            elif decision.arrived.source.grant is not inbox.grant:
-                continue
-            elif isinstance(decision, Written):
-                ends.append(letters.journal(decision, inbox))
-            else:
-                ends.append(letters.completion(decision, now_ms, inbox))
-                if decision.kept is not None:
-                    due = Due(b"", run_prefix(tenant, decision.arrived.key))
-                    self._open_runs.plan(tenant, due, now_ms + FAILED_KEPT_MS)
+        if gathered is not None:
+            ends += gathered.ends()
         return ends
 
     # --- within ---

@@ -24,7 +24,7 @@ from confluent_kafka import (
 from onceflow.config import Settings
 from onceflow.errors import Fault
 from onceflow.stream.cluster import RECONNECT, client_log
-from onceflow.stream.content import Outgoing
+from onceflow.stream.content import Change, Header, Outgoing
 from onceflow.stream.topics import RECORD_MAX_BYTES, Names
 
 log = logging.getLogger(__name__)
@@ -128,14 +128,19 @@ class Transactions:
         self._timeout_s = timeout_s
 
     def commit(
-        self, records: Sequence[Outgoing], offsets: Callable[[], Sequence[TopicPartition]], metadata: Any
+        self,
+        records: Sequence[Outgoing],
+        ledger: Mapping[int, Sequence[Change]],
+        offsets: Callable[[], Sequence[TopicPartition]],
+        metadata: Any,
     ) -> Delivered:
-        """Commit records and offsets together; raise Refused or Fault."""
+        """Commit records, changes of the ledger (by slot) and offsets together; raise Refused or Fault."""
         delivered = Delivered()
         try:
             self._producer.begin_transaction()
-            reported = self._produce(records, delivered)
-            self._flush(sum([len(outgoing.values) for outgoing in records]), reported, delivered)
+            reported = self._produce(records, ledger, delivered)
+            sent = sum([len(outgoing.values) for outgoing in records]) + sum(map(len, ledger.values()))
+            self._flush(sent, reported, delivered)
             if delivered.error is not None:
                 if delivered.error.code() == KafkaError._PURGE_QUEUE:
                     # Thrown away because of another record, whose own report wasn't asked for: the client names it.
@@ -149,44 +154,66 @@ class Transactions:
         self._commit()
         return delivered
 
-    def _produce(self, records: Sequence[Outgoing], delivered: Delivered) -> int:
+    def _produce(
+        self, records: Sequence[Outgoing], ledger: Mapping[int, Sequence[Change]], delivered: Delivered
+    ) -> int:
         """Hand records to the client; return how many of them it reports.
 
         Reports cost as much as sending. So of completions and of the ledger only each partition's last is asked for:
         the others lie before it. One that fails is no secret: the transaction can't be committed then.
         """
-        last: dict[str, dict[int, Outgoing]] = {self._names.completions: {}, self._names.ledger: {}}
-        for outgoing in records:
-            if (of_topic := last.get(outgoing.topic)) is not None:
-                of_topic[outgoing.partition] = outgoing
-        reported = sum(map(len, last.values()))
+        last = {each.partition: each for each in records if each.topic == self._names.completions}
+        reported = len(last) + len(ledger)
         served = 0
         for outgoing in records:
-            values = outgoing.values
-            if (of_topic := last.get(outgoing.topic)) is None:
+            values, partition = outgoing.values, outgoing.partition
+            to = (outgoing.topic, outgoing.key, partition, outgoing.headers)
+            if outgoing.topic != self._names.completions:
                 reported += len(values)
-                self._produce_all(outgoing, values, delivered.other)
-            elif of_topic[outgoing.partition] is outgoing:
-                if len(values) > 1:
-                    self._produce_all(outgoing, values[:-1], None)
-                self._produce_all(outgoing, values[-1:], delivered.ordered)
+                self._produce_all(*to, values, delivered.other)
+            elif last[partition] is outgoing:
+                self._produce_all(*to, values[:-1], None)
+                self._produce_all(*to, values[-1:], delivered.ordered)
             else:
-                self._produce_all(outgoing, values, None)
+                self._produce_all(*to, values, None)
             served += len(values)
             if served >= _SERVE_EVERY:
                 served = 0
                 self._producer.poll(0)
+        name = self._names.ledger
+        for slot, changes in ledger.items():
+            *others, (key, value) = changes
+            self._produce_changes(slot, others)
+            self._produce_all(name, key, slot, None, [value], delivered.ordered)
+            self._producer.poll(0)
         return reported
 
-    def _produce_all(self, outgoing: Outgoing, values: Sequence[bytes | None], report: Report | None) -> None:
+    def _produce_all(
+        self,
+        topic: str,
+        key: bytes | str | None,
+        partition: int,
+        headers: list[Header] | None,
+        values: Sequence[bytes | None],
+        report: Report | None,
+    ) -> None:
         produce = self._producer.produce
-        topic, key, partition, headers = outgoing.topic, outgoing.key, outgoing.partition, outgoing.headers
         for value in values:
             while True:
                 try:
                     produce(topic, value, key, partition, report, None, 0, headers)
                     break
                 except BufferError:  # the client's queue is full: let it send some
+                    self._producer.poll(0.05)
+
+    def _produce_changes(self, slot: int, changes: Sequence[Change]) -> None:
+        produce, name = self._producer.produce, self._names.ledger
+        for key, value in changes:
+            while True:
+                try:
+                    produce(name, value, key, slot)
+                    break
+                except BufferError:
                     self._producer.poll(0.05)
 
     def _flush(self, sent: int, reported: int, delivered: Delivered) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from confluent_kafka import Message
 
-from onceflow.state.ledger import Ledger, LedgerPosition, LedgerRecord
+from onceflow.state.ledger import Ledger, LedgerPosition
 from onceflow.state.seen import Completed, Position, Seen
 from onceflow.stream.cluster import Partition, by_partition
 from onceflow.stream.completions import keys_of_completion, run_of_completion
@@ -70,20 +70,20 @@ class Views:
     def write(self, messages: list[Message]) -> None:
         """Take records of both topics, in the order of their partitions."""
         completed: dict[int, Completed] = {}  # by time
-        records: list[LedgerRecord] = []
+        changes: dict[int, list[tuple[bytes, bytes | None]]] = {}
         seen_at: dict[int, Position] = {}
         ledger_at: dict[int, LedgerPosition] = {}
         for (topic, slot), read in by_partition(messages):
             last = read[-1]
             next_offset = (last.offset() or 0) + 1
             if topic == self._names.ledger:
-                records += [LedgerRecord(slot, each.key() or b"", each.value()) for each in read]
+                changes.setdefault(slot, []).extend((each.key() or b"", each.value()) for each in read)
                 ledger_at[slot] = LedgerPosition(self._ids.ledger, next_offset, last.timestamp()[1])
             else:
                 self._completed(read, slot, completed)
                 seen_at[slot] = Position(self._ids.completions, next_offset)
         self.seen.write([completed[time_ms] for time_ms in sorted(completed)], seen_at)
-        self.ledger.write(records, ledger_at)
+        self.ledger.write(changes, ledger_at)
         self.ledger.flush()
 
     def _completed(self, messages: list[Message], slot: int, completed: dict[int, Completed]) -> None:
