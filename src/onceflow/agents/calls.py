@@ -6,7 +6,7 @@ time-out leaves open whether it did, and so does an earlier attempt without an a
 """
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -38,7 +38,7 @@ class StartCall(msgspec.Struct, frozen=True):
     place: str
     tool: Tool[Any, Any]
     call: Call
-    delay_s: float
+    delay_s: float = 0.0
     kind: Kind = "call"
     undone: Any = None  # kind `undo`: the result that is undone, None if it may or may not have happened
     send_by_ms: int = 0  # not to be sent later; 0: whenever
@@ -129,17 +129,21 @@ KeyEffect = AskKey | KeyDecided | LeaveKey | KeyUndone
 Effect = StartCall | Record | Parked | WaitBegun | Asleep | KeyEffect | Completed | RunFailed
 
 
-def chunks(entries: Mapping[str, Entry]) -> Iterator[dict[str, Entry]]:
+def chunks(entries: dict[str, Entry]) -> list[dict[str, Entry]]:
     """Entries in portions of which each fits into a record of the ledger, with an event besides."""
-    chunk: dict[str, Entry] = {}
-    size = 0
-    for place, entry in entries.items():
-        size += len(entry.result or b"")
-        if size > RESULT_MAX_BYTES and chunk:
-            yield chunk
-            chunk, size = {}, len(entry.result or b"")
-        chunk[place] = entry
-    yield chunk
+    size, portions = 0, [entries]
+    for entry in entries.values():
+        if entry.result is not None:
+            size += len(entry.result)
+    if size > RESULT_MAX_BYTES:
+        portions, size = [{}], 0
+        for place, entry in entries.items():
+            size += len(entry.result or b"")
+            if size > RESULT_MAX_BYTES and portions[-1]:
+                portions.append({})
+                size = len(entry.result or b"")
+            portions[-1][place] = entry
+    return portions
 
 
 def undo_key(key: str) -> str:
@@ -155,7 +159,7 @@ def later_key(key: str, undone: int) -> str:
 # --- happenings: answers ---
 
 
-class Returned(msgspec.Struct, frozen=True):
+class Returned(msgspec.Struct, frozen=True, gc=False):
     """A call's answer: its encoded result."""
 
     place: str

@@ -41,14 +41,15 @@ class DurableCalls(RunState, eq=False):
 
     def _intend(self, waiting: Waiting) -> None:
         """Have an execution put on record; the call is sent once that is committed."""
-        started = waiting.started
-        known, tool, call = self.journal.get(started.place), started.tool, started.call
-        used = known is not None and known.intent is not None and (waiting.unknown or known.retry is None)
-        made_ms = known.intent.made_ms if used else self.now_ms  # type: ignore[union-attr]
+        started, made_ms = waiting.started, self.now_ms
+        place, tool, call = started.place, started.tool, started.call
+        known = self.journal.get(place)
+        if known is not None and known.intent is not None and (waiting.unknown or known.retry is None):
+            made_ms = known.intent.made_ms
         send_by_ms = self.now_ms + int(started.delay_s * 1000) + SEND_WITHIN_MS
-        shared = self._digest(started.place.removeprefix(UNDO)) if tool.scope == "tenant" else b""
-        intent = Intent(call.key, call.attempt, made_ms, send_by_ms, shared=shared)
-        self.record(started.place, Entry(tool.name, tool.version, waiting.fingerprint, intent=intent))
+        shared = self._digest(place.removeprefix(UNDO)) if tool.scope == "tenant" else b""
+        intent = Intent(call.key, call.attempt, made_ms, send_by_ms, False, shared)
+        self.record(place, Entry(tool.name, tool.version, waiting.fingerprint, None, None, intent))
         if self._held is None:
             self._held = []
         self._held.append(msgspec.structs.replace(started, send_by_ms=send_by_ms))
@@ -218,6 +219,8 @@ class DurableCalls(RunState, eq=False):
             asked_ms = asked_ms if outcome.intent is None else outcome.intent.made_ms
             outcome = msgspec.structs.replace(outcome, asked_ms=asked_ms, done_ms=self.now_ms)
         self.record(started.place, outcome)
+        if started.kind != "undo" and started.tool.scope == "run":
+            return
         place = started.place.removeprefix(UNDO)
         if started.tool.scope == "tenant":
             if started.kind == "undo":

@@ -34,7 +34,7 @@ _RUN_KEY_BYTES = 16
 _NUMBER_BYTES = 4
 
 
-class Intent(msgspec.Struct, array_like=True, frozen=True):
+class Intent(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What is on record before a call of a keyed or blind tool is sent."""
 
     key: str  # the call key
@@ -47,7 +47,7 @@ class Intent(msgspec.Struct, array_like=True, frozen=True):
     kept: bool = False  # by a redrive, from the run that failed: there was nothing to undo
 
 
-class Wait(msgspec.Struct, array_like=True, frozen=True):
+class Wait(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What ends a wait: its time, or a signal."""
 
     due_ms: int  # when its time is over; 0: never
@@ -56,7 +56,7 @@ class Wait(msgspec.Struct, array_like=True, frozen=True):
     until: tuple[str, ...] = ()  # the statuses that end it; (): any
 
 
-class Retry(msgspec.Struct, array_like=True, frozen=True):
+class Retry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What is remembered of a call, or of a run, whose next attempt is a wait."""
 
     attempts: int  # used, by its retry policy
@@ -64,7 +64,7 @@ class Retry(msgspec.Struct, array_like=True, frozen=True):
     unknown: bool = False  # one of them may have done it
 
 
-class Entry(msgspec.Struct, array_like=True, frozen=True):
+class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A journal's record of a call or a wait: its result, or why it failed for good; neither: it is open."""
 
     tool: str
@@ -95,7 +95,7 @@ NIL = b"\xc0"  # None, as msgpack
 GONE = Entry("", 0, b"")  # what was at this place is forgotten
 
 
-class Begun(msgspec.Struct, array_like=True, frozen=True):
+class Begun(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What a run is made from."""
 
     agent: str
@@ -110,7 +110,7 @@ class Begun(msgspec.Struct, array_like=True, frozen=True):
     turn: int = 0  # of one that has not begun: its number in the line
 
 
-class Segment(msgspec.Struct, array_like=True, frozen=True):
+class Segment(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A record of the ledger. Begins with a format number, as every stored form."""
 
     format: int

@@ -66,7 +66,6 @@ from onceflow.agents.journal import (
     parked,
 )
 from onceflow.agents.run import SUSPENDED, ForeignAwait, Run
-from onceflow.agents.tool import Tool
 from onceflow.event import Event, Reason
 
 
@@ -329,18 +328,25 @@ class Machine(DurableCalls, eq=False):
 
     # -- what Run asks for --
 
-    def entry(self, place: str, tool: Tool[Any, Any], fingerprint: bytes) -> Entry | None:
+    def outcome(self, event: Event[Any], asked: Asked) -> Entry | None:
+        """The outcome of a call; None: it has none yet, but is under way, unless the run is over."""
+        while True:
+            known = self.journal.get(asked.place)
+            if known is not None and (found := self._on_record(known, asked)) is not None:
+                return found
+            if not self._start(event, asked, known):
+                return None
+
+    def _on_record(self, entry: Entry, asked: Asked) -> Entry | None:
         """The outcome on record of this call; None: it has none. Another call on record parks a run of the ledger."""
-        entry = self.journal.get(place)
-        if entry is None:
-            return None
-        same = (entry.tool, entry.arguments) == (tool.name, fingerprint)
+        tool = asked.tool
+        same = entry.tool == tool.name and entry.arguments == asked.fingerprint
         if same and (entry.version == tool.version or (self.segments and not entry.open)):
             return None if entry.open else entry
         if self.segments:
             was = f"{entry.tool} version {entry.version}"
-            asked = f"{tool.name} version {tool.version}" + (" with other arguments" if not same else "")
-            self._differs(f"call {place} on record is {was}, replay asks for {asked}")
+            now = f"{tool.name} version {tool.version}" + (" with other arguments" if not same else "")
+            self._differs(f"call {asked.place} on record is {was}, replay asks for {now}")
         return None
 
     def _differs(self, message: str) -> None:
@@ -387,7 +393,7 @@ class Machine(DurableCalls, eq=False):
             self._asked = {}
         self._asked[asked.place] = (asked.tool, self._call(event, asked))
 
-    def start(self, event: Event[Any], asked: Asked) -> bool:
+    def _start(self, event: Event[Any], asked: Asked, known: Entry | None) -> bool:
         """Ask for a call, unless it is under way or the run is over; whether it was decided at once."""
         tool, place = asked.tool, asked.place
         if self._waiting is None:
@@ -396,12 +402,11 @@ class Machine(DurableCalls, eq=False):
             return False
         if self._end is not None:
             return self._give_up(place)
-        if self._postponed(place):
+        if known is not None and self._postponed(place):
             return False
-        known = self.journal.get(place)
         if tool.effect == "read":
             call = self._call(event, asked)
-            started = StartCall(self, place, tool, call, 0.0)
+            started = StartCall(self, place, tool, call)
             waiting = Waiting(started, asked.fingerprint, asked_ms=self.now_ms)
             self._waiting[place] = waiting
             if known is not None and known.retry is not None:
@@ -409,7 +414,7 @@ class Machine(DurableCalls, eq=False):
             self._effects.append(waiting.started)
             return False
         assert self._asked is not None
-        started = StartCall(self, place, tool, self._asked[place][1], 0.0)
+        started = StartCall(self, place, tool, self._asked[place][1])
         waiting = self._waiting[place] = Waiting(started, asked.fingerprint)
         if known is None or known.intent is None:
             if tool.scope == "tenant":
@@ -425,7 +430,7 @@ class Machine(DurableCalls, eq=False):
     def _call(self, event: Event[Any], asked: Asked) -> Call:
         tenant = event.tenant
         key = asked.tool.key(tenant, self.root, asked.fingerprint, asked.place)
-        if (undone := self.journal.get(UNDONE + asked.place)) is not None:
+        if self.journal and (undone := self.journal.get(UNDONE + asked.place)) is not None:
             key = later_key(key, undone.version)
         return Call(tenant, event.key, key, 1, asked.arguments)
 

@@ -84,12 +84,12 @@ class RunState(msgspec.Struct, eq=False):
         first = not self.segments and (self._waits or self._parking)
         if not (self._news or self._held or first):
             return
-        entries = (self._news or {}) if self.segments else dict(self.journal)
-        portions = list(chunks(entries))
+        portions = chunks((self._news or {}) if self.segments else dict(self.journal))
         last = self.segments + len(portions) - 1
         for number, portion in enumerate(portions, self.segments):
-            self._effects.append(Record(self._whole, number, portion, bool(self._held) and number == last))
-        if self._held:
+            barrier = number == last and self._held is not None
+            self._effects.append(Record(self._whole, number, portion, barrier))
+        if self._held is not None:
             if self._barriers is None:
                 self._barriers = {}
             self._barriers[last] = self._held
