@@ -44,8 +44,7 @@ def no_barrier(patch: pytest.MonkeyPatch) -> None:
     write = Machine._write
 
     def hasty(self: Machine) -> None:
-        held = self._held or []
-        self._held = None
+        held, self._held = self._held, []
         write(self)
         self._effects += held
 
@@ -217,9 +216,9 @@ def the_first_call_without_a_barrier(patch: pytest.MonkeyPatch) -> None:
     write = Machine._write
 
     def hasty(self: Machine) -> None:
-        held, first = self._held or [], not self.segments
+        held, first = self._held, not self.segments
         if first:
-            self._held = None
+            self._held = []
         write(self)
         if first:
             self._effects += held

@@ -50,9 +50,9 @@ class DurableCalls(RunState, eq=False):
         shared = self._digest(place.removeprefix(UNDO)) if tool.scope == "tenant" else b""
         intent = Intent(call.key, call.attempt, made_ms, send_by_ms, False, shared)
         self.record(place, Entry(tool.name, tool.version, waiting.fingerprint, None, None, intent))
-        if self._held is None:
-            self._held = []
-        self._held.append(msgspec.structs.replace(started, send_by_ms=send_by_ms))
+        if started.send_by_ms != send_by_ms:
+            started = waiting.started = msgspec.structs.replace(started, send_by_ms=send_by_ms)
+        self._held.append(started)
 
     def _resume(self, waiting: Waiting, intent: Intent, retry: Retry | None) -> bool:
         """Go on with a call that an earlier process may have sent; whether that decided it."""
@@ -80,7 +80,6 @@ class DurableCalls(RunState, eq=False):
     def _postpone(self, waiting: Waiting, delay_s: float) -> None:
         """The next attempt of a call is a wait."""
         place, tool, call = waiting.started.place, waiting.started.tool, waiting.started.call
-        assert self._waiting is not None
         del self._waiting[place]
         self._waiting.pop(place.removeprefix(UNDO), None)  # what was to be undone by `on_unknown`
         known = self.journal.get(place)
@@ -108,7 +107,7 @@ class DurableCalls(RunState, eq=False):
             if self._end is None or started.kind == "undo":
                 self._postpone(waiting, delay_s)
             elif tool.effect == "read":
-                del self._waiting[started.place]  # type: ignore[union-attr]
+                del self._waiting[started.place]
             else:
                 self._not_sent(started)
             return
@@ -129,7 +128,7 @@ class DurableCalls(RunState, eq=False):
 
     def _not_sent(self, started: StartCall) -> None:
         """A call on record is not sent any more: the run has failed meanwhile."""
-        waiting = (self._waiting or {})[started.place]
+        waiting = self._waiting[started.place]
         if waiting.unknown:
             self._unresolved(waiting, "the run was cancelled before it was sent again", 0.0)
         else:
@@ -139,17 +138,16 @@ class DurableCalls(RunState, eq=False):
 
     def _give_up(self, place: str) -> bool:
         """The run fails: a call on record is not sent any more; whether that decided it."""
-        known, asked = self.journal.get(place), (self._asked or {}).get(place)
+        known, asked = self.journal.get(place), self._asked.get(place)
         if known is None or not known.open or known.intent is None or asked is None:
             return False
         tool, call = asked
         call = msgspec.structs.replace(call, key=known.intent.key, attempt=known.intent.executions)
-        waiting = Waiting(
-            StartCall(self._whole, place, tool, call, 0.0),
+        waiting = self._waiting[place] = Waiting(
+            StartCall(self._whole, place, tool, call),
             tool.fingerprint(call.arguments),
             unknown=known.retry is None or known.retry.unknown,
         )
-        self._waiting = {**(self._waiting or {}), place: waiting}
         if UNDO + place in self.journal:  # its `on_unknown` has decided
             return self._undo_unknown(waiting.started, 0.0)
         if known.intent.asks:
@@ -165,7 +163,6 @@ class DurableCalls(RunState, eq=False):
         """Only a person can say how a call came out."""
         tool = started.tool
         message = f"{tool.name}: it may or may not have happened ({why}); key {started.call.key}"
-        assert self._waiting is not None
         del self._waiting[started.place]
         self._waiting.pop(started.place.removeprefix(UNDO), None)  # what was to be undone by `on_unknown`
         self._parking = (Reason.UNKNOWN_OUTCOME, message, started.place)
@@ -181,7 +178,9 @@ class DurableCalls(RunState, eq=False):
         if policy == "reconcile":
             call = msgspec.structs.replace(started.call, attempt=started.call.attempt + 1)
             waiting.attempts = 1
-            waiting.started = msgspec.structs.replace(started, call=call, kind="reconcile", delay_s=over_s)
+            waiting.started = msgspec.structs.replace(
+                started, call=call, kind="reconcile", delay_s=over_s, send_by_ms=0
+            )
             self._effects.append(waiting.started)
             return False
         if policy == "park":
@@ -201,14 +200,13 @@ class DurableCalls(RunState, eq=False):
             self._decided(started, self._undone(started))
             return True
         if self._postponed(UNDO + started.place):
-            del self._waiting[started.place]  # type: ignore[union-attr]
+            del self._waiting[started.place]
         else:
             self._undo(started.place, over_s)
         return False
 
     def _decided(self, started: StartCall, outcome: Entry) -> None:
         """A call has its outcome."""
-        assert self._waiting is not None
         asked_ms = self._waiting.pop(started.place).asked_ms
         if started.kind == "undo" and outcome.error is not None:
             self._waiting.pop(started.place.removeprefix(UNDO), None)
@@ -227,7 +225,7 @@ class DurableCalls(RunState, eq=False):
                 self._effects.append(KeyUndone(self._whole, place, self._digest(place)))
             elif outcome.intent is not None:
                 self._effects.append(KeyDecided(self._whole, place, self._digest(place), outcome))
-        if started.kind == "undo" and self._waiting and place in self._waiting:  # by `on_unknown`
+        if started.kind == "undo" and place in self._waiting:  # by `on_unknown`
             call = self._waiting[place].started
             self._decided(call, self._undone(call))
 
@@ -241,7 +239,7 @@ class DurableCalls(RunState, eq=False):
     def _stands(self) -> list[str]:
         """The places of calls that must be undone if the run fails, in the order they were asked for."""
         standing = []
-        for place, (tool, _) in (self._asked or {}).items():
+        for place, (tool, _) in self._asked.items():
             entry, undone = self.journal.get(place), self.journal.get(UNDO + place)
             if tool.compensation is None or entry is None or (undone is not None and not undone.open):
                 continue
@@ -252,9 +250,7 @@ class DurableCalls(RunState, eq=False):
 
     def _undo(self, place: str, delay_s: float = 0.0) -> None:
         """Ask for the compensation of a call, with a key of its own."""
-        if self._waiting is None:
-            self._waiting = {}
-        tool, call = (self._asked or {})[place]
+        tool, call = self._asked[place]
         entry, known = self.journal[place], self.journal.get(UNDO + place)
         retry = None if known is None else known.retry
         attempt = 1 if known is None or known.intent is None else known.intent.executions + 1
@@ -280,11 +276,11 @@ class DurableCalls(RunState, eq=False):
             self._intend(waiting)
 
     def _digest(self, place: str) -> bytes:
-        tool, call = (self._asked or {})[place]
+        tool, call = self._asked[place]
         return tool.shared_digest(call.tenant, call.arguments)
 
     def _leave_key(self, place: str) -> None:
-        tool, call = (self._asked or {})[place]
+        tool, call = self._asked[place]
         started = StartCall(self._whole, UNDO + place, tool, call, 0.0, "undo")
-        self._waiting = {**(self._waiting or {}), UNDO + place: Waiting(started, b"")}
+        self._waiting[UNDO + place] = Waiting(started, b"")
         self._effects.append(LeaveKey(self._whole, place, self._digest(place)))

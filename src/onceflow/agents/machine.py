@@ -30,6 +30,7 @@ from onceflow.agents import anew
 from onceflow.agents.agent import Agent
 from onceflow.agents.call import Call
 from onceflow.agents.calls import (
+    SEND_WITHIN_MS,
     Answer,
     Asked,
     AskKey,
@@ -131,10 +132,8 @@ class Machine(DurableCalls, eq=False):
 
     def answer(self, answer: Answer, now_ms: int) -> list[Effect]:
         """Take a call's answer; one that nobody waits for (an earlier attempt's) changes nothing."""
-        if self.ended or self._waiting is None:
-            return []
         waiting = self._waiting.get(answer.place)
-        if waiting is None or waiting.started.call.attempt != answer.attempt:
+        if waiting is None or self.ended or waiting.started.call.attempt != answer.attempt:
             return []
         self.now_ms = now_ms
         self._effects = []
@@ -152,10 +151,10 @@ class Machine(DurableCalls, eq=False):
 
     def committed(self, number: int, now_ms: int) -> list[Effect]:
         """A segment with a barrier is committed: its calls may be sent."""
-        started = [] if self.ended or self._barriers is None else self._barriers.pop(number, [])
+        started = [] if self.ended else self._barriers.pop(number, [])
         self.now_ms = now_ms
         if self._end is None or not any(call.kind == "call" for call in started):
-            return [*started]
+            return started  # type: ignore[return-value]  # nobody has it but the caller
         self._effects = []
         for call in started:  # the run was cancelled meanwhile
             self._not_sent(call)
@@ -163,7 +162,7 @@ class Machine(DurableCalls, eq=False):
 
     def signalled(self, place: str, result: bytes, now_ms: int) -> list[Effect]:
         """A wait has got its signal; a place that does not wait (any more) changes nothing."""
-        if self.ended or not self._waits or place not in self._waits:
+        if self.ended or place not in self._waits:
             return []
         self.now_ms = now_ms
         self._effects = []
@@ -173,7 +172,7 @@ class Machine(DurableCalls, eq=False):
 
     def due(self, now_ms: int) -> list[Effect]:
         """The time of waits may be over."""
-        over = [place for place, wait in (self._waits or {}).items() if 0 < wait.due_ms <= now_ms]
+        over = [place for place, wait in self._waits.items() if 0 < wait.due_ms <= now_ms]
         if self.ended or not over:
             return []
         self.now_ms = now_ms
@@ -189,13 +188,13 @@ class Machine(DurableCalls, eq=False):
         self.now_ms = now_ms
         self._effects = []
         self._end = RunFailed(code, message, "")
-        postponed = [place for place in (self._waits or {}) if self.journal[place].retry is not None]
-        self._waits = None
+        postponed = [place for place in self._waits if self.journal[place].retry is not None]
+        self._waits = {}
         if self._parking is not None and self._parking[0] == Reason.NONDETERMINISTIC:
             self._parking = None  # no call's outcome is in question
-        for place, waiting in list((self._waiting or {}).items()):
+        for place, waiting in [*self._waiting.items()]:
             if waiting.started.tool.scope == "tenant" and place not in self.journal:  # it asked for the key
-                del self._waiting[place]  # type: ignore[union-attr]
+                del self._waiting[place]
         if not self._lasting:
             self.close()
             return [self._end]
@@ -299,7 +298,7 @@ class Machine(DurableCalls, eq=False):
             self.ended = True
             self._effects.append(self._end)
         elif not self._postponed(UNDO + standing[-1]):
-            tool, _ = (self._asked or {})[standing[-1]]
+            tool, _ = self._asked[standing[-1]]
             if tool.scope == "tenant" and UNDO + standing[-1] not in self.journal:
                 self._leave_key(standing[-1])
             else:
@@ -317,7 +316,7 @@ class Machine(DurableCalls, eq=False):
 
         A redriven run that fails again need not come to what it has kept.
         """
-        asked = self._asked or {}
+        asked = self._asked
         fails = type(self._end) is RunFailed
         for place, entry in self.journal.items():
             if entry.intent is None or place[0] in SPECIAL or place in asked:
@@ -368,8 +367,8 @@ class Machine(DurableCalls, eq=False):
             wait = was
         if self._end is not None or self._parking is not None:
             return None
-        if place not in (self._waits or {}):
-            self._waits = {**(self._waits or {}), place: wait}
+        if place not in self._waits:
+            self._waits[place] = wait
             if known is None:
                 self.record(place, Entry(name, 1, b"", wait=wait))
             if 0 < wait.due_ms <= self.now_ms:
@@ -380,7 +379,6 @@ class Machine(DurableCalls, eq=False):
 
     def _expire(self, place: str) -> Entry:
         """The time of a wait is over."""
-        assert self._waits is not None
         del self._waits[place]
         if self.journal[place].retry is None:  # otherwise an attempt is due, and will be asked for
             self.record(place, expired(self.journal[place]))
@@ -389,15 +387,11 @@ class Machine(DurableCalls, eq=False):
     def ask(self, event: Event[Any], asked: Asked) -> None:
         """Note that the agent asks for a call of a keyed or blind tool, whether or not it is on record."""
         asked.tool.check()
-        if self._asked is None:
-            self._asked = {}
         self._asked[asked.place] = (asked.tool, self._call(event, asked))
 
     def _start(self, event: Event[Any], asked: Asked, known: Entry | None) -> bool:
         """Ask for a call, unless it is under way or the run is over; whether it was decided at once."""
         tool, place = asked.tool, asked.place
-        if self._waiting is None:
-            self._waiting = {}
         if place in self._waiting or self._parking is not None:
             return False
         if self._end is not None:
@@ -413,8 +407,8 @@ class Machine(DurableCalls, eq=False):
                 self._taken_up(waiting, known.retry, call.key)
             self._effects.append(waiting.started)
             return False
-        assert self._asked is not None
-        started = StartCall(self, place, tool, self._asked[place][1])
+        send_by_ms = self.now_ms + SEND_WITHIN_MS
+        started = StartCall(self, place, tool, self._asked[place][1], 0.0, "call", None, send_by_ms)
         waiting = self._waiting[place] = Waiting(started, asked.fingerprint)
         if known is None or known.intent is None:
             if tool.scope == "tenant":
@@ -438,11 +432,11 @@ class Machine(DurableCalls, eq=False):
 
     def waits_at(self, place: str) -> bool:
         """Whether a call is still waited for."""
-        return not self.ended and place in (self._waiting or {})
+        return not self.ended and place in self._waiting
 
     def key_free(self, place: str, key: str, now_ms: int) -> list[Effect]:
         """This run is to make the call."""
-        waiting = None if self.ended else (self._waiting or {}).get(place)
+        waiting = None if self.ended else self._waiting.get(place)
         if waiting is None:
             return []
         self.now_ms = now_ms
@@ -455,7 +449,7 @@ class Machine(DurableCalls, eq=False):
 
     def key_told(self, place: str, outcome: Entry, now_ms: int) -> list[Effect]:
         """The call has this outcome, of another run's or an earlier one's making."""
-        waiting = None if self.ended else (self._waiting or {}).get(place)
+        waiting = None if self.ended else self._waiting.get(place)
         if waiting is None:
             return []
         self.now_ms = now_ms
@@ -468,7 +462,7 @@ class Machine(DurableCalls, eq=False):
 
     def key_unknown(self, place: str, key: str, message: str, now_ms: int) -> list[Effect]:
         """Another run made the call, and nobody knows how it came out."""
-        waiting = None if self.ended else (self._waiting or {}).get(place)
+        waiting = None if self.ended else self._waiting.get(place)
         if waiting is None:
             return []
         self.now_ms = now_ms
@@ -477,17 +471,15 @@ class Machine(DurableCalls, eq=False):
             started, call=msgspec.structs.replace(started.call, key=key)
         )
         self._intend(waiting)
-        self._held = None  # on record, for a person to decide about; not to be sent
+        self._held = []  # on record, for a person to decide about; not to be sent
         self._unresolved(waiting, message, 0.0)
         return (
-            self._settled() if self._end or self._parking or place in (self._waiting or {}) else self._go_on()
+            self._settled() if self._end or self._parking or place in self._waiting else self._go_on()
         )
 
     def key_left(self, place: str, key: str, now_ms: int) -> list[Effect]:
         """The effect of a run that fails: undo it (`key`: the call's); or, as another run has it too (""), leave it."""
         self.now_ms = now_ms
-        assert self._waiting is not None
-        assert self._asked is not None
         del self._waiting[UNDO + place]
         tool, call = self._asked[place]
         if key:

@@ -1,7 +1,6 @@
 """A run's state, and how it is put on record."""
 
-from collections.abc import Callable, Coroutine, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -29,22 +28,22 @@ class RunState(msgspec.Struct, eq=False):
 
     agent: Agent[Any, Any]
     token: Any  # whatever the driver needs to know the run by
-    journal: Mapping[str, Entry] = MappingProxyType({})
+    journal: dict[str, Entry] = {}
     segments: int = 0  # of the journal in the ledger; 0: the ledger doesn't know the run
     root: str = ""  # the run's id; of a redrive, that of the run that failed first
     flags: AskFlag = no_flags
     ended: bool = False  # or parked
     now_ms: int = 0
-    _waiting: dict[str, Waiting] | None = None
+    _waiting: dict[str, Waiting] = {}
     _coroutine: Coroutine[Any, Any, Any] | None = None
     _effects: list[Effect] = []
-    _news: dict[str, Entry] | None = None  # entries that a ledger which knows the run doesn't have yet
-    _held: list[StartCall] | None = None  # calls whose intent is among them
-    _barriers: dict[int, list[StartCall]] | None = None  # by the segment that must be committed first
-    _asked: dict[str, tuple[Tool[Any, Any], Call]] | None = None  # effects, in the order of asking
+    _news: dict[str, Entry] = {}  # entries that a ledger which knows the run doesn't have yet
+    _held: list[StartCall] = []  # calls whose intent is among them
+    _barriers: dict[int, list[StartCall]] = {}  # by the segment that must be committed first
+    _asked: dict[str, tuple[Tool[Any, Any], Call]] = {}  # effects, in the order of asking
     _end: Completed | RunFailed | None = None  # once no call is under way, and what stands is undone
     _parking: tuple[str, str, str] | None = None  # reason, message and place, once no call is under way
-    _waits: dict[str, Wait] | None = None  # that the agent waits for
+    _waits: dict[str, Wait] = {}  # that the agent waits for
 
     @property
     def _whole(self) -> "Machine":
@@ -58,15 +57,11 @@ class RunState(msgspec.Struct, eq=False):
 
     def record(self, place: str, entry: Entry) -> None:
         """Write into the journal."""
-        if not isinstance(self.journal, dict):
-            self.journal = {}
         if entry is GONE:
             self.journal.pop(place, None)
         else:
             self.journal[place] = entry
         if self.segments:
-            if self._news is None:
-                self._news = {}
             self._news[place] = entry
 
     def _postponed(self, place: str) -> bool:
@@ -76,22 +71,22 @@ class RunState(msgspec.Struct, eq=False):
             return False
         if known.wait.due_ms <= self.now_ms:
             return False
-        self._waits = {**(self._waits or {}), place: known.wait}
+        self._waits[place] = known.wait
         return True
 
     def _write(self) -> None:
         """Put the news into the ledger, if it knows the run or has to; calls that are held wait for it."""
-        first = not self.segments and (self._waits or self._parking)
-        if not (self._news or self._held or first):
+        news, held, number = self._news, self._held, self.segments
+        if not (news or held or (number == 0 and (self._waits or self._parking))):
             return
-        portions = chunks((self._news or {}) if self.segments else dict(self.journal))
-        last = self.segments + len(portions) - 1
-        for number, portion in enumerate(portions, self.segments):
-            barrier = number == last and self._held is not None
-            self._effects.append(Record(self._whole, number, portion, barrier))
-        if self._held is not None:
-            if self._barriers is None:
-                self._barriers = {}
-            self._barriers[last] = self._held
-        self.segments = last + 1
-        self._news, self._held = None, None
+        *others, last = chunks(news if number else dict(self.journal))
+        for portion in others:
+            self._effects.append(Record(self._whole, number, portion, False))
+            number += 1
+        self._effects.append(Record(self._whole, number, last, bool(held)))
+        if held:
+            self._barriers[number] = held
+            self._held = []
+        if news:
+            self._news = {}
+        self.segments = number + 1
