@@ -7,20 +7,16 @@ from typing import Any
 import msgspec
 
 from onceflow.agents.agent import Agent
-from onceflow.agents.calls import Raised, Returned, StartCall
+from onceflow.agents.calls import Parked, Raised, Returned, StartCall
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.happenings import (
     Arrived,
-    Barrier,
     Ended,
-    Looked,
     Noted,
     Redrive,
     Resumed,
     Signalled,
     Sleeping,
-    Slept,
-    Written,
 )
 from onceflow.agents.journal import OpenRun, open_runs, run_prefix, runs_of
 from onceflow.agents.lane import Lane
@@ -85,17 +81,18 @@ class Tenant:
         self.now = NOW
         self.ended: list[Ended] = []
         self.noted: list[Noted] = []
-        self.written: list[Written] = []
+        self.begun: list[Arrived] = []  # whose runs the ledger holds since
+        self.parked: list[Parked] = []
         self.due_ms = 0
         self.started: list[StartCall] = []
-        self.barriers: list[Barrier] = []
+        self.held: list[StartCall] = []  # until what was decided is committed
         self.abandoned = 0
         self.begin_anew()
 
     def begin_anew(self, watch: Watch | None = None) -> None:
         """Another process, with what the ledger holds."""
         self.started.clear()
-        self.barriers = []
+        self.held = []
         self.capacity = Capacity(runs_per_lane=10, runs_per_cell=10, watch=watch)
         self.lane = Lane(self.name, self.capacity, self.started.extend, self.abandon, self.memory)
 
@@ -114,19 +111,14 @@ class Tenant:
         again: list[Any] = list(happenings)
         while again:
             given, again = again, []
-            for decision in self.lane.take(given, self.now):
-                if isinstance(decision, Looked):
-                    again.append(decision)
-                elif isinstance(decision, Slept):
-                    self.due_ms = decision.due_ms
-                elif isinstance(decision, Ended):
-                    self.ended.append(decision)
-                elif isinstance(decision, Noted):
-                    self.noted.append(decision)
-                elif isinstance(decision, Written):
-                    self.written.append(decision)
-                    if decision.record.barrier and decision.record.run is not None:
-                        self.barriers.append(Barrier(decision.record.run, decision.record.number))
+            decided = self.lane.take(given, self.now)
+            again += decided.looked
+            self.due_ms = next((ms for due, ms in reversed(decided.due) if due.key), self.due_ms)
+            self.ended += decided.ended
+            self.noted += decided.noted
+            self.begun += decided.begun
+            self.parked += [parked for _, parked in decided.parked]
+            self.held += decided.calls
 
     @staticmethod
     def event_key(number: int) -> bytes:
@@ -157,8 +149,8 @@ class Tenant:
 
     def commit(self) -> None:
         """All that was decided is committed."""
-        barriers, self.barriers = self.barriers, []
-        self.take(*barriers)
+        held, self.held = self.held, []
+        self.started += [call for call in held if call.run.wants(call)]
 
     def answer(self, result: Any) -> StartCall:
         """The oldest call that was sent is answered: with a result, or an exception."""

@@ -11,7 +11,7 @@ from onceflow.agents.agent import Agent, agent
 from onceflow.agents.at_once import begin_without_lane
 from onceflow.agents.calls import Completed, Returned, RunFailed, StartCall
 from onceflow.agents.capacity import Capacity
-from onceflow.agents.happenings import Arrivals, Arrived, Ended, Happening, Lost, Settled, Turn
+from onceflow.agents.happenings import Arrivals, Arrived, Decided, Ended, Happening, Lost, Settled, Turn
 from onceflow.agents.lane import Lane
 from onceflow.agents.loop import Answered
 from onceflow.agents.machine import Machine
@@ -92,8 +92,12 @@ def ended_at(ended: list[Ended]) -> list[int]:
     return [end.arrived.offset for end in ended]
 
 
+def ends(decided: Decided) -> list[Any]:
+    return [*decided.ended, *decided.ended_at_once]
+
+
 def take(lane: Lane, *happenings: Happening) -> list[Any]:
-    return lane.take(happenings, NOW)
+    return ends(lane.take(happenings, NOW))
 
 
 def test_an_event_becomes_a_run_and_the_run_an_end() -> None:
@@ -135,9 +139,9 @@ Give = Callable[..., list[Any]]
 
 def first_without_a_lane(lane: Lane, *happenings: Happening) -> list[Any]:
     """As `take`, but runs begin without a lane as far as they can; the lane gets what is left."""
-    decided: list[Any] = []
+    decided = Decided()
     left = begin_without_lane(lane.tenant, happenings, lane._capacity, no_flags, NOW, decided)
-    return decided + (lane.take(left, NOW) if left else [])
+    return ends(lane.take(left, NOW, decided) if left else decided)
 
 
 @pytest.fixture(params=[take, first_without_a_lane], ids=["in a lane", "first without one"])
@@ -208,20 +212,20 @@ def test_events_of_a_slot_that_is_lost_do_not_begin(give: Give) -> None:
 
 def test_runs_that_end_at_once_leave_nothing_for_a_lane() -> None:
     world = World(runs_per_cell=1)
-    decided: list[Any] = []
+    decided = Decided()
     both = [world.events(0, 2, by=odd_asks), world.events(4, by=odd_asks)]
     assert not begin_without_lane("acme", both, world.capacity, no_flags, NOW, decided)
-    assert [ended.arrivals.offsets for ended in decided] == [[0, 2], [4]]
+    assert [ended.arrivals.offsets for ended in decided.ended_at_once] == [[0, 2], [4]]
     assert not world.capacity.watch.names.is_computing
 
 
 def test_what_comes_after_a_run_that_goes_on_is_for_the_lane() -> None:
     world = World()
-    decided: list[Any] = []
+    decided = Decided()
     three = [world.events(0, by=odd_asks), world.events(2, 3, 4, by=odd_asks), world.event(6)]
     beginning, event = begin_without_lane("acme", three, world.capacity, no_flags, NOW, decided)
-    assert [ended.arrivals.offsets for ended in decided] == [[0]]
-    (ended,) = world.lane().take([beginning, event], NOW)
+    assert [ended.arrivals.offsets for ended in decided.ended_at_once] == [[0]]
+    (ended,) = world.lane().take([beginning, event], NOW).ended_at_once
     assert ended.arrivals.offsets == [2, 4]
     assert world.offsets_begun() == [3, 6]
 
@@ -231,9 +235,9 @@ def test_no_run_begins_without_a_lane_that_is_suspected_to_be_poison() -> None:
     together = world.events(0, 2, by=odd_asks)
     known = Suspicion(suspects=[together.keys[1]])
     world.capacity.watch = Watch(Names(memoryview(bytearray(NAMES_BYTES))), known, lambda _: None)
-    decided: list[Any] = []
+    decided = Decided()
     assert begin_without_lane("acme", [together], world.capacity, no_flags, NOW, decided) == [together]
-    assert decided == []
+    assert decided == Decided()
 
 
 # --- Bounds and turns ---

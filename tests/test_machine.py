@@ -61,13 +61,13 @@ class Ledger:
         self.written: dict[str, Entry] = {}
         self.sent: list[StartCall] = []
         self.end: Effect | None = None
-        self.barriers: list[int] = []
+        self.held: list[StartCall] = []
         self.now = NOW
         self.start()
 
     def start(self) -> None:
         """The run begins, or goes on in another process with what is on record."""
-        self.sent, self.barriers, self.end = [], [], None
+        self.sent, self.held, self.end = [], [], None
         self.run = Machine(
             agent("tested", on="t")(self.function), "token", dict(self.written), len(self.written)
         )
@@ -86,12 +86,11 @@ class Ledger:
 
     def record(self, record: Record) -> None:
         self.written |= record.entries
-        if record.barrier:
-            self.barriers.append(record.number)
+        self.held += record.calls
 
     def commit(self) -> None:
-        while self.barriers:
-            self.take(self.run.committed(self.barriers.pop(0), self.now))
+        held, self.held = self.held, []
+        self.sent += held
 
     def answer(self, result: Any) -> StartCall:
         """The oldest call under way is answered: with a result, or an exception."""

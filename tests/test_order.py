@@ -8,7 +8,7 @@ from onceflow.agents.agent import agent
 from onceflow.agents.call import Call
 from onceflow.agents.calls import Completed, RunFailed
 from onceflow.agents.commands import Command
-from onceflow.agents.happenings import Commanded, Due, Written
+from onceflow.agents.happenings import Commanded, Due
 from onceflow.agents.run import Run
 from onceflow.agents.tool import tool
 from onceflow.event import Event
@@ -75,7 +75,7 @@ def test_what_came_while_the_run_before_was_awake_goes_there_when_it_falls_aslee
     tenant.event(both, 2)
     key = tenant.event(both, 3)
     assert tenant.lane.waiting == 1
-    assert not [d for d in tenant.written if isinstance(d, Written)]
+    assert not tenant.begun
     tenant.answer("ok")
     assert not tenant.memory.saved(key).begun_at_all
     assert tenant.lane.waiting == 0

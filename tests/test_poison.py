@@ -486,7 +486,7 @@ def test_poison_that_kills_even_when_it_is_undone_is_parked_until_a_person_has_d
     tenant.begin_anew(watching(poison={A: 2}))
     tenant.resume()
     assert tenant.started == []
-    parked = tenant.written[-1].parked
+    parked = tenant.parked[-1]
     assert parked is not None
     assert (parked.reason, parked.message) == (Reason.UNKNOWN_OUTCOME, UNDONE_TOO)
     segments = tenant.memory.saved(KEY).segments

@@ -133,7 +133,7 @@ def test_a_replay_that_differs_before_an_effect_that_stands_is_parked() -> None:
     tenant = Tenant(sells)
     failed_sale(tenant)
     tenant.event(other, redrive=LETTER)
-    parked = tenant.written[-1].parked
+    parked = tenant.parked[-1]
     assert parked is not None
     assert parked.reason == "nondeterministic"
     assert names(tenant) == []
@@ -156,7 +156,7 @@ def test_a_call_that_may_have_happened_asks_for_a_person_and_is_never_made_again
     assert tenant.outcome.code == "unknown"
     key = tenant.event(posts, redrive=LETTER)
     assert names(tenant) == []
-    assert tenant.written[-1].parked is not None
+    assert tenant.parked
     segments = tenant.memory.saved(key).segments
     command = Command(action, "acme", key.hex(), segments, result=msgspec.Raw(b'"p-1"'))
     tenant.take(Commanded(tenant.source, 9, 1, command))
@@ -321,7 +321,7 @@ def test_a_run_that_fails_while_a_call_is_on_its_way_and_then_dies_does_not_forg
     tenant.begin_anew()
     tenant.resume()
     assert tenant.ended == []
-    assert tenant.written[-1].parked is not None, "it may have happened: its on_unknown is park"
+    assert tenant.parked, "it may have happened: its on_unknown is park"
 
 
 def test_an_entry_of_a_run_that_is_redriven_says_that_only_a_person_knows() -> None:

@@ -260,8 +260,7 @@ class Polled:
             if isinstance(effect, Record):
                 self.journal |= effect.entries
                 self.segments = effect.number + 1
-                if effect.barrier:
-                    self.note(self.machine.committed(effect.number, self.now))
+                self.polled += effect.calls
             elif isinstance(effect, StartCall):
                 self.polled.append(effect)
             elif isinstance(effect, Asleep):

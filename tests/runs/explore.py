@@ -216,7 +216,8 @@ class Schedule:
         request = Request(cell, started, self.now_ms)
         if cell is not self.cell:
             request.cell = None
-        if started.send_by_ms and self.now_ms > started.send_by_ms:
+        late = started.send_by_ms and self.now_ms > started.send_by_ms
+        if late or not started.run.wants(started):
             self._answer(request, NotSent())
         else:
             self.requests.append(request)

@@ -15,14 +15,11 @@ from onceflow.agents.commands import Command
 from onceflow.agents.happenings import (
     Arrivals,
     Arrived,
-    Barrier,
     Commanded,
-    Decision,
+    Decided,
     Due,
     Ended,
-    EndedAtOnce,
     Happening,
-    Looked,
     Lost,
     Noted,
     Redrive,
@@ -30,8 +27,6 @@ from onceflow.agents.happenings import (
     Settled,
     Signalled,
     Sleeping,
-    Slept,
-    Written,
 )
 from onceflow.agents.journal import OpenRun, open_runs, run_prefix, runs_of
 from onceflow.agents.lane import Lane
@@ -71,22 +66,16 @@ class Log:
         self.completions: dict[bytes, Completed | RunFailed] = {}
         self.letters: list[tuple[Arrived, int]] = []  # of failed runs, and what is kept of each
 
-    def commit(self, decisions: Iterable[Decision]) -> None:
+    def commit(self, decided: Decided) -> None:
         """A transaction."""
-        for decision in decisions:
-            if isinstance(decision, Noted):
-                self.write(decision.records)
-                if decision.offset >= 0:
-                    self.finished.add(decision.offset)
-            elif isinstance(decision, Written):
-                self.write([(decision.key, decision.value)])
-                if decision.record.number == 0:
-                    self.finished.add(decision.arrived.offset)
-            elif isinstance(decision, Ended):
-                self._end(decision)
-            elif isinstance(decision, EndedAtOnce):
-                for index, value in enumerate(decision.values):
-                    self._end(Ended(decision.arrivals.one(index), Completed(value)))
+        self.write(decided.ledger)
+        self.finished.update(noted.offset for noted in decided.noted)
+        self.finished.update(arrived.offset for arrived in decided.begun)
+        for ended in decided.ended:
+            self._end(ended)
+        for together in decided.ended_at_once:
+            for index, value in enumerate(together.values):
+                self._end(Ended(together.arrivals.one(index), Completed(value)))
 
     def _end(self, ended: Ended) -> None:
         key = ended.arrived.key
@@ -97,7 +86,6 @@ class Log:
             self.finished.add(ended.arrived.offset)
         if isinstance(ended.outcome, RunFailed):
             self.letters.append((ended.arrived, ended.segments if ended.kept else 0))
-        self.write(ended.changes)
 
     def write(self, records: Iterable[tuple[bytes, bytes | None]]) -> None:
         for key, value in records:
@@ -129,7 +117,7 @@ class Cell:
         self.source = SimpleNamespace(topic="log", partition=0, grant=SimpleNamespace(live=True))
         self.records = dict(self.log.ledger)
         self.happenings = happenings
-        self.batches: deque[list[Decision]] = deque()
+        self.batches: deque[Decided] = deque()
         self.due: list[tuple[int, Due]] = []
         self.read = 0
         self._known = set(self.log.completions)
@@ -167,32 +155,24 @@ class Cell:
         """Work on what has happened; a lane that is idle is discarded, and runs begin without one first."""
         self._now_ms = now_ms
         given, self.happenings = self.happenings, []
-        batch: list[Decision] = []
-        decided: list[Decision] = []
+        decided = Decided()
         left: Sequence[Happening | Beginning] = given
         if self.lane.idle:
             self.lane = self._new_lane()
             left = begin_without_lane(TENANT, given, self._capacity, no_flags, now_ms, decided)
-        for decision in decided + self.lane.take(left, now_ms):
-            if isinstance(decision, Slept):
-                self.due.append((decision.due_ms or 1 << 62, Due(decision.key)))
-            elif isinstance(decision, Looked):
-                self.happenings.append(decision)
-            else:
-                batch.append(decision)
-                if isinstance(decision, Noted) and decision.keep_until_ms:
-                    self.due.append((decision.keep_until_ms, Due(b"", decision.records[0][0])))
-        if batch:
-            self.batches.append(batch)
+        decided = self.lane.take(left, now_ms, decided)
+        self.due += [(due_ms or 1 << 62, due) for due, due_ms in decided.due]
+        self.happenings += decided.looked
+        if decided != Decided():
+            self.batches.append(decided)
 
     def commit(self, batches: int) -> None:
         """Commit the oldest of what was decided."""
         for _ in range(batches):
             batch = self.batches.popleft()
             self.log.commit(batch)
-            for decision in batch:
-                if isinstance(decision, Written) and decision.record.barrier and decision.record.run:
-                    self.happenings.append(Barrier(decision.record.run, decision.record.number))
+            if self.source.grant.live:
+                self._start(batch.calls)
 
     def read_next(self, now_ms: int) -> None:
         """Read a record of the log, if it is not finished."""
@@ -210,7 +190,7 @@ class Cell:
             key = idempotency_key(TENANT, incoming.source, incoming.id, incoming.data)
             key = sent.redrive.key if sent.redrive else key
             if key in self._known:  # dedup: its end is a decision too
-                self.batches.append([Noted(TENANT, self.source, offset, 1)])
+                self.batches.append(Decided(noted=[Noted(TENANT, self.source, offset, 1)]))
                 return
             self._known.add(key)
             if sent.redrive is None and offset % 2:  # half of them, as most come

@@ -9,7 +9,7 @@ from typing import Any
 from onceflow.agents.calls import Completed, Effect
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.failures import failure
-from onceflow.agents.happenings import Arrivals, Arrived, Decision, Ended, EndedAtOnce, Happening
+from onceflow.agents.happenings import Arrivals, Arrived, Decided, Ended, EndedAtOnce, Happening
 from onceflow.agents.machine import Machine, begin
 from onceflow.agents.state import AskFlag
 from onceflow.event import Event, InvalidData
@@ -28,7 +28,7 @@ class Beginning:
         self._others: list[int] = []  # of those that did not just return a value
         self._values: list[Any] = []
 
-    def go_on(self, now_ms: int, decided: list[Decision]) -> None:
+    def go_on(self, now_ms: int, decided: Decided) -> None:
         """Let runs begin until one `goes_on`."""
         arrivals, computing, values = self.arrivals, self._computing, self._values
         agent, keys, incomings = arrivals.agent, arrivals.keys, arrivals.incomings
@@ -40,7 +40,7 @@ class Beginning:
                 data = agent.decode(incoming.data)
             except InvalidData as error:
                 self._others.append(index)
-                decided.append(Ended(arrivals.one(index), failure(error)))
+                decided.end(Ended(arrivals.one(index), failure(error)))
                 continue
             begun = begin(agent, Event(incoming, key.hex(), data), self._machine, index, now_ms)
             if isinstance(begun, Completed):
@@ -76,7 +76,7 @@ def begin_without_lane(
     capacity: Capacity,
     flags: AskFlag,
     now_ms: int,
-    decided: list[Decision],
+    decided: Decided,
 ) -> Sequence[Happening | Beginning]:
     """Let runs of a tenant that has no lane begin, as long as they end at once; what is left for a lane."""
     watch = capacity.watch
@@ -91,6 +91,6 @@ def begin_without_lane(
         beginning.go_on(now_ms, decided)
         if beginning.goes_on is not None:
             return [beginning, *happenings[number + 1 :]]
-        decided += beginning.ended()
+        decided.ended_at_once += beginning.ended()
     watch.names.rest()
     return ()

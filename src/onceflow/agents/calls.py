@@ -6,7 +6,6 @@ time-out leaves open whether it did, and so does an earlier attempt without an a
 """
 
 import random
-from collections.abc import Mapping
 from enum import StrEnum
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -45,12 +44,11 @@ class StartCall(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True):
-    """Write entries of the run's journal into the ledger; `barrier`: and say when they are committed."""
+    """Write entries of the run's journal into the ledger."""
 
-    run: "Machine | None"  # None: it has not begun
     number: int  # of the segment; 0: the run's first, which carries its event
-    entries: Mapping[str, Entry]
-    barrier: bool
+    entries: dict[str, Entry]
+    calls: list[StartCall] = []  # to be sent once this is committed: it is their barrier
 
 
 class Parked(NamedTuple):

@@ -101,15 +101,16 @@ class DurableCalls(RunState, eq=False):
         delay_s = retry_delay_s(waiting, answer)
         if not (isinstance(answer, Raised) and isinstance(answer.error, NotSent)):
             waiting.attempts += 1
+        elif not self.wants(started):
+            self._leave(started)
+            return
         if isinstance(answer, FoundNotDone):
             started = waiting.started = msgspec.structs.replace(started, kind="call")
         if delay_s > LONGEST_IN_MEMORY_S and started.kind != "reconcile":
             if self._end is None or started.kind == "undo":
                 self._postpone(waiting, delay_s)
-            elif tool.effect == "read":
-                del self._waiting[started.place]
             else:
-                self._not_sent(started)
+                self._leave(started)
             return
         call = msgspec.structs.replace(call, attempt=call.attempt + 1, lineage=[])
         waiting.started = started = msgspec.structs.replace(started, call=call, delay_s=delay_s)
@@ -125,6 +126,17 @@ class DurableCalls(RunState, eq=False):
             self._intend(waiting)
         else:
             self._effects.append(msgspec.structs.replace(started, send_by_ms=intent.send_by_ms))
+
+    def wants(self, started: StartCall) -> bool:
+        """Whether a call that was asked for is still to be sent. From any thread."""
+        return not self.ended and (self._end is None or started.kind != "call")
+
+    def _leave(self, started: StartCall) -> None:
+        """The run fails: nobody waits for this call any more."""
+        if started.tool.effect == "read":
+            del self._waiting[started.place]
+        else:
+            self._not_sent(started)
 
     def _not_sent(self, started: StartCall) -> None:
         """A call on record is not sent any more: the run has failed meanwhile."""

@@ -32,13 +32,19 @@ class Executor:
         self._allowance = allowance
         self._answers: deque[Answered] = deque()
         self._loops = [Loop(self._answered, allowance)]
+        self._refuses = False
         self._closed = Event()
         self._watch = Thread(target=self._watching, name="onceflow-executor-watch", daemon=True)
         self._watch.start()
 
     def start(self, calls: Iterable[StartCall]) -> None:
-        """Take calls over. From the worker's thread."""
-        self._loops[-1].start(calls)
+        """Take calls over. From any thread."""
+        if not self._refuses:
+            self._loops[-1].start(calls)
+
+    def refuse(self) -> None:
+        """Take no more calls: nobody will wait for them. Their intents stay on record."""
+        self._refuses = True
 
     def answers(self) -> list[Answered]:
         """Fetch the answers that came since the last time. From the worker's thread."""

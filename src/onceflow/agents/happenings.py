@@ -7,11 +7,10 @@ import msgspec
 import xxhash
 
 from onceflow.agents.agent import Agent
-from onceflow.agents.calls import Completed, Parked, Record, RunFailed
+from onceflow.agents.calls import Completed, Parked, RunFailed, StartCall
 from onceflow.agents.commands import Command
 from onceflow.agents.journal import Begun, OpenRun
 from onceflow.agents.loop import Answered
-from onceflow.agents.machine import Machine
 from onceflow.agents.shared import Shared
 from onceflow.agents.signals import Kept, Signal
 from onceflow.agents.sleep import Awaited
@@ -199,15 +198,8 @@ class Sleeping(NamedTuple):
     turn: int = 0
 
 
-class Barrier(msgspec.Struct, frozen=True):
-    """Happening: a segment of a run's journal is committed."""
-
-    run: Machine
-    number: int
-
-
 class Ended(msgspec.Struct, frozen=True):
-    """Decision: a run ended."""
+    """A run ended."""
 
     arrived: Arrived
     outcome: Completed | RunFailed
@@ -217,20 +209,10 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 class EndedAtOnce(msgspec.Struct, frozen=True):
-    """Decision: runs ended without having asked for anything; what their agent returned."""
+    """Runs ended without having asked for anything; what their agent returned."""
 
     arrivals: Arrivals
     values: list[Any]
-
-
-class Written(msgspec.Struct, frozen=True):
-    """Decision: a segment of a run's journal goes to the ledger; with `parked`, the run waits for a person."""
-
-    arrived: Arrived
-    record: Record
-    key: bytes  # of the Kafka record
-    value: bytes
-    parked: Parked | None
 
 
 class Due(NamedTuple):
@@ -263,7 +245,7 @@ class Commanded(NamedTuple):
 
 
 class Noted(NamedTuple):
-    """Decision: a record that is no event is finished (offset -1: there is none), and the ledger changes with it."""
+    """A record that is no event is finished (offset -1: there is none), and the ledger changes with it."""
 
     tenant: str
     source: Any
@@ -274,15 +256,8 @@ class Noted(NamedTuple):
     unclaimed: Kept | None = None  # for a dead letter
 
 
-class Slept(NamedTuple):
-    """Decision: a run's wait, or its deadline, is over then (ms; 0: never)."""
-
-    key: bytes
-    due_ms: int
-
-
 class Looked(NamedTuple):
-    """Decision: a wait for a signal has begun. Handed back to the lane as a happening: one may have come early."""
+    """Happening: a wait for a signal has begun. One may have come early."""
 
     awaited: Awaited
     source: Any
@@ -297,13 +272,39 @@ Happening = (
     | Settled
     | Resumed
     | Sleeping
-    | Barrier
     | Due
     | Signalled
     | Commanded
     | Looked
 )
-Decision = Ended | EndedAtOnce | Written | Noted | Slept | Looked
+
+
+class Decided(msgspec.Struct):
+    """What was decided in one look at what has happened to a tenant. All that is to be committed is so at once."""
+
+    ledger: list[
+        tuple[bytes, bytes | None]
+    ] = []  # what changes there, in order: Kafka key, value; None: deleted
+    calls: list[StartCall] = []  # to be sent once that is committed
+    begun: list[Arrived] = []  # the ledger holds their runs now: their records are finished
+    ended: list[Ended] = []
+    ended_at_once: list[EndedAtOnce] = []
+    parked: list[tuple[Arrived, Parked]] = []  # they wait for a person
+    noted: list[Noted] = []
+    due: list[tuple[Due, int]] = []  # the lane is to be told then (ms; 0: never)
+    looked: list[Looked] = []  # the lane is to be told at once
+
+    def end(self, ended: Ended) -> None:
+        """A run has ended."""
+        self.ended.append(ended)
+        self.ledger += ended.changes
+
+    def note(self, noted: Noted) -> None:
+        """A record is finished, or only the ledger changes."""
+        self.noted.append(noted)
+        self.ledger += noted.records
+        if noted.keep_until_ms:
+            self.due.append((Due(b"", noted.records[0][0]), noted.keep_until_ms))
 
 
 class Memory(Protocol):

@@ -25,14 +25,13 @@ from onceflow.agents.failures import failure
 from onceflow.agents.happenings import (
     NO_OFFSET,
     Arrived,
-    Decision,
+    Decided,
+    Due,
     Ended,
     Looked,
     Memory,
     Noted,
     Redrive,
-    Slept,
-    Written,
 )
 from onceflow.agents.journal import (
     FAILED,
@@ -89,7 +88,7 @@ class InFlight:
         self._journals = {} if snapshot is None else restored(snapshot)
         self._now_ms = 0  # of what is worked on now, which leads to these:
         self._calls: list[StartCall] = []
-        self._decided: list[Decision] = []
+        self._decided = Decided()
 
     @property
     def waiting(self) -> int:
@@ -119,6 +118,8 @@ class InFlight:
         news: Mapping[str, Entry] = NOTHING,
     ) -> None:
         """Let a run begin, or go on; `news`: what its journal has got meanwhile."""
+        if not arrived.source.grant.live:
+            return  # the slot's next owner lets it begin; this lane is about to be told
         watch = self._watch
         if watch.waiting or not watch.clears((arrived.key,)):
             news = self._on_record(arrived, news)
@@ -156,7 +157,7 @@ class InFlight:
             run.record(FAILING, Entry(agent.name, 0, b"", None, (Reason.POISON, poison.WHY)))
         if agent.deadline_s is not None:
             due_ms = ends_by(arrived)
-            self._decided.append(Slept(arrived.key, due_ms))
+            self._decided.due.append((Due(arrived.key), due_ms))
             if run.segments and self._now_ms >= due_ms and FAILING not in run.journal:
                 run.record(FAILING, Entry(agent.name, 0, b"", None, out_of_time(arrived)))
         self._under_way(run, run.begin(event, self._now_ms))
@@ -166,7 +167,7 @@ class InFlight:
         saved = arrived.saved
         if saved is None or not news:
             return news
-        self._decided.append(self._written(arrived, Record(None, saved.segments, dict(news), False), None))
+        self._write(arrived, Record(saved.segments, dict(news)))
         saved.segments += 1
         saved.journal = {p: e for p, e in {**saved.journal, **news}.items() if e is not GONE}
         return NOTHING
@@ -180,9 +181,9 @@ class InFlight:
             return False
         run.journal = journal = redriven(kept.journal)
         for portion in chunks(journal):
-            self._decided.append(self._written(run.token, Record(run, run.segments, portion, False), None))
+            self._write(run.token, Record(run.segments, portion))
             run.segments += 1
-        self._decided.append(self._forgotten(kept))
+        self._decided.note(self._forgotten(kept))
         return True
 
     def _journal_of(self, arrived: Arrived) -> dict[str, Entry]:
@@ -231,24 +232,25 @@ class InFlight:
             if type(effect) is StartCall:
                 self._calls.append(effect)
             elif type(effect) is Record:
-                self._decided.append(self._written(arrived, effect, None))
+                self._write(arrived, effect)
             elif isinstance(effect, KeyEffect):
                 about_keys.append(effect)
             elif type(effect) is WaitBegun:
                 awaited = Awaited(arrived.key, effect.place, effect.wait)
                 self._sleepers.waits(awaited)
-                self._decided.append(Looked(awaited, arrived.source))
+                self._decided.looked.append(Looked(awaited, arrived.source))
             else:
                 self._runs.discard(run)
                 self._capacity.ended(arrived.key)
                 if type(effect) is Asleep:
                     self._sleepers.sleeps(arrived.key, self._memory.inbox(arrived.source))
-                    self._decided.append(Slept(arrived.key, effect.due_ms))
+                    self._decided.due.append((Due(arrived.key), effect.due_ms))
                     self._put_down(arrived.key)
                     continue
                 self._sleepers.forget(arrived.key)
                 if type(effect) is Parked:
-                    self._decided.append(self._written(arrived, effect.record, effect))
+                    self._write(arrived, effect.record)
+                    self._decided.parked.append((arrived, effect))
                     self._sleepers.sleeps(arrived.key, self._memory.inbox(arrived.source))
                     self._put_down(arrived.key)
                 else:
@@ -260,15 +262,22 @@ class InFlight:
     def _told(self, told: Iterable[Told]) -> None:
         for each in told:
             if isinstance(each, Noted):
-                self._decided.append(each)
+                self._decided.note(each)
             else:
                 self._note(*each)
 
-    def _written(self, arrived: Arrived, record: Record, parked: Parked | None) -> Written:
-        key = segment_key(self.tenant, arrived.key, record.number)
-        value = encode_segment(arrived.begun() if record.number == 0 else None, dict(record.entries))
+    def _write(self, arrived: Arrived, record: Record) -> None:
+        """A segment of a run's journal. With the first the ledger holds the run, and its event's record is finished."""
+        number, decided = record.number, self._decided
+        key = segment_key(self.tenant, arrived.key, number)
+        if number:
+            value = encode_segment(None, record.entries)
+        else:
+            value = encode_segment(arrived.begun(), record.entries)
+            decided.begun.append(arrived)
         self._memory.put(key, value)
-        return Written(arrived, record, key, value, parked)
+        decided.ledger.append((key, value))
+        decided.calls += record.calls
 
     def _end(self, arrived: Arrived, outcome: Any, segments: int) -> None:
         """A run has ended; the one behind it goes on. What the ledger holds of a failed one is kept, to be redriven."""
@@ -291,7 +300,7 @@ class InFlight:
         changes: Sequence[tuple[bytes, bytes | None]] = (),
         kept: bool = False,
     ) -> None:
-        self._decided.append(Ended(arrived, outcome, segments, changes, kept))
+        self._decided.end(Ended(arrived, outcome, segments, changes, kept))
         if arrived.line:
             self._next(self._lines.leave(arrived.key))
 
@@ -324,7 +333,7 @@ class InFlight:
 
     def _put_aside(self, arrived: Arrived) -> None:
         """Into the ledger, as a run that has not begun."""
-        self._decided.append(self._written(arrived, Record(None, 0, {}, False), None))
+        self._write(arrived, Record(0, {}))
         self._sleepers.sleeps(arrived.key, self._memory.inbox(arrived.source))
 
     def _next(self, follower: Follower | None) -> None:

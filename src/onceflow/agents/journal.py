@@ -234,6 +234,13 @@ def runs_of(records: Iterable[tuple[bytes, bytes]]) -> list[OpenRun]:
     return runs
 
 
+def entries_of(change: tuple[bytes, bytes | None]) -> dict[str, Entry]:
+    """What a change of the ledger says of a run's calls and waits; nothing, if it is no segment."""
+    key, value = change
+    is_segment = key.partition(b"\0")[2][:1] == b"r"
+    return _decoded(value).entries if value is not None and is_segment else {}
+
+
 def check_format(value: bytes) -> None:
     """Raise ConfigError for a record of a newer format."""
     number = msgspec.msgpack.decode(value)[0]

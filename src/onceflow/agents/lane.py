@@ -20,9 +20,8 @@ from onceflow.agents.happenings import (
     NO_OFFSET,
     Arrivals,
     Arrived,
-    Barrier,
     Commanded,
-    Decision,
+    Decided,
     Due,
     Ended,
     Happening,
@@ -61,9 +60,12 @@ log = logging.getLogger("onceflow.run")
 class Lane(InFlight):
     """See above. `take` what happens to it, `snapshot` now and then, until it is `idle`."""
 
-    def take(self, happenings: Iterable[Happening | Beginning], now_ms: int) -> list[Decision]:
-        """Work on what happened; return what was decided: runs that ended, and what is to be written of others."""
+    def take(
+        self, happenings: Iterable[Happening | Beginning], now_ms: int, decided: Decided | None = None
+    ) -> Decided:
+        """Work on what happened; return what was decided, with what was `decided` before."""
         self._now_ms = now_ms
+        self._decided = decided = decided or Decided()
         for happening in happenings:
             if type(happening) is Arrivals:
                 if happening.source.grant.live:
@@ -77,10 +79,6 @@ class Lane(InFlight):
                 run = happening.run
                 if run in self._runs and run.token.source.grant.live:
                     self._note(run, run.answer(happening.answer, now_ms))
-            elif type(happening) is Barrier:
-                run = happening.run
-                if run in self._runs and run.token.source.grant.live:
-                    self._note(run, run.committed(happening.number, now_ms))
             elif type(happening) is Arrived:
                 if happening.source.grant.live:
                     self._arrived(happening)
@@ -118,7 +116,6 @@ class Lane(InFlight):
         if self._calls:
             self._start(self._calls)
             self._calls = []
-        decided, self._decided = self._decided, []
         return decided
 
     def snapshot(self) -> bytes:
@@ -147,7 +144,7 @@ class Lane(InFlight):
             beginning.go_on(self._now_ms, self._decided)
         for arrived in beginning.rest():
             self._arrived(arrived)
-        self._decided += beginning.ended()
+        self._decided.ended_at_once += beginning.ended()
 
     # --- runs that sleep, and what wakes them ---
 
@@ -167,15 +164,15 @@ class Lane(InFlight):
     def _due(self, due: Due) -> None:
         kind = due.record.partition(b"\0")[2][:1]
         if kind == b"k":
-            self._decided.extend(self._keys.due(due.record, self._now_ms))
+            self._told(self._keys.due(due.record, self._now_ms))
         elif kind == b"r":
             if (ended := self._memory.failed(due.record.partition(b"\0r")[2])) is not None:
-                self._decided.append(self._forgotten(ended))
+                self._decided.note(self._forgotten(ended))
         elif due.record:
             for key, kept in self._memory.signals(due.record):
                 self._memory.put(key, None)
                 unclaimed = None if kept.taken else kept
-                self._decided.append(Noted(self.tenant, None, NO_OFFSET, 0, ((key, None),), 0, unclaimed))
+                self._decided.note(Noted(self.tenant, None, NO_OFFSET, 0, ((key, None),), 0, unclaimed))
         elif self._sleepers.asleep(due.key):
             self._wake(due.key)
         elif (run := self._awake(due.key)) is not None and run.token.source.grant.live:
@@ -196,7 +193,7 @@ class Lane(InFlight):
         ]
         if early:
             _, key, kept = min(early, key=lambda found: found[:2])
-            self._decided.append(self._taken(None, NO_OFFSET, 0, key, kept))
+            self._decided.note(self._taken(None, NO_OFFSET, 0, key, kept))
             self._deliver(awaited, kept.signal)
 
     def _signalled(self, given: Signalled) -> None:
@@ -213,16 +210,16 @@ class Lane(InFlight):
             None if given.headers is None else list(given.headers),
         )
         if any(known_key == key for known_key, _ in known):
-            self._decided.append(Noted(self.tenant, *at))  # a copy
+            self._decided.note(Noted(self.tenant, *at))  # a copy
         elif (awaited := self._sleepers.taking(signal)) is not None:
-            self._decided.append(self._taken(*at, key, kept))
+            self._decided.note(self._taken(*at, key, kept))
             self._deliver(awaited, signal)
         elif in_burst((each for _, each in known), signal, given.time_ms):
-            self._decided.append(Noted(self.tenant, *at))
+            self._decided.note(Noted(self.tenant, *at))
         else:
             value = encode_kept(kept)
             self._memory.put(key, value)
-            self._decided.append(Noted(self.tenant, *at, ((key, value),), given.time_ms + KEPT_MS))
+            self._decided.note(Noted(self.tenant, *at, ((key, value),), given.time_ms + KEPT_MS))
 
     def _taken(self, source: Any, offset: int, size: int, key: bytes, kept: Kept) -> Noted:
         """A signal ends a wait: it is remembered without its contents."""
@@ -245,9 +242,9 @@ class Lane(InFlight):
         if command.action == "discard":
             kept = self._memory.failed(key)
             at = (source, offset, size)
-            self._decided.append(Noted(self.tenant, *at) if kept is None else self._forgotten(kept, at))
+            self._decided.note(Noted(self.tenant, *at) if kept is None else self._forgotten(kept, at))
             return
-        self._decided.append(Noted(self.tenant, source, offset, size))
+        self._decided.note(Noted(self.tenant, source, offset, size))
         if (held := self._held.pop(key, None)) is not None:
             self._watch.over(key, survived=False)
             self._queue.append(held)
@@ -267,7 +264,7 @@ class Lane(InFlight):
                 assert not isinstance(news, str)
                 self._begin(waiting[0], news)
         elif command.action == "cancel" and (behind := self._lines.take(key)) is not None:
-            self._decided.append(Ended(behind, RunFailed(CANCELLED, BY_OPERATOR, "")))
+            self._decided.end(Ended(behind, RunFailed(CANCELLED, BY_OPERATOR, "")))
         else:
             refusal = "there is no such run, or it is under way"
         said = {"run": command.run, "tenant": self.tenant, "action": command.action, "refused": refusal}

@@ -185,7 +185,7 @@ class Loop:
         started = calling.started
         tool, call = started.tool, started.call
         now_ms = int(time.time() * 1000)
-        if started.send_by_ms and now_ms > started.send_by_ms:
+        if (started.send_by_ms and now_ms > started.send_by_ms) or not started.run.wants(started):
             raise NotSent
         call.sent(now_ms, tool.timeout_s)
         _current.set(calling)

@@ -108,9 +108,8 @@ def begin(
 class Machine(DurableCalls, eq=False):
     """One run's state. `begin` once, then what happens to its calls, until it has ended.
 
-    `answer` brings a call's answer; `committed` says that a segment with a barrier is in Kafka, so that its calls
-    may be sent. A run that has ended holds nothing that refers back to it, so it is freed at once, without a search
-    for cycles.
+    `answer` brings a call's answer. A run that has ended holds nothing that refers back to it, so it is freed at once,
+    without a search for cycles.
     """
 
     def begin(self, event: Event[Any], now_ms: int) -> list[Effect]:
@@ -148,17 +147,6 @@ class Machine(DurableCalls, eq=False):
         if self._coroutine is None or answer.place in self._waiting or self._end or self._parking:
             return self._settled() if self._lasting else self._effects
         return self._step(self._coroutine)
-
-    def committed(self, number: int, now_ms: int) -> list[Effect]:
-        """A segment with a barrier is committed: its calls may be sent."""
-        started = [] if self.ended else self._barriers.pop(number, [])
-        self.now_ms = now_ms
-        if self._end is None or not any(call.kind == "call" for call in started):
-            return started  # type: ignore[return-value]  # nobody has it but the caller
-        self._effects = []
-        for call in started:  # the run was cancelled meanwhile
-            self._not_sent(call)
-        return self._settled()
 
     def signalled(self, place: str, result: bytes, now_ms: int) -> list[Effect]:
         """A wait has got its signal; a place that does not wait (any more) changes nothing."""
@@ -308,7 +296,7 @@ class Machine(DurableCalls, eq=False):
         self._write()
         self.ended = True
         entry = parked(self.agent.name, reason, message, place)
-        self._effects.append(Parked(Record(self, self.segments, {PARKED: entry}, False), reason, message))
+        self._effects.append(Parked(Record(self.segments, {PARKED: entry}), reason, message))
         self.segments += 1
 
     def _unasked(self) -> str:
@@ -473,9 +461,7 @@ class Machine(DurableCalls, eq=False):
         self._intend(waiting)
         self._held = []  # on record, for a person to decide about; not to be sent
         self._unresolved(waiting, message, 0.0)
-        return (
-            self._settled() if self._end or self._parking or place in self._waiting else self._go_on()
-        )
+        return self._settled() if self._end or self._parking or place in self._waiting else self._go_on()
 
     def key_left(self, place: str, key: str, now_ms: int) -> list[Effect]:
         """The effect of a run that fails: undo it (`key`: the call's); or, as another run has it too (""), leave it."""

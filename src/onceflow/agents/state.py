@@ -39,7 +39,6 @@ class RunState(msgspec.Struct, eq=False):
     _effects: list[Effect] = []
     _news: dict[str, Entry] = {}  # entries that a ledger which knows the run doesn't have yet
     _held: list[StartCall] = []  # calls whose intent is among them
-    _barriers: dict[int, list[StartCall]] = {}  # by the segment that must be committed first
     _asked: dict[str, tuple[Tool[Any, Any], Call]] = {}  # effects, in the order of asking
     _end: Completed | RunFailed | None = None  # once no call is under way, and what stands is undone
     _parking: tuple[str, str, str] | None = None  # reason, message and place, once no call is under way
@@ -81,11 +80,10 @@ class RunState(msgspec.Struct, eq=False):
             return
         *others, last = chunks(news if number else dict(self.journal))
         for portion in others:
-            self._effects.append(Record(self._whole, number, portion, False))
+            self._effects.append(Record(number, portion))
             number += 1
-        self._effects.append(Record(self._whole, number, last, bool(held)))
+        self._effects.append(Record(number, last, held))
         if held:
-            self._barriers[number] = held
             self._held = []
         if news:
             self._news = {}

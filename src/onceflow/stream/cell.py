@@ -47,7 +47,7 @@ class Cell:
         settings: Settings,
         *,
         granted: Callable[[list[Grant]], None],
-        revoking: Callable[[Pair], None],
+        revoking: Callable[[Pair, list[Grant]], None],
         lost: Callable[[list[Grant], list[Input]], None],
     ) -> None:
         self.name = name
@@ -194,7 +194,8 @@ class Cell:
         self._granted(grants)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._revoking(self._taken_now())
+        leaving = [grant for p in partitions if (grant := self._grants.get(p.partition)) is not None]
+        self._revoking(self._taken_now(), leaving)
         self._give_up(consumer, partitions, "revoked")
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

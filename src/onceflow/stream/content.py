@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from onceflow.agents.calls import StartCall
 from onceflow.agents.happenings import Happening
 from onceflow.state.ledger import Changes
 from onceflow.stream.progress import Skip
@@ -13,11 +14,12 @@ from onceflow.stream.progress import Skip
 class Grant:
     """A slot owned by this cell, from one assignment on until it is revoked or lost. Compared by identity."""
 
-    __slots__ = ("live", "slot")
+    __slots__ = ("leaving", "live", "slot")
 
     def __init__(self, slot: int) -> None:
         self.slot = slot
         self.live = True  # set to False by the worker's thread when the grant ends; never back
+        self.leaving = False  # it is about to end: no more calls are sent
 
     def __repr__(self) -> str:
         return f"Grant({self.slot})"
@@ -115,7 +117,7 @@ class Finished(msgspec.Struct, gc=False):
         tuple[bytes, bytes]
     ] = ()  # where conflicts are rejected: of an event, and whose: as in `seen`
     ledger: Sequence[Change] = ()  # what changes there, in this order, in the partition of the input's slot
-    barriers: Sequence[Any] = ()  # what is told to the worker once this is committed
+    calls: Sequence[StartCall] = ()  # to be sent once this is committed
 
     @property
     def weight(self) -> int:
@@ -151,7 +153,6 @@ class Committed(NamedTuple):
     seen: list[bytes]  # keys of runs
     identities: list[bytes]
     finished: dict[Input, tuple[int, int]]  # events, and bytes of their values
-    barriers: list[Any]
     ledger: Changes  # which the worker need not remember any more
 
 

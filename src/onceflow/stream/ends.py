@@ -1,94 +1,59 @@
-"""What a lane's decisions lead to, put together: what of one tenant is to be committed, after one look at it.
+"""What was decided about a tenant's runs, as the outbox takes it.
 
 A run that the ledger holds has no record of its own any more. What such runs lead to is one Finished of their slot's
 inbox, however many they are: changes of the ledger in the order in which they were decided, completions, dead letters,
-and the barriers that wait for all that.
+and the calls that wait for all that to be committed.
 """
 
-from onceflow.agents.happenings import NO_OFFSET, Arrived, Ended, Noted, Written
-from onceflow.stream.content import (
-    NO_EVENT,
-    NO_RECORD,
-    RUN_BEGUN,
-    Change,
-    Ends,
-    Finished,
-    Input,
-    Outgoing,
-)
+from onceflow.agents.happenings import NO_OFFSET, Arrived, Decided
+from onceflow.stream.content import NO_EVENT, NO_RECORD, RUN_BEGUN, Ends, Finished, Input, Outgoing
 from onceflow.stream.letters import CLOUDEVENTS_JSON, Letters
 
 
-class Gathered:
-    """Of one tenant, whose slot's inbox is `inbox`."""
-
-    def __init__(self, letters: Letters, inbox: Input, now_ms: int) -> None:
-        self.inbox, self._letters, self._now_ms = inbox, letters, now_ms
-        self._tenant = ""
-        self._begun: dict[Input, list[Arrived]] = {}
-        self._noted: list[Noted] = []
-        self._completions: list[bytes] = []
-        self._dead: list[Outgoing] = []
-        self._seen: list[bytes] = []
-        self._identities: list[tuple[bytes, bytes]] = []
-        self._ledger: list[Change] = []
-        self._barriers: list[tuple[str, object, int]] = []
-
-    def written(self, written: Written) -> None:
-        """A segment of a run's journal. The first ends the event's record."""
-        arrived, record = written.arrived, written.record
-        self._ledger.append((written.key, written.value))
-        if record.number == 0:
-            self._begun.setdefault(arrived.source, []).append(arrived)
-        if record.barrier:
-            self._barriers.append((arrived.incoming.tenant, record.run, record.number))
-        if written.parked is not None:
-            self._dead.append(self._letters.parked(written, written.parked))
-
-    def ended(self, ended: Ended) -> None:
-        """The end of a run that the ledger holds."""
-        arrived = ended.arrived
-        value, letter = self._letters.outcome(ended, self._now_ms)
-        self._tenant = arrived.incoming.tenant
-        self._completions.append(value)
-        if letter is not None:
-            self._dead.append(letter)
-        self._seen.append(arrived.seen)
-        if arrived.identity is not None:
-            self._identities.append((arrived.identity, arrived.seen))
-        self._ledger += ended.changes
-
-    def noted(self, noted: Noted) -> None:
-        """A signal or a command, or nothing but a change of the ledger."""
-        self._ledger += noted.records
-        if noted.offset != NO_OFFSET:
-            self._noted.append(noted)
-        if noted.unclaimed is not None:
-            self._dead.append(self._letters.unclaimed(noted.unclaimed, self.inbox, noted.tenant))
-
-    def ends(self) -> Ends:
-        """All of it."""
-        ends = Ends()
-        for source, begun in self._begun.items():
-            size = sum([len(arrived.value or b"") for arrived in begun])
-            ends.append(Finished(source, [arrived.offset for arrived in begun], RUN_BEGUN, size))
-        ends.extend(Finished(n.source, (n.offset,), NO_EVENT, n.size) for n in self._noted)
-        outgoing = self._dead
-        if self._completions:
-            slot, topic = self.inbox.grant.slot, self._letters.completions_topic
-            outgoing.append(Outgoing(topic, slot, self._tenant, self._completions, CLOUDEVENTS_JSON))
-        if self._ledger or outgoing:
-            ends.append(
-                Finished(
-                    self.inbox,
-                    (),
-                    NO_RECORD,
-                    0,
-                    outgoing,
-                    self._seen,
-                    self._identities,
-                    self._ledger,
-                    self._barriers,
-                )
-            )
+def ends_of(decided: Decided, letters: Letters, tenant: str, inbox: Input | None, now_ms: int) -> Ends:
+    """All that is to be committed. `inbox`: of the tenant's slot; None: it is lost, with what its runs led to."""
+    ends = Ends()
+    for together in decided.ended_at_once:
+        ends.extend(letters.completions(together, now_ms))
+    ends.extend(letters.completion(ended, now_ms) for ended in decided.ended if not ended.segments)
+    if inbox is None:
         return ends
+    begun: dict[Input, list[Arrived]] = {}
+    for arrived in decided.begun:
+        begun.setdefault(arrived.source, []).append(arrived)
+    for source, events in begun.items():
+        size = sum([len(event.value or b"") for event in events])
+        ends.append(Finished(source, [event.offset for event in events], RUN_BEGUN, size))
+    outgoing = [letters.parked(arrived, parked) for arrived, parked in decided.parked]
+    for noted in decided.noted:
+        if noted.offset != NO_OFFSET:
+            ends.append(Finished(noted.source, (noted.offset,), NO_EVENT, noted.size))
+        if noted.unclaimed is not None:
+            outgoing.append(letters.unclaimed(noted.unclaimed, inbox, tenant))
+    if decided.ledger:
+        ends.append(_of_runs(decided, letters, tenant, inbox, outgoing, now_ms))
+    return ends
+
+
+def _of_runs(
+    decided: Decided, letters: Letters, tenant: str, inbox: Input, outgoing: list[Outgoing], now_ms: int
+) -> Finished:
+    """What runs led to that the ledger holds, with dead letters (`outgoing`) that are written already."""
+    completions: list[bytes] = []
+    seen: list[bytes] = []
+    identities: list[tuple[bytes, bytes]] = []
+    for ended in decided.ended:
+        if not ended.segments:
+            continue
+        arrived = ended.arrived
+        value, letter = letters.outcome(ended, now_ms)
+        completions.append(value)
+        seen.append(arrived.seen)
+        if arrived.identity is not None:
+            identities.append((arrived.identity, arrived.seen))
+        if letter is not None:
+            outgoing.append(letter)
+    if completions:
+        topic, slot = letters.completions_topic, inbox.grant.slot
+        outgoing.append(Outgoing(topic, slot, tenant, completions, CLOUDEVENTS_JSON))
+    return Finished(inbox, (), NO_RECORD, 0, outgoing, seen, identities, decided.ledger, decided.calls)

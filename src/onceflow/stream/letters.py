@@ -12,7 +12,7 @@ import msgspec
 import pydantic
 
 from onceflow.agents.calls import Completed, Parked, RunFailed
-from onceflow.agents.happenings import NO_OFFSET, Arrived, Ended, EndedAtOnce, Written
+from onceflow.agents.happenings import NO_OFFSET, Arrived, Ended, EndedAtOnce
 from onceflow.agents.signals import Kept
 from onceflow.event import Headers, Reason
 from onceflow.stream.content import Finished, Header, Input, Outgoing
@@ -236,9 +236,8 @@ class Letters:
             self._now_ms, self._now_text = now_ms, utc_text(now_ms)
         return self._now_text
 
-    def parked(self, written: Written, parked: Parked) -> Outgoing:
+    def parked(self, arrived: Arrived, parked: Parked) -> Outgoing:
         """The dead letter of a run that waits for a person."""
-        arrived = written.arrived
         return self.dead_letter(
             arrived.source,
             arrived.offset,

@@ -17,10 +17,11 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from threading import Condition, Event, Lock, Thread
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from confluent_kafka import TopicPartition
 
+from onceflow.agents.calls import StartCall
 from onceflow.errors import Fault
 from onceflow.state.ledger import Changes, Ledger, LedgerPosition
 from onceflow.state.seen import BrokerClock, Completed, Position, Seen
@@ -89,8 +90,10 @@ class Outbox:
         ids: Ids,
         commit_interval_s: float,
         committed: Callable[[Committed], None],
+        send: Callable[[Iterable[StartCall]], None],
         observe: Observe,
     ) -> None:
+        """`send`: is given the calls that a commit has put on record."""
         self._transactions = transactions
         self._names = names
         self._cell = cell
@@ -101,6 +104,7 @@ class Outbox:
         self._interval_s = commit_interval_s
         self._observe = observe
         self._committed = committed
+        self._send = send
 
         self._changed = Condition(Lock())  # guards all up to the blank line
         self._pair = _NO_PAIR
@@ -341,13 +345,20 @@ class Outbox:
         return [TopicPartition(i.topic, i.partition, self._progress[i].lowest) for i in inputs]
 
     def _remember(self, finished: Contents, delivered: Delivered, took_s: float) -> None:
-        """After the commit: the clock, the view, and then the inlet."""
+        """After the commit: calls are sent; the clock, the view, and then the inlet."""
+        self._send(
+            [
+                call
+                for end in finished
+                if end.calls and end.input.grant.live and not end.input.grant.leaving
+                for call in end.calls
+            ]
+        )
         if time_ms := delivered.time_ms():
             self._clock.observe(time_ms)
         last = delivered.last(self._names.completions)
         completed: dict[Grant, Completed] = {}
         books: dict[Input, tuple[int, int]] = {}
-        barriers: list[Any] = []
         for end in finished:
             if end.seen:
                 grant = end.input.grant
@@ -355,7 +366,6 @@ class Outbox:
                     told = completed[grant] = Completed(last[grant.slot][1], [], [])
                 told.runs.extend(end.seen)
                 told.identities.extend(end.identities)
-            barriers += end.barriers
             if end.offsets:
                 count, size = books.get(end.input, (0, 0))
                 books[end.input] = (count + len(end.offsets), size + end.size)
@@ -372,7 +382,7 @@ class Outbox:
         self._observe(finished, took_s)
         seen = [run for told in completed.values() for run in told.runs]
         identities = [identity for told in completed.values() for identity, _ in told.identities]
-        self._committed(Committed(seen, identities, books, barriers, ledger))
+        self._committed(Committed(seen, identities, books, ledger))
 
     def _remember_ledger(self, finished: Contents, delivered: Delivered) -> Changes:
         """Write the ledger's view; the grants whose views may be written are those of `_remember`."""

@@ -17,20 +17,7 @@ from onceflow.agents.at_once import Beginning, begin_without_lane
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.executor import Executor
 from onceflow.agents.gates import allowance_of
-from onceflow.agents.happenings import (
-    Barrier,
-    Decision,
-    Due,
-    Ended,
-    EndedAtOnce,
-    Happening,
-    Looked,
-    Lost,
-    Settled,
-    Slept,
-    Turn,
-    Written,
-)
+from onceflow.agents.happenings import Decided, Due, Happening, Lost, Settled, Turn
 from onceflow.agents.journal import FAILED_KEPT_MS, run_prefix
 from onceflow.agents.lane import Lane
 from onceflow.agents.snapshot import snapshot_tenant
@@ -44,7 +31,7 @@ from onceflow.stream.cell import Cell
 from onceflow.stream.cluster import Cluster, answers
 from onceflow.stream.content import Committed, Ends, Grant, Input, Pair, Reads, Work, finished_by
 from onceflow.stream.dedup import Dedup
-from onceflow.stream.ends import Gathered
+from onceflow.stream.ends import ends_of
 from onceflow.stream.flags import Flags
 from onceflow.stream.grants import Added, Grants, News, Ready, Removed, transactional_id
 from onceflow.stream.identity import Identity, take_identity
@@ -145,6 +132,7 @@ class Runtime:
             ids=limits.ids,
             commit_interval_s=settings.commit_interval.total_seconds(),
             committed=self._on_commit,
+            send=self.executor.start,
             observe=partial(count_commit, self._metrics),
         )
         self._grants = Grants(
@@ -232,8 +220,6 @@ class Runtime:
         for commit in self._reading.settle():
             self._judge.committed(commit.seen, commit.identities)
             self._records.committed(commit.ledger)
-            for tenant, run, number in commit.barriers:
-                happenings.setdefault(tenant, []).append(Barrier(run, number))
         self._take_news(happenings)
         ends = Ends()
         if self.stopping:
@@ -278,52 +264,32 @@ class Runtime:
         """Let a lane work on what happened; the ends of its tenant's runs, and the lane, if there is (still) one."""
         tenant, now_ms = batches[0].tenant, int(time.time() * 1000)
         happenings = [happening for batch in batches for happening in batch.happenings]
-        decisions: list[Decision] = []
+        decided, inbox = Decided(), None
         left: Sequence[Happening | Beginning] = happenings
         if lane is None:
-            left = begin_without_lane(tenant, happenings, self.capacity, self._flags, now_ms, decisions)
+            left = begin_without_lane(tenant, happenings, self.capacity, self._flags, now_ms, decided)
         if left:
             lane = lane or self.lane(tenant)
-            decisions += lane.take(left, now_ms)
-        # None: the slot is lost; its next owner goes on with what is committed.
-        inbox = None if lane is None else self._inbox(tenant)
-        ends = self._ends(tenant, inbox, decisions, now_ms)
+            inbox = self._inbox(tenant)
+            decided = lane.take(left, now_ms, decided)
+            self._plan(tenant, decided, now_ms)
+        ends = ends_of(decided, self._letters, tenant, inbox, now_ms)
         if lane is not None and lane.idle:
             del self.lanes[tenant]
             lane = None
         return ends, lane
 
-    def _ends(self, tenant: str, inbox: Input | None, decisions: Iterable[Decision], now_ms: int) -> Ends:
-        """What is to be committed of what was decided; the rest is seen to."""
-        letters, ends = self._letters, Ends()
-        gathered = None if inbox is None else Gathered(letters, inbox, now_ms)
-        for decision in decisions:
-            if isinstance(decision, Written):
-                if gathered is not None and decision.arrived.source.grant is gathered.inbox.grant:
-                    gathered.written(decision)
-            elif isinstance(decision, EndedAtOnce):
-                ends.extend(letters.completions(decision, now_ms))
-            elif isinstance(decision, Ended):
-                if not decision.segments:
-                    ends.append(letters.completion(decision, now_ms))
-                elif gathered is not None and decision.arrived.source.grant is gathered.inbox.grant:
-                    gathered.ended(decision)
-                    if decision.kept:
-                        due = Due(b"", run_prefix(tenant, decision.arrived.key))
-                        self._open_runs.plan(tenant, due, now_ms + FAILED_KEPT_MS)
-            elif isinstance(decision, Slept):
-                if decision.due_ms:
-                    self._open_runs.plan(tenant, Due(decision.key), decision.due_ms)
-            elif isinstance(decision, Looked):  # by then the ledger's records of this batch are known
-                self._direct.setdefault(tenant, []).append(decision)
-            elif gathered is not None:
-                gathered.noted(decision)
-                if decision.keep_until_ms:
-                    due = Due(b"", decision.records[0][0])
-                    self._open_runs.plan(tenant, due, decision.keep_until_ms)
-        if gathered is not None:
-            ends += gathered.ends()
-        return ends
+    def _plan(self, tenant: str, decided: Decided, now_ms: int) -> None:
+        """What the lane is to be told, and when."""
+        if decided.looked:  # by then the ledger's records of this batch are known
+            self._direct.setdefault(tenant, []).extend(decided.looked)
+        for due, due_ms in decided.due:
+            if due_ms:
+                self._open_runs.plan(tenant, due, due_ms)
+        for ended in decided.ended:
+            if ended.kept:
+                due = Due(b"", run_prefix(tenant, ended.arrived.key))
+                self._open_runs.plan(tenant, due, now_ms + FAILED_KEPT_MS)
 
     # --- within ---
 
@@ -409,6 +375,7 @@ class Runtime:
                 extra={"runs_in_flight": self.capacity.in_flight},
             )
         self.ended = True
+        self.executor.refuse()  # what the last commit would let them send
         raise StopIteration
 
     def _granted(self, grants: list[Grant]) -> None:
@@ -416,7 +383,9 @@ class Runtime:
         self.outbox.polled(self._cell.pair(), ())
         self._grants.assigned(grants)
 
-    def _revoking(self, pair: Pair) -> None:
+    def _revoking(self, pair: Pair, leaving: list[Grant]) -> None:
+        for grant in leaving:
+            grant.leaving = True
         if not self.stopping and not self.outbox.flush(REVOKE_S, pair):
             log.warning(
                 "slots are revoked before all that was pending could be committed; it is done again elsewhere"

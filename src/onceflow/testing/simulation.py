@@ -19,20 +19,14 @@ from onceflow.agents.calls import Answer, Completed, NotSent, Raised, RunFailed,
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.happenings import (
     Arrived,
-    Barrier,
-    Decision,
+    Decided,
     Due,
-    Ended,
     Happening,
-    Looked,
-    Noted,
     Resumed,
     Signalled,
     Sleeping,
-    Slept,
-    Written,
 )
-from onceflow.agents.journal import OpenRun, open_runs, run_prefix, runs_of
+from onceflow.agents.journal import Entry, OpenRun, entries_of, open_runs, run_prefix, runs_of
 from onceflow.agents.lane import Lane
 from onceflow.agents.loop import Answered, answer_of, function_of
 from onceflow.agents.order import in_turn
@@ -149,7 +143,7 @@ class Simulation:
         self._started_ms = now_ms
         self._tenant = next(iter(self._unfinished.values())).tenant
         self._happenings: list[Happening] = []
-        self._decided: list[Decision] = []
+        self._decided = Decided()
         self._calls: list[StartCall] = []
         self._due: list[tuple[int, bytes]] = []
         self._start()
@@ -169,9 +163,9 @@ class Simulation:
         """Do the next thing: what was done, in words; "" if there is nothing left to do."""
         if self._happenings:
             given, self._happenings = self._happenings, []
-            self._decided += self._lane.take(given, self.now_ms)
+            self._decided = self._lane.take(given, self.now_ms, self._decided)
             return "decided"
-        if self._decided:
+        if self._decided != Decided():
             self._commit()
             return "committed"
         if self._calls:
@@ -199,7 +193,7 @@ class Simulation:
             self.say(f"  … {self._named(started)} happens after all")
 
     def _start(self) -> None:
-        self._happenings, self._decided, self._calls, self._due = [], [], [], []
+        self._happenings, self._decided, self._calls, self._due = [], Decided(), [], []
         capacity = Capacity(runs_per_lane=1_000, runs_per_cell=1_000)
         calls = (self._calls.extend, lambda runs: None)
         self._lane = Lane(self._tenant, capacity, *calls, self._ledger, flags=self._flag)
@@ -221,36 +215,30 @@ class Simulation:
         return flag.get(market or "default", flag.get("default", False))
 
     def _commit(self) -> None:
-        decided, self._decided = self._decided, []
+        decided, self._decided = self._decided, Decided()
         self._ledger.commit()
-        for decision in decided:
-            if isinstance(decision, Looked):
-                self._happenings.append(decision)
-            elif isinstance(decision, Slept):
-                if decision.due_ms:
-                    self._due.append((decision.due_ms, decision.key))
-            elif isinstance(decision, Noted):
-                if decision.offset >= 0:
-                    self._signals_done = max(self._signals_done, decision.offset + 1)
-            elif isinstance(decision, (Ended, Written)):
-                self._unfinished.pop(decision.arrived.offset, None)
-                self._say_committed(decision)
-                if isinstance(decision, Written) and decision.record.barrier and decision.record.run:
-                    self._happenings.append(Barrier(decision.record.run, decision.record.number))
+        self._happenings += decided.looked
+        self._due += [(due_ms, due.key) for due, due_ms in decided.due if due.key and due_ms]
+        for noted in decided.noted:
+            self._signals_done = max(self._signals_done, noted.offset + 1)
+        for arrived in (*decided.begun, *(ended.arrived for ended in decided.ended)):
+            self._unfinished.pop(arrived.offset, None)
+        for entries in map(entries_of, decided.ledger):
+            self._say_committed(entries)
+        for _, parked in decided.parked:
+            self.parked.append(parked.message)
+            self.say(f"■ the run is parked: {parked.message}")
+        for ended in decided.ended:
+            self.ends.append((ended.arrived.key.hex(), ended.outcome))
+            self.say(f"■ the run ends: {_worded(ended.outcome)}")
+        self._calls += [call for call in decided.calls if call.run.wants(call)]
 
-    def _say_committed(self, decision: Written | Ended) -> None:
-        if isinstance(decision, Ended):
-            self.ends.append((decision.arrived.key.hex(), decision.outcome))
-            self.say(f"■ the run ends: {_worded(decision.outcome)}")
-            return
-        for place, entry in decision.record.entries.items():
+    def _say_committed(self, entries: Mapping[str, Entry]) -> None:
+        for place, entry in entries.items():
             if entry.open and entry.intent is not None:
                 self.say(f"● committed: {entry.tool} (place {place}) is about to be called")
             elif not entry.open and entry.intent is not None:
                 self.say(f"● committed: how {entry.tool} (place {place}) came out")
-        if decision.parked is not None:
-            self.parked.append(decision.parked.message)
-            self.say(f"■ the run is parked: {decision.parked.message}")
 
     def _signal(self, number: int) -> None:
         signal = self._signals[number]
