@@ -52,7 +52,7 @@ class DurableCalls(RunState, eq=False):
         self.record(place, Entry(tool.name, tool.version, waiting.fingerprint, None, None, intent))
         if started.send_by_ms != send_by_ms:
             started = waiting.started = msgspec.structs.replace(started, send_by_ms=send_by_ms)
-        self._held.append(started)
+        self._held = [*self._held, started]
 
     def _resume(self, waiting: Waiting, intent: Intent, retry: Retry | None) -> bool:
         """Go on with a call that an earlier process may have sent; whether that decided it."""

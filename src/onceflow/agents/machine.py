@@ -67,6 +67,7 @@ from onceflow.agents.journal import (
     parked,
 )
 from onceflow.agents.run import SUSPENDED, ForeignAwait, Run
+from onceflow.agents.state import EMPTY, NONE
 from onceflow.event import Event, Reason
 
 
@@ -177,7 +178,7 @@ class Machine(DurableCalls, eq=False):
         self._effects = []
         self._end = RunFailed(code, message, "")
         postponed = [place for place in self._waits if self.journal[place].retry is not None]
-        self._waits = {}
+        self._waits = EMPTY
         if self._parking is not None and self._parking[0] == Reason.NONDETERMINISTIC:
             self._parking = None  # no call's outcome is in question
         for place, waiting in [*self._waiting.items()]:
@@ -356,7 +357,7 @@ class Machine(DurableCalls, eq=False):
         if self._end is not None or self._parking is not None:
             return None
         if place not in self._waits:
-            self._waits[place] = wait
+            self._waits = {**self._waits, place: wait}
             if known is None:
                 self.record(place, Entry(name, 1, b"", wait=wait))
             if 0 < wait.due_ms <= self.now_ms:
@@ -459,7 +460,7 @@ class Machine(DurableCalls, eq=False):
             started, call=msgspec.structs.replace(started.call, key=key)
         )
         self._intend(waiting)
-        self._held = []  # on record, for a person to decide about; not to be sent
+        self._held = NONE  # on record, for a person to decide about; not to be sent
         self._unresolved(waiting, message, 0.0)
         return self._settled() if self._end or self._parking or place in self._waiting else self._go_on()
 

@@ -1,6 +1,7 @@
 """A run's state, and how it is put on record."""
 
 from collections.abc import Callable, Coroutine
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -14,6 +15,11 @@ from onceflow.agents.tool import Tool
 if TYPE_CHECKING:
     from onceflow.agents.machine import Machine
 
+
+# What most runs have none of is one and the same for all of them, and can't be written to: a million empty dicts
+# cost more than what is in them.
+EMPTY: dict[str, Any] = cast("dict[str, Any]", MappingProxyType({}))
+NONE: list[Any] = cast("list[Any]", ())
 
 AskFlag = Callable[[str, str | None], bool]  # whether the flag of this name is set, for this market
 
@@ -37,12 +43,12 @@ class RunState(msgspec.Struct, eq=False):
     _waiting: dict[str, Waiting] = {}
     _coroutine: Coroutine[Any, Any, Any] | None = None
     _effects: list[Effect] = []
-    _news: dict[str, Entry] = {}  # entries that a ledger which knows the run doesn't have yet
-    _held: list[StartCall] = []  # calls whose intent is among them
+    _news: dict[str, Entry] = EMPTY  # entries that a ledger which knows the run doesn't have yet
+    _held: list[StartCall] = NONE  # calls whose intent is among them
     _asked: dict[str, tuple[Tool[Any, Any], Call]] = {}  # effects, in the order of asking
     _end: Completed | RunFailed | None = None  # once no call is under way, and what stands is undone
     _parking: tuple[str, str, str] | None = None  # reason, message and place, once no call is under way
-    _waits: dict[str, Wait] = {}  # that the agent waits for
+    _waits: dict[str, Wait] = EMPTY  # that the agent waits for
 
     @property
     def _whole(self) -> "Machine":
@@ -61,7 +67,10 @@ class RunState(msgspec.Struct, eq=False):
         else:
             self.journal[place] = entry
         if self.segments:
-            self._news[place] = entry
+            if self._news:
+                self._news[place] = entry
+            else:
+                self._news = {place: entry}
 
     def _postponed(self, place: str) -> bool:
         """Whether the next attempt at this place is due later; then that is waited for."""
@@ -70,7 +79,7 @@ class RunState(msgspec.Struct, eq=False):
             return False
         if known.wait.due_ms <= self.now_ms:
             return False
-        self._waits[place] = known.wait
+        self._waits = {**self._waits, place: known.wait}
         return True
 
     def _write(self) -> None:
@@ -83,8 +92,5 @@ class RunState(msgspec.Struct, eq=False):
             self._effects.append(Record(number, portion))
             number += 1
         self._effects.append(Record(number, last, held))
-        if held:
-            self._held = []
-        if news:
-            self._news = {}
+        self._news, self._held = EMPTY, NONE
         self.segments = number + 1
