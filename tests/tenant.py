@@ -55,6 +55,10 @@ class Memory:
         else:
             self.records[key] = value
 
+    def forget(self, keys: Iterable[bytes]) -> None:
+        for key in keys:
+            del self.records[key]
+
     def saved(self, key: bytes) -> OpenRun:
         held = sorted(self.records.items())
         (found,) = open_runs((k, v) for k, v in held if k.startswith(run_prefix(self._name, key)))

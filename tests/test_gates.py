@@ -20,7 +20,7 @@ def test_as_many_as_allowed_at_once() -> None:
         assert gate.wait_s(ALLOWED, 0) == 0
         gate.sent(ALLOWED, 0)
     assert gate.wait_s(ALLOWED, 0) < 0
-    gate.ended(ALLOWED, 0, None)
+    gate.answered()
     assert gate.wait_s(ALLOWED, 0) == 0
 
 
@@ -40,7 +40,7 @@ def test_failures_in_a_row_close_it_and_then_one_call_tries() -> None:
     assert gate.wait_s(ALLOWED, 1) == 0
     gate.sent(ALLOWED, 1)
     assert gate.wait_s(ALLOWED, 1) < 0, "one tries, the others wait for it"
-    gate.ended(ALLOWED, 1, None)
+    gate.answered()
     assert (gate.wait_s(ALLOWED, 1), gate.probing) == (0, False)
 
 
@@ -66,7 +66,7 @@ def test_an_answer_of_any_kind_begins_the_count_anew(error: Exception | None) ->
     gate = Gate()
     failed(gate, 2)
     gate.sent(ALLOWED, 0)
-    gate.ended(ALLOWED, 0, error)
+    gate.answered() if error is None else gate.ended(ALLOWED, 0, error)
     failed(gate, 2)
     assert gate.wait_s(ALLOWED, 0) == 0
 

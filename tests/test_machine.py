@@ -185,7 +185,7 @@ def test_a_blind_call_without_an_outcome_is_never_sent_again() -> None:
     run = Ledger(mails)
     run.commit()
     run.start()
-    assert (run.sent, run.barriers) == ([], [])
+    assert (run.sent, run.held) == ([], [])
     assert isinstance(run.end, Parked)
     assert run.end.reason == "unknown-outcome"
     assert PARKED in run.written

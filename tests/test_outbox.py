@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError
 
+from onceflow.agents.calls import StartCall
 from onceflow.agents.journal import segment_key
 from onceflow.state.ledger import Ledger
 from onceflow.state.seen import BrokerClock, Seen
@@ -70,6 +71,7 @@ class World:
         self.ledger = Ledger(Store.open(directory / "ledger"))
         self._seen = Seen(Store.open(directory / "seen"), window_ms=1_000_000, span_ms=1_000_000)
         self.told: list[Committed] = []
+        self.sent: list[StartCall] = []
         self.outbox = Outbox(
             self.log,
             NAMES,
@@ -80,6 +82,7 @@ class World:
             ids=Ids("completions", "ledger"),
             commit_interval_s=60.0,
             committed=self.told.append,
+            send=self.sent.extend,
             observe=lambda contents, took_s: None,
         )
         self.outbox.track([(SOURCE, InputProgress("id", 0)), (INBOX, InputProgress("id", 0))])

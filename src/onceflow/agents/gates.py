@@ -43,7 +43,7 @@ class Gate(msgspec.Struct):
             return self.closed_until - now
         if self.running >= allowance.at_once or (self.probing and self.running):
             return -1.0
-        return max(0.0, self.next_at - now)
+        return self.next_at - now if self.next_at > now else 0.0
 
     def sent(self, allowance: Allowance, now: float) -> None:
         """A call is let through."""
@@ -53,6 +53,11 @@ class Gate(msgspec.Struct):
         if allowance.per_second:
             self.next_at = max(now, self.next_at) + 1 / allowance.per_second
 
+    def answered(self) -> None:
+        """A call has had its answer."""
+        self.running -= 1
+        self.failed, self.probing = 0, False
+
     def given_up(self) -> None:
         """A call that was let through ends without an answer of its tool: that says nothing about the tool."""
         self.running -= 1
@@ -61,12 +66,12 @@ class Gate(msgspec.Struct):
         """Whether nothing is lost when this gate is forgotten."""
         return not (self.running or self.closed_until or self.probing or self.failed) and self.next_at <= now
 
-    def ended(self, allowance: Allowance, now: float, error: BaseException | None) -> bool:
-        """A call has ended; whether the tool is left in peace because of it."""
-        self.running -= 1
-        if error is None or isinstance(error, (Failed, GiveUp)):  # it has answered
-            self.failed, self.probing = 0, False
+    def ended(self, allowance: Allowance, now: float, error: BaseException) -> bool:
+        """A call has raised this; whether the tool is left in peace because of it."""
+        if isinstance(error, (Failed, GiveUp)):
+            self.answered()
             return False
+        self.running -= 1
         self.failed += 1
         rest_s = 0.0
         if isinstance(error, RetryLater) and error.after_s is not None:

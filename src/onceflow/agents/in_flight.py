@@ -287,9 +287,13 @@ class InFlight:
             end = failed(arrived.agent.name, outcome.code, outcome.message, self._now_ms)
             key = segment_key(self.tenant, arrived.key, segments)
             changes = [(key, encode_segment(None, {FAILED: end}))]
+            self._put(changes)
+        elif segments:
+            keys = segment_keys(self.tenant, arrived.key, segments)
+            changes = [(key, None) for key in keys]
+            self._memory.forget(keys)
         else:
-            changes = [(key, None) for key in segment_keys(self.tenant, arrived.key, segments)]
-        self._put(changes)
+            changes = []
         self._ended(arrived, outcome, segments, changes, kept)
 
     def _ended(

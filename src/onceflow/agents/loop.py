@@ -160,17 +160,17 @@ class Loop:
             gate = self._gates.get(at)
             if gate is None:
                 gate = self._gates[at] = Gate()
-            if gate.wait_s(self._allowance, now()) != 0:
+            at_s = now()
+            if gate.wait_s(self._allowance, at_s) != 0:
                 gate = await self._wait_at_gate(at)
-            gate.sent(self._allowance, now())
-            error: BaseException | None = None
+                at_s = now()
+            gate.sent(self._allowance, at_s)
             try:
-                answer = await self._sent(calling)
-            except BaseException as raised:
-                error = raised
-                raise
-            finally:
+                answer = await self._sent(calling, at_s)
+            except BaseException as error:
                 self._ended(gate, at, error)
+                raise
+            self._ended(gate, at, None)
         except BaseException as error:  # noqa: BLE001 (what a tool raises is its answer, SystemExit and the like too)
             if calling.task is not None and calling.task.cancelling():
                 return  # the run was abandoned: nobody waits for the answer
@@ -180,7 +180,7 @@ class Loop:
             calling.task = None  # which refers to its context, and that to the call
         self._answered(Answered(started.run, answer))
 
-    async def _sent(self, calling: _Calling) -> Answer:
+    async def _sent(self, calling: _Calling, at_s: float) -> Answer:
         """Carry a call out, now."""
         started = calling.started
         tool, call = started.tool, started.call
@@ -189,9 +189,9 @@ class Loop:
             raise NotSent
         call.sent(now_ms, tool.timeout_s)
         _current.set(calling)
-        self._limit(calling, tool.timeout_s)
+        due = self._limit(calling, at_s, tool.timeout_s)
         try:
-            if started.kind == "call" and tool.is_async:
+            if tool.is_async and started.kind == "call":
                 given = call.arguments
                 result = await (tool.function(call, **given) if tool.takes_call else tool.function(**given))
             else:
@@ -204,20 +204,22 @@ class Loop:
                     raise TimeoutError(f"no answer within {tool.timeout_s:g} s") from error
             raise
         finally:
-            del self._due[tool.timeout_s][calling]
+            del due[calling]
             if calling.left:
                 _report(started, calling.left)
         return answer_of(started, result)
 
     # --- time-outs ---
 
-    def _limit(self, calling: _Calling, timeout_s: float) -> None:
-        calling.due = now() + timeout_s
+    def _limit(self, calling: _Calling, at_s: float, timeout_s: float) -> dict[_Calling, None]:
+        """Have a call cancelled when its time is over, unless it leaves these before."""
+        calling.due = at_s + timeout_s
         due = self._due.get(timeout_s)
         if due is None:
             due = self._due[timeout_s] = {}
             self._loop.call_at(calling.due, self._end_late, timeout_s)
         due[calling] = None
+        return due
 
     def _end_late(self, timeout_s: float) -> None:
         """Cancel the calls whose time is over; ask again when the next one's may be."""
@@ -256,7 +258,9 @@ class Loop:
 
     def _ended(self, gate: Gate, at: tuple[str, str], error: BaseException | None) -> None:
         """A call has gone through a gate; have all that wait there ask again, in their order."""
-        if isinstance(error, (NotSent, asyncio.CancelledError)):
+        if error is None:
+            gate.answered()
+        elif isinstance(error, (NotSent, asyncio.CancelledError)):
             gate.given_up()
         elif gate.ended(self._allowance, now(), error):
             said = {"tool": at[1], "tenant": at[0], "cause": type(error).__name__}

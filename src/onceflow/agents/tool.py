@@ -120,13 +120,13 @@ class Tool(Generic[P, R_co]):
         inline = self.effect == "pure" and not self.takes_call and self.tenant_arg is None
         return self.function if inline else None
 
-    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any], tenant: str) -> dict[str, Any]:
+    def bind(self, args: Sequence[Any], kwargs: dict[str, Any], tenant: str) -> dict[str, Any]:
         """A call's arguments by name, in the signature's order, defaults and the run's tenant filled in.
 
         By hand, because `inspect.Signature.bind` takes four times as long.
         """
-        if not args and self._all_named(kwargs):
-            return dict(kwargs)
+        if not args and (*kwargs,) == self._as_given:
+            return kwargs
         given = {**dict(zip(self._positional, args, strict=False)), **kwargs} if args else kwargs
         if self.tenant_arg in given:
             raise TypeError(
@@ -225,9 +225,10 @@ class Tool(Generic[P, R_co]):
         self._declared[what] = function
         return function
 
-    def _all_named(self, kwargs: Mapping[str, Any]) -> bool:
-        """Whether this is each argument, in the signature's order, and nothing is to be filled in."""
-        return self.tenant_arg is None and (*kwargs,) == (*self._names,)
+    @cached_property
+    def _as_given(self) -> tuple[str, ...] | None:
+        """The names of all arguments, in the signature's order; None: one of them is filled in."""
+        return (*self._names,) if self.tenant_arg is None else None
 
     @cached_property
     def _names(self) -> dict[str, None]:

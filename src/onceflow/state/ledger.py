@@ -18,8 +18,8 @@ import msgspec
 
 from onceflow.state.store import Store
 
-GATHERED_MAX = 50_000  # records: what a restart reads again at most
-GATHERED_S = 1.0
+GATHERED_MAX = 150_000  # records: what a restart reads again at most
+GATHERED_S = 3.0
 BATCH_RECORDS = 1_000  # a write holds the interpreter's lock, so it must be short
 _FAMILY = "records"
 
@@ -134,6 +134,12 @@ class Records:
             newer = self._newer[group] = {}
         newer[key] = value
 
+    def remove(self, group: bytes, keys: Iterable[bytes]) -> None:
+        """Remember these no longer: nobody will ask for them any more, whatever the view holds."""
+        newer = self._newer.get(group, {})
+        for key in keys:
+            newer.pop(key, None)
+
     def scan(self, slot: int, prefix: bytes) -> list[tuple[bytes, bytes]]:
         """The slot's records whose Kafka keys begin with `prefix` (tenant, 00, …), as (Kafka key, value), by key."""
         found: dict[bytes, bytes | None] = dict(self._ledger.records(slot, prefix))
@@ -146,14 +152,15 @@ class Records:
     def committed(self, changes: Changes) -> None:
         """The view has these records."""
         for slot, records in changes.items():
-            begin = slot.to_bytes(2, "big")
+            begin, tenant = slot.to_bytes(2, "big"), b"\0"
+            newer: dict[bytes, bytes | None] = {}
             for key, value in records:
-                group = begin + key[: key.find(b"\0")]
-                newer = self._newer.get(group)
-                if newer is not None and newer.get(key, b"") is value:
+                if not key.startswith(tenant):
+                    tenant = key[: key.find(b"\0") + 1]
+                    newer = self._newer.get(begin + tenant[:-1], {})
+                if newer.get(key, b"") is value:
                     del newer[key]
-                    if not newer:
-                        del self._newer[group]
+        self._newer = {group: newer for group, newer in self._newer.items() if newer}
 
     def forget(self, slots: Iterable[int]) -> None:
         """Forget lost slots."""

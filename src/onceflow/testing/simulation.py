@@ -75,6 +75,9 @@ class _Ledger:
     def put(self, key: bytes, value: bytes | None) -> None:
         self.newer[key] = value
 
+    def forget(self, keys: Iterable[bytes]) -> None:
+        self.newer.update(dict.fromkeys(keys))
+
     def commit(self) -> None:
         for key, value in self.newer.items():
             if value is None:
