@@ -41,6 +41,11 @@ def with_forwarded(_outbox: Any, work: Any, *_more: Any) -> bool:
     return any(end.verdict == "forwarded" for end in contents)
 
 
+def with_calls(_outbox: Any, contents: Any, *_more: Any) -> bool:
+    """Passes count whose contents put calls on record."""
+    return any(end.calls for end in contents)
+
+
 class Point(NamedTuple):
     """A place to die at: `when` it passes `place` (module:Class.method, in onceflow) for the nth time.
 
@@ -95,8 +100,8 @@ ALL = (
     Point("stop, after the last commit", "agents.executor:Executor.close", BEFORE, needs=SIGTERM),
 )
 EFFECTS = (  # of a run that changes something; the flow `effects_flow` comes by them
-    Point("intent queued", "stream.ends:Gathered.written", AFTER, 60),
-    Point("intent committed", "agents.machine:Machine.committed", AFTER, 60),
+    Point("intent queued", "agents.in_flight:InFlight._write", AFTER, 60),
+    Point("intent committed", "stream.outbox:Outbox._remember", BEFORE, 15, which=with_calls),
     Point("call sent", "agents.executor:Executor.start", AFTER, 60),
     Point("effect done", "agents.tool:Tool.encode_result", BEFORE, 60),
     Point("answer in", "agents.machine:Machine.answer", AFTER, 60),

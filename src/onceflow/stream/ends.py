@@ -22,6 +22,7 @@ def ends_of(decided: Decided, letters: Letters, tenant: str, inbox: Input | None
     for arrived in decided.begun:
         begun.setdefault(arrived.source, []).append(arrived)
     for source, events in begun.items():
+        assert source.grant is inbox.grant  # a lane decides nothing for a slot that was lost
         size = sum([len(event.value or b"") for event in events])
         ends.append(Finished(source, [event.offset for event in events], RUN_BEGUN, size))
     outgoing = [letters.parked(arrived, parked) for arrived, parked in decided.parked]
@@ -30,7 +31,7 @@ def ends_of(decided: Decided, letters: Letters, tenant: str, inbox: Input | None
             ends.append(Finished(noted.source, (noted.offset,), NO_EVENT, noted.size))
         if noted.unclaimed is not None:
             outgoing.append(letters.unclaimed(noted.unclaimed, inbox, tenant))
-    if decided.ledger:
+    if decided.ledger or outgoing:
         ends.append(_of_runs(decided, letters, tenant, inbox, outgoing, now_ms))
     return ends
 

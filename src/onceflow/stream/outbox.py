@@ -346,14 +346,9 @@ class Outbox:
 
     def _remember(self, finished: Contents, delivered: Delivered, took_s: float) -> None:
         """After the commit: calls are sent; the clock, the view, and then the inlet."""
-        self._send(
-            [
-                call
-                for end in finished
-                if end.calls and end.input.grant.live and not end.input.grant.leaving
-                for call in end.calls
-            ]
-        )
+        for end in finished:
+            if end.calls and end.input.grant.live and not end.input.grant.leaving:
+                self._send(end.calls)
         if time_ms := delivered.time_ms():
             self._clock.observe(time_ms)
         last = delivered.last(self._names.completions)
