@@ -313,9 +313,9 @@ def stale_journal(_journal_of: Function) -> Function:
 def dies_when_finished(commit: Function) -> Function:
     """kill -9 after the first commit by which a record of a producer's is finished."""
 
-    def and_dies(self: Any, records: Any, offsets: Any, metadata: Any) -> Delivered:
+    def and_dies(self: Any, records: Any, ledger: Any, offsets: Any, metadata: Any) -> Delivered:
         records = list(records)
-        delivered = commit(self, records, offsets, metadata)
+        delivered = commit(self, records, ledger, offsets, metadata)
         if any(r.topic.endswith(".progress") and b".inbox/" not in r.key for r in records):
             _now(signal.SIGKILL)
         return delivered
@@ -339,11 +339,11 @@ def dies_when_written(write: Function) -> Function:
 def freezes_before_a_transaction(commit: Function) -> Function:
     """SIGSTOP once, with completions that were taken for a transaction, before it is begun."""
 
-    def frozen(self: Any, records: Any, offsets: Any, metadata: Any) -> Delivered:
+    def frozen(self: Any, records: Any, ledger: Any, offsets: Any, metadata: Any) -> Delivered:
         records = list(records)
         if any(record.topic.endswith(".completions") for record in records):
             _now(signal.SIGSTOP)
-        return commit(self, records, offsets, metadata)
+        return commit(self, records, ledger, offsets, metadata)
 
     return frozen
 
