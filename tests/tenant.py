@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from onceflow.agents.agent import Agent
-from onceflow.agents.calls import Parked, Raised, Returned, StartCall
+from onceflow.agents.calls import NotSent, Parked, Raised, Returned, StartCall
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.happenings import (
     Arrived,
@@ -54,10 +54,6 @@ class Memory:
             del self.records[key]
         else:
             self.records[key] = value
-
-    def forget(self, keys: Iterable[bytes]) -> None:
-        for key in keys:
-            del self.records[key]
 
     def saved(self, key: bytes) -> OpenRun:
         held = sorted(self.records.items())
@@ -154,7 +150,11 @@ class Tenant:
     def commit(self) -> None:
         """All that was decided is committed."""
         held, self.held = self.held, []
-        self.started += [call for call in held if call.run.wants(call)]
+        for call in held:
+            if call.run.wants(call):
+                self.started.append(call)
+            else:
+                self.take(Answered(call.run, Raised(call.place, call.call.attempt, NotSent())))
 
     def answer(self, result: Any) -> StartCall:
         """The oldest call that was sent is answered: with a result, or an exception."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from onceflow.agents.call import Call
-from onceflow.agents.calls import NotSent, Raised, Returned, StartCall, UnusableResult
+from onceflow.agents.calls import NotSent, Raised, Returned, RunFailed, StartCall, UnusableResult
 from onceflow.agents.executor import Executor
 from onceflow.agents.gates import Allowance
 from onceflow.agents.loop import Answered
@@ -337,3 +337,29 @@ def test_once_a_tool_is_well_again_its_calls_run_beside_each_other() -> None:
     wait_until(lambda: len(asked.fetch()) == 10, 10, "all are answered")
     assert all_there.is_set()
     asked.executor.close()
+
+
+def test_a_call_that_its_run_wants_no_more_is_not_sent(asked: Asked) -> None:
+    """It was cancelled while the call waited for the commit, for its time, or at a gate."""
+
+    async def effect() -> None:
+        raise AssertionError("it is sent")
+
+    run = asked.call(effect, delay_s=0.05)
+    run._end = RunFailed("cancelled", "", "")
+    answer = asked.answer()
+    assert isinstance(answer, Raised)
+    assert isinstance(answer.error, NotSent)
+
+
+def test_an_executor_that_refuses_takes_no_more_calls_and_ends_those_it_has(asked: Asked) -> None:
+    sent = []
+
+    async def note(name: str) -> None:
+        sent.append(name)
+
+    asked.call(note, name="before", delay_s=0.05)
+    asked.executor.refuse()
+    asked.call(note, name="after")
+    asked.answer()
+    assert sent == ["before"]

@@ -67,6 +67,28 @@ def test_what_may_have_been_written_before_is_deleted_on_disk_too(ledger: Ledger
     assert held(ledger) == []
 
 
+def test_what_a_write_that_was_cut_short_has_left_is_deleted(ledger: Ledger) -> None:
+    """Its position was not written, so the segment is read again, with the deletion that came meanwhile."""
+    ledger._store.write([(SLOT.to_bytes(2, "big") + RUN, b"a", "records")])
+    ledger.catch_up(put((RUN, b"a"), (RUN, None), (NEXT, b"b")), {SLOT: AT})
+    assert (held(ledger), ledger.position(SLOT)) == ([(NEXT, b"b")], AT)
+
+
+def test_a_deletion_that_is_gathered_outlives_another_run_with_the_same_key(ledger: Ledger) -> None:
+    ledger.write(put((RUN, b"older")), {})
+    ledger.flush()
+    ledger.write(put((RUN, None), (RUN, b"newer"), (RUN, None)), {SLOT: AT})
+    ledger.flush()
+    assert held(ledger) == []
+
+
+def test_what_a_catch_up_writes_of_other_slots_is_told_later(ledger: Ledger) -> None:
+    ledger.write(put((RUN, b"a")), {SLOT: AT})
+    ledger.catch_up(put((NEXT, b"b"), slot=4), {4: AT})
+    assert ledger.write({}, {}) == put((RUN, b"a"))
+    assert ledger.write({}, {}) == {}
+
+
 def test_it_is_written_when_much_is_gathered(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted are all records, also those that never reach the disk: a restart reads them again."""
     monkeypatch.setattr(module, "GATHERED_MAX", 4)

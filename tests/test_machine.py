@@ -14,6 +14,7 @@ from onceflow.agents.calls import (
     Completed,
     Effect,
     FoundNotDone,
+    NotSent,
     Parked,
     Raised,
     Record,
@@ -370,3 +371,43 @@ def test_a_run_is_read_back_from_its_segments() -> None:
     assert (one.tenant, one.key, one.begun, one.segments) == ("acme", b"k" * 16, begun, 2)
     assert one.journal == {"0": first, "1": later}
     assert (other.key, other.journal, other.parked) == (b"l" * 16, {}, False)
+
+
+# --- A run that is cancelled, and its calls ---
+
+
+def cancelled(run: Ledger) -> None:
+    run.take(run.run.cancel("cancelled", "by a test", run.now))
+
+
+def test_a_call_that_was_never_sent_is_left_when_its_run_is_cancelled() -> None:
+    run = Ledger(pays)
+    run.commit()
+    cancelled(run)
+    (call,) = run.sent
+    assert not run.run.wants(call)
+    run.answer(NotSent())
+    assert isinstance(run.end, RunFailed)
+    assert run.sent == []
+
+
+def test_one_that_may_have_happened_is_settled_by_its_key_and_then_undone() -> None:
+    """To be told by its target costs nothing; to ask a person, or to believe that nothing will come of it, does."""
+    run = Ledger(pays)
+    key = run.answer(ConnectionError("reset")).call.key
+    cancelled(run)
+    (again,) = run.sent
+    assert (run.run.wants(again), again.call.key) == (True, key)
+    run.answer(42)
+    run.commit()
+    (undo,) = run.sent
+    assert (undo.kind, undo.undone) == ("undo", 42)
+
+
+def test_one_that_did_not_happen_is_not_made_any_more_once_its_run_is_cancelled() -> None:
+    run = Ledger(pays)
+    run.commit()
+    cancelled(run)
+    run.answer(RetryLater("busy"))
+    assert (run.sent, run.held) == ([], [])
+    assert isinstance(run.end, RunFailed)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError
 
-from onceflow.agents.calls import StartCall
 from onceflow.agents.journal import segment_key
 from onceflow.state.ledger import Ledger
 from onceflow.state.seen import BrokerClock, Seen
@@ -43,6 +42,7 @@ class Log(Transactions):
     def __init__(self) -> None:
         self.ledger: list[Change] = []
         self.refuses = 0
+        self.before: Callable[[], None] = lambda: None
 
     def commit(
         self,
@@ -51,6 +51,7 @@ class Log(Transactions):
         offsets: Callable[[], Any],
         metadata: Any,
     ) -> Delivered:
+        self.before()
         if self.refuses:
             self.refuses -= 1
             raise Refused(KafkaError(KafkaError._TIMED_OUT))
@@ -71,7 +72,7 @@ class World:
         self.ledger = Ledger(Store.open(directory / "ledger"))
         self._seen = Seen(Store.open(directory / "seen"), window_ms=1_000_000, span_ms=1_000_000)
         self.told: list[Committed] = []
-        self.sent: list[StartCall] = []
+        self.sent: list[Any] = []
         self.outbox = Outbox(
             self.log,
             NAMES,
@@ -109,8 +110,7 @@ def key(run: bytes) -> bytes:
 
 def begun(offset: int, run: bytes) -> list[Finished]:
     """A run's first segment ends its event's record."""
-    segment = Finished(INBOX, (), NO_RECORD, 0, ledger=[(key(run), b"segment")])
-    return [Finished(SOURCE, (offset,), RUN_BEGUN, 1), segment]
+    return [Finished(SOURCE, (offset,), RUN_BEGUN, 1, ledger=[(key(run), b"segment")])]
 
 
 def ended(run: bytes) -> Finished:
@@ -132,3 +132,33 @@ def test_a_run_that_begins_and_ends_in_one_transaction_leaves_nothing(world: Wor
     assert held == {key(late), key(early)}
     world.ledger.flush()
     assert {key for key, _ in world.ledger.records(GRANT.slot)} == held
+
+
+def called(grant: Grant = GRANT) -> tuple[Finished, Any]:
+    """What puts a call on record, and the call."""
+    call: Any = object()
+    inbox = INBOX if grant is GRANT else Input(NAMES.inbox, 3, grant, topic_id="id", is_inbox=True)
+    return Finished(inbox, (), NO_RECORD, 0, ledger=[(key(b"r" * 16), b"segment")], calls=[call]), call
+
+
+@pytest.mark.parametrize("refused", [0, 1])
+def test_calls_are_sent_once_and_when_they_are_on_record(world: World, refused: int) -> None:
+    content, call = called()
+    world.log.refuses = refused
+    world.log.before = lambda: world.sent.append("transaction")
+    world.read(0)
+    world.outbox.put([content])
+    assert world.outbox.flush(DEADLINE_S)
+    assert world.sent == ["transaction"] * (refused + 1) + [call]
+
+
+@pytest.mark.parametrize("gone", ["leaving", "lost"])
+def test_calls_of_a_slot_that_goes_are_not_sent(world: World, gone: str) -> None:
+    grant = Grant(3)
+    content, _ = called(grant)
+    world.outbox.track([(content.input, InputProgress("id", 0))])
+    world.outbox.polled(Pair("metadata", frozenset([grant])), [])
+    grant.leaving, grant.live = gone == "leaving", gone != "lost"
+    world.outbox.put([content])
+    assert world.outbox.flush(DEADLINE_S)
+    assert (world.log.ledger, world.sent) == ([*content.ledger], [])

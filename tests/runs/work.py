@@ -48,6 +48,7 @@ steady = _tool("steady", "read")
 pay = _tool("pay", "keyed", on_unknown="park")
 hold = _tool("hold", "keyed", undo=True, on_unknown="park")
 fee = _tool("fee", "keyed", undo=True, on_unknown="compensate")
+seal = _tool("seal", "keyed", undo=True, on_unknown="reconcile")
 push = _tool("push", "blind", on_unknown="park")
 dare = _tool("dare", "blind", on_unknown="fail")
 seek = _tool("seek", "blind", on_unknown="reconcile")
@@ -55,7 +56,7 @@ book = _tool("book", "blind", undo=True, on_unknown="compensate")
 mail = _tool("mail", "keyed", undo=True, scope="tenant", key_fields=("what",))
 text = _tool("text", "keyed", undo=True, scope="tenant", key_fields=("what",), on_unknown="compensate")
 
-UNDOABLE = {hold.name, fee.name, book.name}
+UNDOABLE = {hold.name, fee.name, seal.name, book.name}
 UNKNOWN = "unknown"
 FAILED = "failed"
 
@@ -106,6 +107,7 @@ STEPS: dict[str, Callable[[Run, str], Awaitable[Any]]] = {
     "planned": _planned,
     "hold": lambda run, place: run.call(hold, place),
     "fee": lambda run, place: _caught(run, fee, place),
+    "seal": lambda run, place: run.call(seal, place),
     "push": lambda run, place: run.call(push, place),
     "dare": lambda run, place: _caught(run, dare, place),
     "seek": lambda run, place: run.call(seek, place),

@@ -236,10 +236,6 @@ class Cell:
         found = runs_of(self._scan(run_prefix(TENANT, key)))
         return found[0] if found and found[0].failed else None
 
-    def forget(self, keys: Iterable[bytes]) -> None:
-        for key in keys:
-            self.records.pop(key, None)
-
     def put(self, key: bytes, value: bytes | None) -> None:
         if value is None:
             self.records.pop(key, None)

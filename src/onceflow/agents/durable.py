@@ -101,11 +101,11 @@ class DurableCalls(RunState, eq=False):
         delay_s = retry_delay_s(waiting, answer)
         if not (isinstance(answer, Raised) and isinstance(answer.error, NotSent)):
             waiting.attempts += 1
-        elif not self.wants(started):
-            self._leave(started)
-            return
         if isinstance(answer, FoundNotDone):
             started = waiting.started = msgspec.structs.replace(started, kind="call")
+        if not self.wants(started):
+            self._leave(started)
+            return
         if delay_s > LONGEST_IN_MEMORY_S and started.kind != "reconcile":
             if self._end is None or started.kind == "undo":
                 self._postpone(waiting, delay_s)
@@ -125,11 +125,17 @@ class DurableCalls(RunState, eq=False):
         ):
             self._intend(waiting)
         else:
-            self._effects.append(msgspec.structs.replace(started, send_by_ms=intent.send_by_ms))
+            self._effects.append(started)
 
     def wants(self, started: StartCall) -> bool:
-        """Whether a call that was asked for is still to be sent. From any thread."""
-        return not self.ended and (self._end is None or started.kind != "call")
+        """Whether a call that was asked for is still to be sent. From any thread.
+
+        A run that fails makes no more calls; but a keyed one that may have happened is settled best by its key.
+        """
+        if self._end is None or self.ended or started.kind != "call":
+            return not self.ended
+        waiting = self._waiting.get(started.place)
+        return started.tool.effect == "keyed" and waiting is not None and waiting.unknown
 
     def _leave(self, started: StartCall) -> None:
         """The run fails: nobody waits for this call any more."""
@@ -141,10 +147,11 @@ class DurableCalls(RunState, eq=False):
     def _not_sent(self, started: StartCall) -> None:
         """A call on record is not sent any more: the run has failed meanwhile."""
         waiting = self._waiting[started.place]
-        if waiting.unknown:
-            self._unresolved(waiting, "the run was cancelled before it was sent again", 0.0)
+        if waiting.unknown:  # an earlier attempt may still be at work
+            why = "its run failed before it was sent again"
+            self._unresolved(waiting, why, started.tool.timeout_s)
         else:
-            message = f"{started.tool.name}: not sent, the run was cancelled before"
+            message = f"{started.tool.name}: not sent, its run failed before"
             known = self.journal[started.place]
             self._decided(started, msgspec.structs.replace(known, error=(CALL_FAILED, message)))
 

@@ -1,6 +1,6 @@
 """What happens to a lane, and what it decides: the values that go in and out of it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -327,6 +327,3 @@ class Memory(Protocol):
 
     def put(self, key: bytes, value: bytes | None) -> None:
         """Take note of a record that was decided."""
-
-    def forget(self, keys: Iterable[bytes]) -> None:
-        """Nobody will ask for these records any more: their run has ended."""

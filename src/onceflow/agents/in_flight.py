@@ -35,12 +35,14 @@ from onceflow.agents.happenings import (
 )
 from onceflow.agents.journal import (
     FAILED,
+    FAILED_KEPT_MS,
     FAILING,
     GONE,
     Entry,
     OpenRun,
     encode_segment,
     failed,
+    run_prefix,
     segment_key,
     segment_keys,
 )
@@ -218,7 +220,9 @@ class InFlight:
 
     def _begin_held(self) -> None:
         """Let those begin that were held, and need not wait any more."""
-        for key in [key for key in self._held if self._watch.may_go(key)]:
+        for key in [
+            key for key, held in self._held.items() if held.source.grant.live and self._watch.may_go(key)
+        ]:
             self._begin(self._held.pop(key))
             if self._awake(key) is None:
                 self._watch.over(key)
@@ -287,13 +291,11 @@ class InFlight:
             end = failed(arrived.agent.name, outcome.code, outcome.message, self._now_ms)
             key = segment_key(self.tenant, arrived.key, segments)
             changes = [(key, encode_segment(None, {FAILED: end}))]
-            self._put(changes)
-        elif segments:
-            keys = segment_keys(self.tenant, arrived.key, segments)
-            changes = [(key, None) for key in keys]
-            self._memory.forget(keys)
+            kept_until_ms = self._now_ms + FAILED_KEPT_MS
+            self._decided.due.append((Due(b"", run_prefix(self.tenant, arrived.key)), kept_until_ms))
         else:
-            changes = []
+            changes = [(key, None) for key in segment_keys(self.tenant, arrived.key, segments)]
+        self._put(changes)
         self._ended(arrived, outcome, segments, changes, kept)
 
     def _ended(

@@ -65,7 +65,8 @@ class Lane(InFlight):
     ) -> Decided:
         """Work on what happened; return what was decided, with what was `decided` before."""
         self._now_ms = now_ms
-        self._decided = decided = decided or Decided()
+        if decided is not None:
+            self._decided = decided
         for happening in happenings:
             if type(happening) is Arrivals:
                 if happening.source.grant.live:
@@ -116,6 +117,7 @@ class Lane(InFlight):
         if self._calls:
             self._start(self._calls)
             self._calls = []
+        decided, self._decided = self._decided, Decided()
         return decided
 
     def snapshot(self) -> bytes:
@@ -296,10 +298,10 @@ class Lane(InFlight):
         gone = [run for run in self._runs if run.token.source.grant is grant]
         self._runs.difference_update(gone)
         self._capacity.lost(run.token.key for run in gone)
-        self._abandon(gone)
         for run in gone:
             self._sleepers.forget(run.token.key)
-            run.close()
+            run.close()  # first: what is handed over meanwhile is not wanted any more
+        self._abandon(gone)
         self._sleepers.lost(grant)
         self._keys.lost()
         self._lines = Lines()  # a tenant is at home in one slot: all of it is gone

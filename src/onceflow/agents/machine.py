@@ -2,9 +2,9 @@
 
     (state, happening) -> (state, effects)
 
-A happening is the run's begin, an answer to a call, the commit that a call waits for, the end of a wait, or a cancel;
-an effect is a call to start, a segment of the journal to write, a wait, or the run's end. There is no I/O and no clock
-in it: who drives the machine says what time it is, starts the calls, writes the journal and brings the answers.
+A happening is the run's begin, an answer to a call, the end of a wait, or a cancel; an effect is a call to start, a
+segment of the journal to write and the calls that wait for its commit, a wait, or the run's end. There is no I/O and no
+clock in it: who drives the machine says what time it is, starts the calls, writes the journal and brings the answers.
 
 A run that only reads keeps its journal here; after a crash its event is read again. The first call of a keyed or blind
 tool puts the run into the ledger, event and journal so far, together with that call's intent: a *barrier*. The call is

@@ -18,8 +18,8 @@ import msgspec
 
 from onceflow.state.store import Store
 
-GATHERED_MAX = 150_000  # records: what a restart reads again at most
-GATHERED_S = 3.0
+GATHERED_MAX = 50_000  # records: what a restart reads again at most
+GATHERED_S = 1.0
 BATCH_RECORDS = 1_000  # a write holds the interpreter's lock, so it must be short
 _FAMILY = "records"
 
@@ -43,6 +43,7 @@ class Ledger:
         self._lock = RLock()  # guards what is gathered
         self._gathered: dict[int, dict[bytes, bytes | None]] = {}  # slot -> Kafka key -> the last value
         self._positions: dict[int, LedgerPosition] = {}
+        self._written: dict[int, list[tuple[bytes, bytes | None]]] = {}  # and nobody was told yet
         self._since = 0  # records that were gathered since the last write
         self._written_at = time.monotonic()
         store.add_family(_FAMILY)
@@ -53,48 +54,73 @@ class Ledger:
         return None if value is None else msgspec.msgpack.decode(value, type=LedgerPosition)
 
     def write(self, changes: Changes, positions: Mapping[int, LedgerPosition]) -> Changes:
-        """Take committed records, and where each slot's view stands after them.
+        """Take records that were just committed, and where each slot's view stands after them.
 
         Returns those that need not be remembered elsewhere any more: the view has them, or never will.
         """
-        gone: dict[int, list[tuple[bytes, bytes | None]]] = {}
+        spared: dict[int, list[tuple[bytes, bytes | None]]] = {}
         with self._lock:
             for slot, records in changes.items():
                 self._since += len(records)
-                gathered, of_slot = self._gathered.setdefault(slot, {}), gone.setdefault(slot, [])
+                gathered, of_slot = self._gathered.setdefault(slot, {}), spared.setdefault(slot, [])
                 for key, value in records:
-                    if value is None and key in gathered and _is_segment(key):
+                    if value is None and gathered.get(key) is not None and _is_segment(key):
                         del gathered[key]
                         of_slot.append((key, None))
-                    else:
-                        gathered[key] = value
+                        continue
+                    if value is not None and gathered.get(key, value) is None:
+                        self._flush()  # its deletion may be of an older one, on disk: that is not to be forgotten
+                        gathered = self._gathered.setdefault(slot, {})
+                    gathered[key] = value
             self._positions.update(positions)
             if self._since >= GATHERED_MAX or time.monotonic() - self._written_at > GATHERED_S:
-                for slot, written in self.flush().items():
-                    gone.setdefault(slot, []).extend(written)
-        return gone
+                self._flush()
+            return self._taken(spared)
+
+    def catch_up(self, changes: Changes, positions: Mapping[int, LedgerPosition]) -> None:
+        """Take records that are read again. None is spared: a write that was cut short may have left it on disk."""
+        with self._lock:
+            self._flush()
+            self._write({slot: dict(records) for slot, records in changes.items()}, positions)
 
     def flush(self) -> Changes:
-        """Write what was gathered; return it."""
+        """Write what was gathered; return it, with what was written since the last `write`."""
         with self._lock:
-            written = {slot: [*gathered.items()] for slot, gathered in self._gathered.items()}
-            for slot, changes in written.items():
-                begin = slot.to_bytes(2, "big")
-                for first in range(0, len(changes), BATCH_RECORDS):
-                    batch = changes[first : first + BATCH_RECORDS]
-                    self._store.write(
-                        [(begin + key, value, _FAMILY) for key, value in batch if value is not None],
-                        [(begin + key, _FAMILY) for key, value in batch if value is None],
-                    )
-            positions = [
-                (_position_key(slot), msgspec.msgpack.encode(position), "default")
-                for slot, position in self._positions.items()
-            ]
-            if positions:
-                self._store.write(positions)
-            self._gathered, self._positions, self._since = {}, {}, 0
-            self._written_at = time.monotonic()
-        return written
+            self._flush()
+            return self._taken({})
+
+    def _flush(self) -> None:
+        self._write(self._gathered, self._positions)
+        for slot, gathered in self._gathered.items():
+            self._written.setdefault(slot, []).extend(gathered.items())
+        self._gathered, self._positions, self._since = {}, {}, 0
+        self._written_at = time.monotonic()
+
+    def _write(
+        self, changes: Mapping[int, dict[bytes, bytes | None]], positions: Mapping[int, LedgerPosition]
+    ) -> None:
+        """Records first, then the positions: the view is never ahead of where it says it stands."""
+        for slot, records in changes.items():
+            begin, all_of_them = slot.to_bytes(2, "big"), [*records.items()]
+            for first in range(0, len(all_of_them), BATCH_RECORDS):
+                batch = all_of_them[first : first + BATCH_RECORDS]
+                self._store.write(
+                    [(begin + key, value, _FAMILY) for key, value in batch if value is not None],
+                    [(begin + key, _FAMILY) for key, value in batch if value is None],
+                )
+        if positions:
+            self._store.write(
+                [
+                    (_position_key(slot), msgspec.msgpack.encode(position), "default")
+                    for slot, position in positions.items()
+                ]
+            )
+
+    def _taken(self, spared: dict[int, list[tuple[bytes, bytes | None]]]) -> Changes:
+        for slot, written in self._written.items():
+            spared.setdefault(slot, []).extend(written)
+        self._written = {}
+        return spared
 
     def records(self, slot: int, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """The slot's records on disk whose Kafka keys begin with `prefix`, as (Kafka key, value), by key."""
@@ -134,12 +160,6 @@ class Records:
             newer = self._newer[group] = {}
         newer[key] = value
 
-    def remove(self, group: bytes, keys: Iterable[bytes]) -> None:
-        """Remember these no longer: nobody will ask for them any more, whatever the view holds."""
-        newer = self._newer.get(group, {})
-        for key in keys:
-            newer.pop(key, None)
-
     def scan(self, slot: int, prefix: bytes) -> list[tuple[bytes, bytes]]:
         """The slot's records whose Kafka keys begin with `prefix` (tenant, 00, …), as (Kafka key, value), by key."""
         found: dict[bytes, bytes | None] = dict(self._ledger.records(slot, prefix))
@@ -152,15 +172,18 @@ class Records:
     def committed(self, changes: Changes) -> None:
         """The view has these records."""
         for slot, records in changes.items():
-            begin, tenant = slot.to_bytes(2, "big"), b"\0"
+            begin, tenant, group = slot.to_bytes(2, "big"), b"\0", b""
             newer: dict[bytes, bytes | None] = {}
             for key, value in records:
                 if not key.startswith(tenant):
                     tenant = key[: key.find(b"\0") + 1]
-                    newer = self._newer.get(begin + tenant[:-1], {})
+                    group = begin + tenant[:-1]
+                    newer = self._newer.get(group, {})
                 if newer.get(key, b"") is value:
                     del newer[key]
-        self._newer = {group: newer for group, newer in self._newer.items() if newer}
+                    if not newer:
+                        del self._newer[group]
+                        tenant = b"\0"
 
     def forget(self, slots: Iterable[int]) -> None:
         """Forget lost slots."""

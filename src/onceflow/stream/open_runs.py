@@ -131,7 +131,3 @@ class TenantMemory:
     def put(self, key: bytes, value: bytes | None) -> None:
         """Take note of a record that was decided."""
         self._runs.records.put(self._group, key, value)
-
-    def forget(self, keys: Iterable[bytes]) -> None:
-        """Nobody will ask for these records any more: their run has ended."""
-        self._runs.records.remove(self._group, keys)

@@ -9,8 +9,8 @@ new owner.
 
 Content is kept until it is committed. An abortable error: abort, wait for a new pair, send again what belongs
 to grants still held. A fatal or ambiguous one (fenced; commit or abort without an answer): the process ends
-with status 3 and its successor settles the transaction. After the commit the view is written, and then the
-inlet is told.
+with status 3 and its successor settles the transaction. After the commit the calls that it has put on record are
+sent, the view is written, and then the inlet is told.
 """
 
 import logging
@@ -44,7 +44,7 @@ from onceflow.stream.transaction import Delivered, Refused, Transactions
 
 log = logging.getLogger(__name__)
 
-BATCH_FULL = 10_000  # so many ends make waiting for more worth the whole commit interval
+BATCH_FULL = 10_000  # so much weight makes waiting for more worth the whole commit interval
 _EXPIRE_EVERY_S = 60.0
 _NEW_PAIR_WITHIN_S = 1.0
 _PASSED_WAIT_S = 1.0
@@ -157,7 +157,7 @@ class Outbox:
                 self._changed.notify_all()
 
     def put(self, finished: Iterable[Finished]) -> None:
-        """Take ends of events, to be committed."""
+        """Take what was decided, to be committed: all of it in one transaction."""
         ends = list(finished)
         weight = sum([end.weight for end in ends])
         with self._changed:

@@ -17,8 +17,7 @@ from onceflow.agents.at_once import Beginning, begin_without_lane
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.executor import Executor
 from onceflow.agents.gates import allowance_of
-from onceflow.agents.happenings import Decided, Due, Happening, Lost, Settled, Turn
-from onceflow.agents.journal import FAILED_KEPT_MS, run_prefix
+from onceflow.agents.happenings import Decided, Happening, Lost, Settled, Turn
 from onceflow.agents.lane import Lane
 from onceflow.agents.snapshot import snapshot_tenant
 from onceflow.config import Settings
@@ -272,24 +271,20 @@ class Runtime:
             lane = lane or self.lane(tenant)
             inbox = self._inbox(tenant)
             decided = lane.take(left, now_ms, decided)
-            self._plan(tenant, decided, now_ms)
+            self._plan(tenant, decided)
         ends = ends_of(decided, self._letters, tenant, inbox, now_ms)
         if lane is not None and lane.idle:
             del self.lanes[tenant]
             lane = None
         return ends, lane
 
-    def _plan(self, tenant: str, decided: Decided, now_ms: int) -> None:
+    def _plan(self, tenant: str, decided: Decided) -> None:
         """What the lane is to be told, and when."""
         if decided.looked:  # by then the ledger's records of this batch are known
             self._direct.setdefault(tenant, []).extend(decided.looked)
         for due, due_ms in decided.due:
             if due_ms:
                 self._open_runs.plan(tenant, due, due_ms)
-        for ended in decided.ended:
-            if ended.kept:
-                due = Due(b"", run_prefix(tenant, ended.arrived.key))
-                self._open_runs.plan(tenant, due, now_ms + FAILED_KEPT_MS)
 
     # --- within ---
 

@@ -83,8 +83,7 @@ class Views:
                 self._completed(read, slot, completed)
                 seen_at[slot] = Position(self._ids.completions, next_offset)
         self.seen.write([completed[time_ms] for time_ms in sorted(completed)], seen_at)
-        self.ledger.write(changes, ledger_at)
-        self.ledger.flush()
+        self.ledger.catch_up(changes, ledger_at)
 
     def _completed(self, messages: list[Message], slot: int, completed: dict[int, Completed]) -> None:
         """Add what completions say, by their time."""

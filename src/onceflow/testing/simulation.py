@@ -75,9 +75,6 @@ class _Ledger:
     def put(self, key: bytes, value: bytes | None) -> None:
         self.newer[key] = value
 
-    def forget(self, keys: Iterable[bytes]) -> None:
-        self.newer.update(dict.fromkeys(keys))
-
     def commit(self) -> None:
         for key, value in self.newer.items():
             if value is None:
@@ -234,7 +231,7 @@ class Simulation:
         for ended in decided.ended:
             self.ends.append((ended.arrived.key.hex(), ended.outcome))
             self.say(f"■ the run ends: {_worded(ended.outcome)}")
-        self._calls += [call for call in decided.calls if call.run.wants(call)]
+        self._calls += decided.calls
 
     def _say_committed(self, entries: Mapping[str, Entry]) -> None:
         for place, entry in entries.items():
@@ -279,7 +276,8 @@ class Simulation:
         self._happenings.append(Answered(started.run, answer))
 
     def _answer(self, started: StartCall, reply: Reply) -> Answer:
-        if started.send_by_ms and self.now_ms > started.send_by_ms:
+        late = started.send_by_ms and self.now_ms > started.send_by_ms
+        if late or not started.run.wants(started):
             raise NotSent
         started.call.sent(self.now_ms, started.tool.timeout_s)
         if reply is Reply.REFUSED:
