@@ -1,8 +1,8 @@
 """Carries out calls with I/O: in an asyncio loop, in its own thread.
 
-The worker and the outbox hand calls over and never wait; answers are collected and fetched by the inlet, so they reach the
-run the same way as everything else that happens to it. A call that raises, or outlasts its tool's time-out,
-is an answer like any other. How a call is carried out: see `loop`.
+The worker and the outbox hand calls over and never wait; answers are collected and fetched by the inlet, so they reach
+the run the same way as everything else that happens to it. A call that raises, or outlasts its tool's time-out, is an
+answer like any other. How a call is carried out: see `loop`.
 """
 
 import logging
