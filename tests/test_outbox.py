@@ -8,13 +8,12 @@ import pytest
 from confluent_kafka import KafkaError
 
 from onceflow.agents.journal import segment_key
-from onceflow.state.ledger import Ledger
+from onceflow.state.ledger import Change, Ledger
 from onceflow.state.seen import BrokerClock, Seen
 from onceflow.state.store import Store
 from onceflow.stream.content import (
     NO_RECORD,
     RUN_BEGUN,
-    Change,
     Committed,
     Finished,
     Grant,

@@ -209,7 +209,7 @@ def test_it_is_known_for_its_ttl(tenant: Tenant) -> None:
     tenant.event(greets)
     tenant.answer("mail-1")
     ((key, until_ms),) = [
-        (noted.records[0][0], noted.keep_until_ms) for noted in tenant.noted if noted.keep_until_ms
+        (noted.changes[0][0], noted.keep_until_ms) for noted in tenant.noted if noted.keep_until_ms
     ]
     assert until_ms == NOW + timedelta(hours=24) / timedelta(milliseconds=1)
     tenant.now = until_ms - 1
@@ -224,7 +224,7 @@ def asked_again_after_its_ttl(tenant: Tenant) -> int:
     """A run makes a call for longer than its `ttl`, and another one asks for it: how many calls are made."""
     tenant.event(greets, 1)
     tenant.commit()
-    (key,) = (noted.records[0][0] for noted in tenant.noted)
+    (key,) = (noted.changes[0][0] for noted in tenant.noted)
     tenant.now += 25 * 3_600_000
     tenant.take(Due(b"", key))
     tenant.event(greets, 2)

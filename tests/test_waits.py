@@ -94,7 +94,7 @@ def test_a_signal_ends_the_wait_in_the_decision_that_finishes_its_record(tenant:
         tenant.begin_anew()
         tenant.resume()
     noted = tenant.signalled(signal())
-    ((key, value),) = noted.records
+    ((key, value),) = noted.changes
     assert decode_kept(value or b"").taken
     assert tenant.outcome == Completed("done")
     assert list(tenant.memory.records) == [key], "that it was taken; the run's own records are gone"
@@ -162,23 +162,23 @@ def test_a_signal_ends_one_wait_only_however_often_it_comes(tenant: Tenant) -> N
     for offset in (7, 8):
         tenant.signalled(signal(number=1), offset)
     assert tenant.ended == []
-    assert tenant.noted[-1].records == (), "a copy"
+    assert tenant.noted[-1].changes == (), "a copy"
     tenant.signalled(signal(number=2), 9)
     assert tenant.outcome == Completed(["s-1", "s-2"])
 
 
 def test_a_burst_of_what_nobody_waits_for_is_kept_once(tenant: Tenant) -> None:
-    assert tenant.signalled(signal(number=1), 1).records
+    assert tenant.signalled(signal(number=1), 1).changes
     tenant.now += BURST_MS - 1
-    assert not tenant.signalled(signal(number=2), 2).records
-    assert tenant.signalled(signal("refused", number=3), 3).records, "another status"
+    assert not tenant.signalled(signal(number=2), 2).changes
+    assert tenant.signalled(signal("refused", number=3), 3).changes, "another status"
     tenant.now += 1
-    assert tenant.signalled(signal(number=4), 4).records, "later than a burst"
+    assert tenant.signalled(signal(number=4), 4).changes, "later than a burst"
 
 
 def test_a_signal_that_nobody_took_becomes_a_dead_letter_when_it_was_kept_long_enough(tenant: Tenant) -> None:
     noted = tenant.signalled(signal())
-    ((key, _),) = noted.records
+    ((key, _),) = noted.changes
     assert noted.keep_until_ms == NOW + KEPT_MS
     assert kept_signals(tenant.memory.records.items()) == [("acme", key, NOW + KEPT_MS)]
     tenant.take(Due(b"", key))
@@ -189,7 +189,7 @@ def test_a_signal_that_nobody_took_becomes_a_dead_letter_when_it_was_kept_long_e
 
 def test_one_that_was_taken_becomes_none(tenant: Tenant) -> None:
     tenant.event(waits)
-    ((key, _),) = tenant.signalled(signal()).records
+    ((key, _),) = tenant.signalled(signal()).changes
     tenant.take(Due(b"", key))
     assert [each.unclaimed for each in tenant.noted if each.unclaimed] == []
     assert tenant.memory.records == {}
@@ -324,7 +324,7 @@ def test_a_waiting_run_is_cancelled(tenant: Tenant) -> None:
 
 def test_a_command_for_a_run_that_is_not_there_is_finished_and_changes_nothing(tenant: Tenant) -> None:
     tenant.take(Commanded(tenant.source, 11, 3, Command("cancel", "acme", "ab" * 16)))
-    assert [(noted.offset, noted.records) for noted in tenant.noted] == [(11, ())]
+    assert [(noted.offset, noted.changes) for noted in tenant.noted] == [(11, ())]
     assert tenant.lane.idle
 
 

@@ -172,7 +172,7 @@ def a_signal_taken_is_kept_for_the_next_wait(patch: pytest.MonkeyPatch) -> None:
     def generous(self: Lane, source: Any, offset: int, size: int, key: bytes, kept: Any) -> Any:
         noted = taken(self, source, offset, size, key, kept)
         self._memory.put(key, msgspec.msgpack.encode(kept))
-        return noted._replace(records=((key, msgspec.msgpack.encode(kept)),))
+        return noted._replace(changes=((key, msgspec.msgpack.encode(kept)),))
 
     replace(patch, Lane, "_taken", generous)
 

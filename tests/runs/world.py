@@ -37,6 +37,7 @@ from onceflow.agents.shared import Shared, decode_shared
 from onceflow.agents.signals import Kept, Signal, decode_kept
 from onceflow.agents.state import no_flags
 from onceflow.event import Incoming, idempotency_key
+from onceflow.state.ledger import Change
 from tests.runs.work import works
 
 START_MS = 1_800_000_000_000
@@ -87,7 +88,7 @@ class Log:
         if isinstance(ended.outcome, RunFailed):
             self.letters.append((ended.arrived, ended.segments if ended.kept else 0))
 
-    def write(self, records: Iterable[tuple[bytes, bytes | None]]) -> None:
+    def write(self, records: Iterable[Change]) -> None:
         for key, value in records:
             if value is None:
                 self.ledger.pop(key, None)
@@ -190,7 +191,7 @@ class Cell:
             key = idempotency_key(TENANT, incoming.source, incoming.id, incoming.data)
             key = sent.redrive.key if sent.redrive else key
             if key in self._known:  # dedup: its end is a decision too
-                self.batches.append(Decided(noted=[Noted(TENANT, self.source, offset, 1)]))
+                self.batches.append(Decided(noted=[Noted(self.source, offset, 1)]))
                 return
             self._known.add(key)
             if sent.redrive is None and offset % 2:  # half of them, as most come

@@ -15,6 +15,7 @@ from onceflow.agents.shared import Shared
 from onceflow.agents.signals import Kept, Signal
 from onceflow.agents.sleep import Awaited
 from onceflow.event import Headers, Incoming
+from onceflow.state.ledger import Change
 
 NO_OFFSET = -1  # of what no record has led to
 
@@ -204,7 +205,7 @@ class Ended(msgspec.Struct, frozen=True):
     arrived: Arrived
     outcome: Completed | RunFailed
     segments: int = 0  # that the ledger has of it
-    changes: Sequence[tuple[bytes, bytes | None]] = ()  # of the ledger: Kafka key, value; None: deleted
+    changes: Sequence[Change] = ()  # of the ledger
     kept: bool = False  # what the ledger has is kept, to be redriven
 
 
@@ -247,11 +248,10 @@ class Commanded(NamedTuple):
 class Noted(NamedTuple):
     """A record that is no event is finished (offset -1: there is none), and the ledger changes with it."""
 
-    tenant: str
     source: Any
     offset: int
     size: int
-    records: tuple[tuple[bytes, bytes | None], ...] = ()  # Kafka key, value
+    changes: tuple[Change, ...] = ()  # of the ledger
     keep_until_ms: int = 0  # a signal is kept; then it is due
     unclaimed: Kept | None = None  # for a dead letter
 
@@ -282,9 +282,7 @@ Happening = (
 class Decided(msgspec.Struct):
     """What was decided in one look at what has happened to a tenant. All that is to be committed is so at once."""
 
-    ledger: list[
-        tuple[bytes, bytes | None]
-    ] = []  # what changes there, in order: Kafka key, value; None: deleted
+    ledger: list[Change] = []  # in order
     calls: list[StartCall] = []  # to be sent once that is committed
     begun: list[Arrived] = []  # the ledger holds their runs now: their records are finished
     ended: list[Ended] = []
@@ -302,9 +300,9 @@ class Decided(msgspec.Struct):
     def note(self, noted: Noted) -> None:
         """A record is finished, or only the ledger changes."""
         self.noted.append(noted)
-        self.ledger += noted.records
+        self.ledger += noted.changes
         if noted.keep_until_ms:
-            self.due.append((Due(b"", noted.records[0][0]), noted.keep_until_ms))
+            self.due.append((Due(b"", noted.changes[0][0]), noted.keep_until_ms))
 
 
 class Memory(Protocol):

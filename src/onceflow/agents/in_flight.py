@@ -53,6 +53,7 @@ from onceflow.agents.sleep import Awaited, Sleepers
 from onceflow.agents.snapshot import restored
 from onceflow.agents.state import AskFlag, no_flags
 from onceflow.event import Event, InvalidData, Reason
+from onceflow.state.ledger import Change
 
 REFUSED = "redrive-refused"
 NOT_KEPT = "what is kept of the failed run was redriven or discarded before"
@@ -285,7 +286,7 @@ class InFlight:
 
     def _end(self, arrived: Arrived, outcome: Any, segments: int) -> None:
         """A run has ended; the one behind it goes on. What the ledger holds of a failed one is kept, to be redriven."""
-        changes: list[tuple[bytes, bytes | None]]
+        changes: list[Change]
         kept = segments > 0 and type(outcome) is RunFailed
         if kept:
             end = failed(arrived.agent.name, outcome.code, outcome.message, self._now_ms)
@@ -303,7 +304,7 @@ class InFlight:
         arrived: Arrived,
         outcome: Any,
         segments: int = 0,
-        changes: Sequence[tuple[bytes, bytes | None]] = (),
+        changes: Sequence[Change] = (),
         kept: bool = False,
     ) -> None:
         self._decided.end(Ended(arrived, outcome, segments, changes, kept))
@@ -315,9 +316,9 @@ class InFlight:
         keys = segment_keys(self.tenant, kept.key, kept.segments)
         changes = tuple([(key, None) for key in keys])
         self._put(changes)
-        return Noted(self.tenant, *at, changes)
+        return Noted(*at, changes)
 
-    def _put(self, changes: Iterable[tuple[bytes, bytes | None]]) -> None:
+    def _put(self, changes: Iterable[Change]) -> None:
         for key, value in changes:
             self._memory.put(key, value)
 

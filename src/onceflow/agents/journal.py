@@ -20,6 +20,7 @@ import msgspec
 
 from onceflow.errors import ConfigError
 from onceflow.event import Incoming
+from onceflow.state.ledger import Change
 
 FORMAT = 1
 FAILING = "!"
@@ -234,7 +235,7 @@ def runs_of(records: Iterable[tuple[bytes, bytes]]) -> list[OpenRun]:
     return runs
 
 
-def entries_of(change: tuple[bytes, bytes | None]) -> dict[str, Entry]:
+def entries_of(change: Change) -> dict[str, Entry]:
     """What a change of the ledger says of a run's calls and waits; nothing, if it is no segment."""
     key, value = change
     is_segment = key.partition(b"\0")[2][:1] == b"r"

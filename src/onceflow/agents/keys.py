@@ -71,7 +71,7 @@ class Keys:
         known = self._memory.shared(key)
         if known is not None and forgotten(known, now_ms):
             self._memory.put(key, None)
-            yield Noted(self._tenant, None, NO_OFFSET, 0, ((key, None),))
+            yield Noted(None, NO_OFFSET, 0, ((key, None),))
 
     def lost(self) -> None:
         """The tenant's slot is gone."""
@@ -122,4 +122,4 @@ class Keys:
         value = None if record is None else encode_shared(record)
         self._memory.put(key, value)
         until_ms = 0 if record is None or record.holder != NOBODY else record.until_ms
-        return Noted(self._tenant, None, NO_OFFSET, 0, ((key, value),), until_ms)
+        return Noted(None, NO_OFFSET, 0, ((key, value),), until_ms)

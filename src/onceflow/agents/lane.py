@@ -174,7 +174,7 @@ class Lane(InFlight):
             for key, kept in self._memory.signals(due.record):
                 self._memory.put(key, None)
                 unclaimed = None if kept.taken else kept
-                self._decided.note(Noted(self.tenant, None, NO_OFFSET, 0, ((key, None),), 0, unclaimed))
+                self._decided.note(Noted(None, NO_OFFSET, 0, ((key, None),), 0, unclaimed))
         elif self._sleepers.asleep(due.key):
             self._wake(due.key)
         elif (run := self._awake(due.key)) is not None and run.token.source.grant.live:
@@ -212,22 +212,22 @@ class Lane(InFlight):
             None if given.headers is None else list(given.headers),
         )
         if any(known_key == key for known_key, _ in known):
-            self._decided.note(Noted(self.tenant, *at))  # a copy
+            self._decided.note(Noted(*at))  # a copy
         elif (awaited := self._sleepers.taking(signal)) is not None:
             self._decided.note(self._taken(*at, key, kept))
             self._deliver(awaited, signal)
         elif in_burst((each for _, each in known), signal, given.time_ms):
-            self._decided.note(Noted(self.tenant, *at))
+            self._decided.note(Noted(*at))
         else:
             value = encode_kept(kept)
             self._memory.put(key, value)
-            self._decided.note(Noted(self.tenant, *at, ((key, value),), given.time_ms + KEPT_MS))
+            self._decided.note(Noted(*at, ((key, value),), given.time_ms + KEPT_MS))
 
     def _taken(self, source: Any, offset: int, size: int, key: bytes, kept: Kept) -> Noted:
         """A signal ends a wait: it is remembered without its contents."""
         value = encode_kept(msgspec.structs.replace(kept, taken=True, value=None, headers=None))
         self._memory.put(key, value)
-        return Noted(self.tenant, source, offset, size, ((key, value),), kept.time_ms + KEPT_MS)
+        return Noted(source, offset, size, ((key, value),), kept.time_ms + KEPT_MS)
 
     def _deliver(self, awaited: Awaited, signal: Signal) -> None:
         result = msgspec.msgpack.encode(signal)
@@ -244,9 +244,9 @@ class Lane(InFlight):
         if command.action == "discard":
             kept = self._memory.failed(key)
             at = (source, offset, size)
-            self._decided.note(Noted(self.tenant, *at) if kept is None else self._forgotten(kept, at))
+            self._decided.note(Noted(*at) if kept is None else self._forgotten(kept, at))
             return
-        self._decided.note(Noted(self.tenant, source, offset, size))
+        self._decided.note(Noted(source, offset, size))
         if (held := self._held.pop(key, None)) is not None:
             self._watch.over(key, survived=False)
             self._queue.append(held)

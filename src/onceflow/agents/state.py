@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from onceflow.agents.machine import Machine
 
 
-# What most runs have none of is one and the same for all of them, and can't be written to: a million empty dicts
-# cost more than what is in them.
+# Of what most runs have none, they share one empty value, which can't be written to: thousands of runs are in flight,
+# and each dict more is memory that is cold when it is needed.
 EMPTY: dict[str, Any] = cast("dict[str, Any]", MappingProxyType({}))
 NONE: list[Any] = cast("list[Any]", ())
 

@@ -32,7 +32,8 @@ class LedgerPosition(msgspec.Struct, array_like=True, frozen=True):
     time_ms: int
 
 
-Changes = Mapping[int, list[tuple[bytes, bytes | None]]]  # by slot, in order: Kafka key, value; None: deleted
+Change = tuple[bytes, bytes | None]  # Kafka key and value; None: it is deleted
+Changes = Mapping[int, list[Change]]  # by slot, in order
 
 
 class Ledger:
@@ -43,7 +44,7 @@ class Ledger:
         self._lock = RLock()  # guards what is gathered
         self._gathered: dict[int, dict[bytes, bytes | None]] = {}  # slot -> Kafka key -> the last value
         self._positions: dict[int, LedgerPosition] = {}
-        self._written: dict[int, list[tuple[bytes, bytes | None]]] = {}  # and nobody was told yet
+        self._written: dict[int, list[Change]] = {}  # and nobody was told yet
         self._since = 0  # records that were gathered since the last write
         self._written_at = time.monotonic()
         store.add_family(_FAMILY)
@@ -58,7 +59,7 @@ class Ledger:
 
         Returns those that need not be remembered elsewhere any more: the view has them, or never will.
         """
-        spared: dict[int, list[tuple[bytes, bytes | None]]] = {}
+        spared: dict[int, list[Change]] = {}
         with self._lock:
             for slot, records in changes.items():
                 self._since += len(records)
@@ -116,7 +117,7 @@ class Ledger:
                 ]
             )
 
-    def _taken(self, spared: dict[int, list[tuple[bytes, bytes | None]]]) -> Changes:
+    def _taken(self, spared: dict[int, list[Change]]) -> Changes:
         for slot, written in self._written.items():
             spared.setdefault(slot, []).extend(written)
         self._written = {}

@@ -7,7 +7,7 @@ import msgspec
 
 from onceflow.agents.calls import StartCall
 from onceflow.agents.happenings import Happening
-from onceflow.state.ledger import Changes
+from onceflow.state.ledger import Change, Changes
 from onceflow.stream.progress import Skip
 
 
@@ -97,8 +97,6 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
 RUN_BEGUN = "run begun"
 NO_RECORD = "no record"
 NO_EVENT = "no event"  # a signal, or what an operator asks for
-
-Change = tuple[bytes, bytes | None]  # of F.ledger: Kafka key, and value; None: it is deleted
 
 
 class Finished(msgspec.Struct, gc=False):

@@ -23,12 +23,11 @@ from confluent_kafka import TopicPartition
 
 from onceflow.agents.calls import StartCall
 from onceflow.errors import Fault
-from onceflow.state.ledger import Changes, Ledger, LedgerPosition
+from onceflow.state.ledger import Change, Changes, Ledger, LedgerPosition
 from onceflow.state.seen import BrokerClock, Completed, Position, Seen
 from onceflow.stream.content import (
     NO_EVENT,
     RUN_BEGUN,
-    Change,
     Committed,
     Contents,
     Finished,

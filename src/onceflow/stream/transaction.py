@@ -23,8 +23,9 @@ from confluent_kafka import (
 
 from onceflow.config import Settings
 from onceflow.errors import Fault
+from onceflow.state.ledger import Change
 from onceflow.stream.cluster import RECONNECT, client_log
-from onceflow.stream.content import Change, Header, Outgoing
+from onceflow.stream.content import Header, Outgoing
 from onceflow.stream.topics import RECORD_MAX_BYTES, Names
 
 log = logging.getLogger(__name__)
@@ -126,6 +127,7 @@ class Transactions:
         self._fatal = fatal
         self._names = names
         self._timeout_s = timeout_s
+        self._unserved = 0  # records that were handed over since the last look at delivery reports
 
     def commit(
         self,
@@ -164,57 +166,43 @@ class Transactions:
         """
         last = {each.partition: each for each in records if each.topic == self._names.completions}
         reported = len(last) + len(ledger)
-        served = 0
         for outgoing in records:
-            values, partition = outgoing.values, outgoing.partition
-            to = (outgoing.topic, outgoing.key, partition, outgoing.headers)
-            if outgoing.topic != self._names.completions:
-                reported += len(values)
-                self._produce_all(*to, values, delivered.other)
-            elif last[partition] is outgoing:
-                self._produce_all(*to, values[:-1], None)
-                self._produce_all(*to, values[-1:], delivered.ordered)
+            topic, slot, headers = outgoing.topic, outgoing.partition, outgoing.headers
+            pairs = [(outgoing.key, value) for value in outgoing.values]
+            if topic != self._names.completions:
+                reported += len(pairs)
+                self._produce_all(topic, slot, pairs, headers, delivered.other)
+            elif last[slot] is outgoing:
+                self._produce_all(topic, slot, pairs[:-1], headers)
+                self._produce_all(topic, slot, pairs[-1:], headers, delivered.ordered)
             else:
-                self._produce_all(*to, values, None)
-            served += len(values)
-            if served >= _SERVE_EVERY:
-                served = 0
-                self._producer.poll(0)
-        name = self._names.ledger
+                self._produce_all(topic, slot, pairs, headers)
         for slot, changes in ledger.items():
-            *others, (key, value) = changes
-            self._produce_changes(slot, others)
-            self._produce_all(name, key, slot, None, [value], delivered.ordered)
-            self._producer.poll(0)
+            self._produce_all(self._names.ledger, slot, changes[:-1])
+            self._produce_all(self._names.ledger, slot, changes[-1:], None, delivered.ordered)
         return reported
 
     def _produce_all(
         self,
         topic: str,
-        key: bytes | str | None,
         partition: int,
-        headers: list[Header] | None,
-        values: Sequence[bytes | None],
-        report: Report | None,
+        pairs: Sequence[tuple[bytes | str | None, bytes | None]],
+        headers: list[Header] | None = None,
+        report: Report | None = None,
     ) -> None:
+        """Hand over records with these keys and values."""
         produce = self._producer.produce
-        for value in values:
+        for key, value in pairs:
             while True:
                 try:
                     produce(topic, value, key, partition, report, None, 0, headers)
                     break
                 except BufferError:  # the client's queue is full: let it send some
                     self._producer.poll(0.05)
-
-    def _produce_changes(self, slot: int, changes: Sequence[Change]) -> None:
-        produce, name = self._producer.produce, self._names.ledger
-        for key, value in changes:
-            while True:
-                try:
-                    produce(name, value, key, slot)
-                    break
-                except BufferError:
-                    self._producer.poll(0.05)
+        self._unserved += len(pairs)
+        if self._unserved >= _SERVE_EVERY:
+            self._unserved = 0
+            self._producer.poll(0)
 
     def _flush(self, sent: int, reported: int, delivered: Delivered) -> None:
         started_at = time.monotonic()

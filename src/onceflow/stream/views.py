@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from confluent_kafka import Message
 
-from onceflow.state.ledger import Ledger, LedgerPosition
+from onceflow.state.ledger import Change, Ledger, LedgerPosition
 from onceflow.state.seen import Completed, Position, Seen
 from onceflow.stream.cluster import Partition, by_partition
 from onceflow.stream.completions import keys_of_completion, run_of_completion
@@ -70,7 +70,7 @@ class Views:
     def write(self, messages: list[Message]) -> None:
         """Take records of both topics, in the order of their partitions."""
         completed: dict[int, Completed] = {}  # by time
-        changes: dict[int, list[tuple[bytes, bytes | None]]] = {}
+        changes: dict[int, list[Change]] = {}
         seen_at: dict[int, Position] = {}
         ledger_at: dict[int, LedgerPosition] = {}
         for (topic, slot), read in by_partition(messages):
