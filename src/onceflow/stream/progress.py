@@ -15,7 +15,7 @@ committed transaction says, never what was read.
     finished     └ unfinished, being run     not read yet    └ finished by an earlier owner
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -92,23 +92,29 @@ def progress_key(topic: str, partition: int) -> bytes:
 class InputProgress:
     """The progress of one input while a cell owns its slot. Used by the outbox's thread alone."""
 
-    __slots__ = ("_ahead", "position", "tally", "topic_id", "unfinished")
+    __slots__ = ("_ahead", "_lowest", "position", "tally", "topic_id", "unfinished")
 
     def __init__(self, topic_id: str, start: int, finished: Ranges = (), tally: Tally | None = None) -> None:
         self.topic_id = topic_id
         self.position = start  # every offset below was read, or holds no record
         self.unfinished: set[int] = set()  # read, and not finished
+        self._lowest: int | None = None  # of these, once it was looked for
         self.tally = tally or Tally()
         self._ahead = finished  # finished by an earlier owner; the inlet skips them when it comes there
 
     @property
     def lowest(self) -> int:
         """The lowest unfinished offset; the position when there is none."""
-        return min(self.unfinished) if self.unfinished else self.position
+        if not self.unfinished:
+            return self.position
+        if self._lowest is None:
+            self._lowest = min(self.unfinished)
+        return self._lowest
 
     def read(self, offsets: Sequence[int], position: int) -> None:
         """Note records read whose end is open, and the position after them."""
         self.unfinished.update(offsets)
+        self._lowest = None
         self.passed(position)
 
     def passed(self, position: int) -> None:
@@ -118,6 +124,7 @@ class InputProgress:
     def finish(self, offsets: Iterable[int]) -> None:
         """Note finished records, each read before."""
         self.unfinished.difference_update(offsets)
+        self._lowest = None
 
     def progress(self, cell: str) -> Progress:
         """The record to commit."""
@@ -136,10 +143,22 @@ class InputProgress:
 
 def _gaps(unfinished: Sequence[int], end: int) -> list[tuple[int, int]]:
     """The ranges between ascending unfinished offsets, the last one up to `end`."""
-    ranges = [(before + 1, offset) for before, offset in pairwise(unfinished) if offset > before + 1]
+    with_gaps = unfinished[: _last_run(unfinished) + 1]
+    ranges = [(before + 1, offset) for before, offset in pairwise(with_gaps) if offset > before + 1]
     if unfinished and end > unfinished[-1] + 1:
         ranges.append((unfinished[-1] + 1, end))
     return ranges
+
+
+def _last_run(ascending: Sequence[int]) -> int:
+    """Where the offsets that follow one another without a gap begin, up to the last: most are events that wait.
+
+    An offset less its index never falls, and is the same in a run.
+    """
+    if not ascending:
+        return 0
+    last = ascending[-1] - len(ascending) + 1
+    return bisect_left(range(len(ascending)), last, key=lambda index: ascending[index] - index)
 
 
 def _run_lengths(lowest: int, ranges: Sequence[tuple[int, int]]) -> tuple[int, ...]:
