@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from xxhash import xxh3_128
 
-from onceflow import event as event_module
 from onceflow.errors import ConfigError
 from onceflow.event import (
     Event,
@@ -26,7 +25,9 @@ from onceflow.event import (
     idempotency_key,
     idempotency_keys,
     read_event,
+    reading,
 )
+from onceflow.event.json_text import too_deep
 
 GOOD: dict[str, Any] = {
     "specversion": "1.0",
@@ -460,7 +461,7 @@ def test_damaged_events_are_judged_alike_by_both_readers_and_the_standard_librar
             at = chance.randrange(len(value))
             end = at + chance.choice((0, 0, 1, 1, chance.randrange(40)))
             value = value[:at] + chance.choice((b"", chance.choice(pieces), value[at:end] * 2)) + value[end:]
-        fast, careful = event_module.read_fast(value, ""), event_module._read_carefully(value, "")
+        fast, careful = reading.read_fast(value, ""), reading._read_carefully(value, "")
         assert fast is None or fast.whole() == careful, value
         assert read_event(value, None) == careful
         undecodable = isinstance(careful, Unusable) and careful.reason is Reason.UNDECODABLE
@@ -514,7 +515,7 @@ def test_levels_are_counted_exactly(inside: str, above: int) -> None:
         depth += {"[": 1, "]": -1}.get(character, 0)
         deepest = max(deepest, depth)
     text = "[" * above + inside + "]" * above
-    assert event_module.too_deep(text.encode()) is (above + deepest > 200)
+    assert too_deep(text.encode()) is (above + deepest > 200)
 
 
 class Order(msgspec.Struct):

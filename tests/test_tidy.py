@@ -54,7 +54,6 @@ SHELL = {
 }  # of the same rank, and may use each other
 LONGER = {
     "src/onceflow/agents/tool.py": "a tool's options, their checks and their docstring belong together",
-    "src/onceflow/event.py": "its two readers must agree on every event, and are read side by side",
     "tests/test_event.py": "its tables show what each kind of record comes to",
     "tests/model/cell.py": "the model's cell does the steps of all parts of the real one",
 }

@@ -1,0 +1,33 @@
+"""What an event is, how it is read, and its key.
+
+json_text   is it well-formed, what does it hold
+attributes  what an attribute may hold
+plain       where events that are no CloudEvents carry theirs
+incoming    an event as it was read; why a record is none
+reading     bytes become one or the other
+key         what names an event; its tenant's slot
+event       what an agent sees of it
+"""
+
+from onceflow.event.event import Event, data_decoder
+from onceflow.event.incoming import Headers, Incoming, Reason, Unusable
+from onceflow.event.json_text import InvalidData
+from onceflow.event.key import home_slot, idempotency_key, idempotency_keys
+from onceflow.event.plain import PlainMapping
+from onceflow.event.reading import read_event, read_fast
+
+__all__ = [
+    "Event",
+    "Headers",
+    "Incoming",
+    "InvalidData",
+    "PlainMapping",
+    "Reason",
+    "Unusable",
+    "data_decoder",
+    "home_slot",
+    "idempotency_key",
+    "idempotency_keys",
+    "read_event",
+    "read_fast",
+]
