@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from onceflow.agents import anew, calls, in_flight, keys, machine, shared
+from onceflow.agents import anew, asking, calls, in_flight, keys, machine, shared
 from onceflow.agents.calls import Next
 from onceflow.agents.journal import CALL_FAILED, Entry
 from onceflow.agents.lane import Lane
@@ -137,7 +137,7 @@ def a_redrive_asks_the_model_again(patch: pytest.MonkeyPatch) -> None:
 
 
 def made_again_with_the_key_that_was_undone(patch: pytest.MonkeyPatch) -> None:
-    replace(patch, machine, "later_key", lambda key, undone: key)
+    replace(patch, asking, "later_key", lambda key, undone: key)
 
 
 def made_again_by_a_tenant_with_the_key_that_was_undone(patch: pytest.MonkeyPatch) -> None:

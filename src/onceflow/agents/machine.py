@@ -18,7 +18,7 @@ and replayed when its wait ends. Once a run is in the ledger, that alone says wh
                                   intended and recorded like a call
     PARKED                        a person must resolve it
 
-What a run's state is: `state`. What becomes of keyed and blind calls: `durable`.
+What a run's state is: `state`. What becomes of keyed and blind calls: `durable`. What its agent asks for: `asking`.
 """
 
 from collections.abc import Callable, Coroutine
@@ -28,12 +28,9 @@ import msgspec
 
 from onceflow.agents import anew
 from onceflow.agents.agent import Agent
-from onceflow.agents.call import Call
+from onceflow.agents.asking import Asking
 from onceflow.agents.calls import (
-    SEND_WITHIN_MS,
     Answer,
-    Asked,
-    AskKey,
     Asleep,
     Completed,
     Effect,
@@ -42,13 +39,8 @@ from onceflow.agents.calls import (
     Raised,
     Record,
     RunFailed,
-    StartCall,
-    WaitBegun,
-    Waiting,
     judged,
-    later_key,
 )
-from onceflow.agents.durable import DurableCalls
 from onceflow.agents.failures import close, failure, foreign_await
 from onceflow.agents.journal import (
     AGAIN,
@@ -58,11 +50,9 @@ from onceflow.agents.journal import (
     PARKED,
     SPECIAL,
     UNDO,
-    UNDONE,
     Entry,
     Retry,
     Wait,
-    expired,
     first_due_ms,
     parked,
 )
@@ -106,7 +96,7 @@ def begin(
     return machine, machine._stepped(coroutine, found)
 
 
-class Machine(DurableCalls, eq=False):
+class Machine(Asking, eq=False):
     """One run's state. `begin` once, then what happens to its calls, until it has ended.
 
     `answer` brings a call's answer. A run that has ended holds nothing that refers back to it, so it is freed at once,
@@ -315,109 +305,6 @@ class Machine(DurableCalls, eq=False):
             if not (fails and entry.intent.kept):
                 return f"call {place} of {entry.tool}"
         return ""
-
-    # -- what Run asks for --
-
-    def outcome(self, event: Event[Any], asked: Asked) -> Entry | None:
-        """The outcome of a call; None: it has none yet, but is under way, unless the run is over."""
-        while True:
-            known = self.journal.get(asked.place)
-            if known is not None and (found := self._on_record(known, asked)) is not None:
-                return found
-            if not self._start(event, asked, known):
-                return None
-
-    def _on_record(self, entry: Entry, asked: Asked) -> Entry | None:
-        """The outcome on record of this call; None: it has none. Another call on record parks a run of the ledger."""
-        tool = asked.tool
-        same = entry.tool == tool.name and entry.arguments == asked.fingerprint
-        if same and (entry.version == tool.version or (self.segments and not entry.open)):
-            return None if entry.open else entry
-        if self.segments:
-            was = f"{entry.tool} version {entry.version}"
-            now = f"{tool.name} version {tool.version}" + (" with other arguments" if not same else "")
-            self._differs(f"call {asked.place} on record is {was}, replay asks for {now}")
-        return None
-
-    def _differs(self, message: str) -> None:
-        if self._parking is None:
-            self._parking = (Reason.NONDETERMINISTIC, message, "")
-
-    def wait(self, place: str, name: str, wait: Wait) -> Entry | None:
-        """Wait at this place; the outcome, if there is one by now."""
-        known = self.journal.get(place)
-        if known is not None:
-            was = known.wait or Wait(0)
-            if (known.tool, was.type, was.id, was.until) != (name, wait.type, wait.id, wait.until):
-                self._differs(
-                    f"{place} on record is {known.tool} {was.type} {was.id}, replay asks for {name}"
-                )
-                return None
-            if not known.open:
-                return known
-            wait = was
-        if self._end is not None or self._parking is not None:
-            return None
-        if place not in self._waits:
-            self._waits = {**self._waits, place: wait}
-            if known is None:
-                self.record(place, Entry(name, 1, b"", wait=wait))
-            if 0 < wait.due_ms <= self.now_ms:
-                return self._expire(place)
-            if wait.type:
-                self._effects.append(WaitBegun(self, place, wait))
-        return None
-
-    def _expire(self, place: str) -> Entry:
-        """The time of a wait is over."""
-        del self._waits[place]
-        if self.journal[place].retry is None:  # otherwise an attempt is due, and will be asked for
-            self.record(place, expired(self.journal[place]))
-        return self.journal[place]
-
-    def ask(self, event: Event[Any], asked: Asked) -> None:
-        """Note that the agent asks for a call of a keyed or blind tool, whether or not it is on record."""
-        asked.tool.check()
-        self._asked[asked.place] = (asked.tool, self._call(event, asked))
-
-    def _start(self, event: Event[Any], asked: Asked, known: Entry | None) -> bool:
-        """Ask for a call, unless it is under way or the run is over; whether it was decided at once."""
-        tool, place = asked.tool, asked.place
-        if place in self._waiting or self._parking is not None:
-            return False
-        if self._end is not None:
-            return self._give_up(place)
-        if known is not None and self._postponed(place):
-            return False
-        if tool.effect == "read":
-            call = self._call(event, asked)
-            started = StartCall(self, place, tool, call)
-            waiting = Waiting(started, asked.fingerprint, asked_ms=self.now_ms)
-            self._waiting[place] = waiting
-            if known is not None and known.retry is not None:
-                self._taken_up(waiting, known.retry, call.key)
-            self._effects.append(waiting.started)
-            return False
-        send_by_ms = self.now_ms + SEND_WITHIN_MS
-        started = StartCall(self, place, tool, self._asked[place][1], 0.0, "call", None, send_by_ms)
-        waiting = self._waiting[place] = Waiting(started, asked.fingerprint)
-        if known is None or known.intent is None:
-            if tool.scope == "tenant":
-                self._effects.append(AskKey(self, place, tool, self._digest(place), asked.fingerprint))
-            else:
-                self._intend(waiting)
-            return False
-        if UNDO + place in self.journal:  # its `on_unknown` has decided
-            self._taken_up(waiting, Retry(1, known.intent.executions, unknown=True), known.intent.key)
-            return self._undo_unknown(waiting.started, 0.0)
-        return self._resume(waiting, known.intent, known.retry)
-
-    def _call(self, event: Event[Any], asked: Asked) -> Call:
-        tenant = event.tenant
-        key = asked.tool.key(tenant, self.root, asked.fingerprint, asked.place)
-        if self.journal and (undone := self.journal.get(UNDONE + asked.place)) is not None:
-            key = later_key(key, undone.version)
-        return Call(tenant, event.key, key, 1, asked.arguments)
 
     # -- calls of scope `tenant`: what the lane says of their keys --
 
