@@ -120,7 +120,13 @@ class Scene:
             self._look_after_cells()
             return bool(condition())
 
-        wait_until(served, timeout_s, what)
+        try:
+            wait_until(served, timeout_s, what)
+        except AssertionError as error:
+            for cell in self.cells:  # whose files may be gone when somebody asks why
+                log = cell.text()[-3000:] if cell.log.exists() else "(it was not started)"
+                error.add_note(f"{cell.name}, statuses {cell.statuses}, its log ends with:\n{log}")
+            raise
         self.say(what)
 
     def wait_for_sent(self, more: int) -> None:
