@@ -226,7 +226,7 @@ def test_closing_waits_for_clean_ups_and_may_be_repeated() -> None:
         try:
             await asyncio.Event().wait()
         finally:
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # sleeps: no time, clean-up that awaits is let go on
             cleaned.set()
 
     asked.call(cleans_up)

@@ -389,16 +389,16 @@ async def sleeps(run: Run, event: Event) -> None:
 
 
 async def yields(run: Run, event: Event) -> None:
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # sleeps: no time, and it is refused
 
 
 async def gathers(run: Run, event: Event) -> None:
-    await run.gather(run.call(fetch, name="a"), asyncio.sleep(0))
+    await run.gather(run.call(fetch, name="a"), asyncio.sleep(0))  # sleeps: no time, and it is refused
 
 
 async def raises_while_closed(run: Run, event: Event) -> None:
     try:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # sleeps: no time, and it is refused
     finally:
         raise ValueError("while being closed")
 
