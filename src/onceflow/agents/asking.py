@@ -3,37 +3,50 @@
 A replay asks for the same at the same places. What it finds on record is returned; what differs stops the run.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from onceflow.agents.call import Call
-from onceflow.agents.calls import SEND_WITHIN_MS, Asked, AskKey, StartCall, WaitBegun, Waiting, later_key
+from onceflow.agents.calls import SEND_WITHIN_MS, AskKey, StartCall, WaitBegun, Waiting, later_key
 from onceflow.agents.durable import DurableCalls
 from onceflow.agents.journal import UNDO, UNDONE, Entry, Retry, Wait, expired
+from onceflow.agents.tool import Tool
 from onceflow.event import Event, Reason
 
 
 class Asking(DurableCalls, eq=False):
     """A run's state, as far as `Run` asks it."""
 
-    def outcome(self, event: Event[Any], asked: Asked) -> Entry | None:
+    def ask(self, event: Event[Any], tool: Tool[Any, Any], place: str, arguments: Mapping[str, Any]) -> Call:
+        """The call that the agent asks for, whether or not it is on record."""
+        fingerprint, tenant = tool.fingerprint(arguments), event.tenant
+        key = tool.key(tenant, self.root, fingerprint, place)
+        if self.journal and (undone := self.journal.get(UNDONE + place)) is not None:
+            key = later_key(key, undone.version)
+        call = Call(tenant, event.key, key, 1, arguments, 0, (), fingerprint)
+        if tool.effect != "read":
+            tool.check()
+            self._asked[place] = (tool, call)
+        return call
+
+    def outcome(self, tool: Tool[Any, Any], place: str, call: Call) -> Entry | None:
         """The outcome of a call; None: it has none yet, but is under way, unless the run is over."""
         while True:
-            known = self.journal.get(asked.place)
-            if known is not None and (found := self._on_record(known, asked)) is not None:
+            known = self.journal.get(place)
+            if known is not None and (found := self._on_record(known, tool, place, call)) is not None:
                 return found
-            if not self._start(event, asked, known):
+            if not self._start(tool, place, call, known):
                 return None
 
-    def _on_record(self, entry: Entry, asked: Asked) -> Entry | None:
+    def _on_record(self, entry: Entry, tool: Tool[Any, Any], place: str, call: Call) -> Entry | None:
         """The outcome on record of this call; None: it has none. Another call on record parks a run of the ledger."""
-        tool = asked.tool
-        same = entry.tool == tool.name and entry.arguments == asked.fingerprint
+        same = entry.tool == tool.name and entry.arguments == call.fingerprint
         if same and (entry.version == tool.version or (self.segments and not entry.open)):
             return None if entry.open else entry
         if self.segments:
             was = f"{entry.tool} version {entry.version}"
             now = f"{tool.name} version {tool.version}" + (" with other arguments" if not same else "")
-            self._differs(f"call {asked.place} on record is {was}, replay asks for {now}")
+            self._differs(f"call {place} on record is {was}, replay asks for {now}")
         return None
 
     def _differs(self, message: str) -> None:
@@ -72,14 +85,8 @@ class Asking(DurableCalls, eq=False):
             self.record(place, expired(self.journal[place]))
         return self.journal[place]
 
-    def ask(self, event: Event[Any], asked: Asked) -> None:
-        """Note that the agent asks for a call of a keyed or blind tool, whether or not it is on record."""
-        asked.tool.check()
-        self._asked[asked.place] = (asked.tool, self._call(event, asked))
-
-    def _start(self, event: Event[Any], asked: Asked, known: Entry | None) -> bool:
-        """Ask for a call, unless it is under way or the run is over; whether it was decided at once."""
-        tool, place = asked.tool, asked.place
+    def _start(self, tool: Tool[Any, Any], place: str, call: Call, known: Entry | None) -> bool:
+        """Have a call made, unless it is under way or the run is over; whether it was decided at once."""
         if place in self._waiting or self._parking is not None:
             return False
         if self._end is not None:
@@ -87,20 +94,19 @@ class Asking(DurableCalls, eq=False):
         if known is not None and self._postponed(place):
             return False
         if tool.effect == "read":
-            call = self._call(event, asked)
             started = StartCall(self._whole, place, tool, call)
-            waiting = Waiting(started, asked.fingerprint, asked_ms=self.now_ms)
+            waiting = Waiting(started, asked_ms=self.now_ms)
             self._waiting[place] = waiting
             if known is not None and known.retry is not None:
                 self._taken_up(waiting, known.retry, call.key)
             self._effects.append(waiting.started)
             return False
         send_by_ms = self.now_ms + SEND_WITHIN_MS
-        started = StartCall(self._whole, place, tool, self._asked[place][1], 0.0, "call", None, send_by_ms)
-        waiting = self._waiting[place] = Waiting(started, asked.fingerprint)
+        started = StartCall(self._whole, place, tool, call, 0.0, "call", None, send_by_ms)
+        waiting = self._waiting[place] = Waiting(started)
         if known is None or known.intent is None:
             if tool.scope == "tenant":
-                self._effects.append(AskKey(self._whole, place, tool, self._digest(place), asked.fingerprint))
+                self._effects.append(AskKey(self._whole, place, tool, self._digest(place), call.fingerprint))
             else:
                 self._intend(waiting)
             return False
@@ -108,10 +114,3 @@ class Asking(DurableCalls, eq=False):
             self._taken_up(waiting, Retry(1, known.intent.executions, unknown=True), known.intent.key)
             return self._undo_unknown(waiting.started, 0.0)
         return self._resume(waiting, known.intent, known.retry)
-
-    def _call(self, event: Event[Any], asked: Asked) -> Call:
-        tenant = event.tenant
-        key = asked.tool.key(tenant, self.root, asked.fingerprint, asked.place)
-        if self.journal and (undone := self.journal.get(UNDONE + asked.place)) is not None:
-            key = later_key(key, undone.version)
-        return Call(tenant, event.key, key, 1, asked.arguments)

@@ -49,7 +49,8 @@ class Call(msgspec.Struct, frozen=True):
     attempt: int  # counts from 1
     arguments: Mapping[str, Any]  # by name, defaults applied
     deadline_ms: int = 0  # set when the attempt is sent
-    lineage: list[tuple[str, list[str]]] = []  # what `retrieved` has noted
+    lineage: tuple[tuple[str, list[str]], ...] = ()  # what `retrieved` has noted
+    fingerprint: bytes = b""  # of the arguments, as a replay is held to them
 
     @property
     def deadline(self) -> datetime:
@@ -65,7 +66,8 @@ class Call(msgspec.Struct, frozen=True):
 
         Kept with the call on record, and shown by `onceflow runs show`: of at most 100 ids.
         """
-        self.lineage.append((tenant or self.tenant, list(islice(ids, LINEAGE_MAX))))
+        found = (tenant or self.tenant, list(islice(ids, LINEAGE_MAX)))
+        msgspec.structs.force_setattr(self, "lineage", (*self.lineage, found))
 
     @property
     def headers(self) -> dict[str, str]:

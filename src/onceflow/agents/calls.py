@@ -205,20 +205,10 @@ class Next(StrEnum):
     UNKNOWN = "unknown"  # and nobody may call it again: its tool's `on_unknown` decides
 
 
-class Asked(msgspec.Struct, frozen=True, gc=False):
-    """A call as the agent asks for it."""
-
-    tool: Tool[Any, Any]
-    place: str
-    arguments: dict[str, Any]
-    fingerprint: bytes  # of the arguments
-
-
 class Waiting(msgspec.Struct):
     """A call of a run that was asked for and has no outcome yet."""
 
     started: StartCall
-    fingerprint: bytes  # of its arguments
     attempts: int = 1  # by the tool's retry policy
     unknown: bool = False  # an earlier attempt may have done it
     asked_ms: int = 0
@@ -259,19 +249,19 @@ def judged(waiting: Waiting, answer: Answer) -> Entry | Next:
 
 def _entry(waiting: Waiting, *, result: bytes | None = None, error: tuple[str, str] | None = None) -> Entry:
     started = waiting.started
-    run, tool, lineage = started.run, started.tool, started.call.lineage
+    run, tool, call = started.run, started.tool, started.call
     known = run.journal.get(started.place)
     intent = None if known is None else known.intent
     return Entry(
         tool.name,
         tool.version,
-        waiting.fingerprint,
+        call.fingerprint,
         result,
         error,
         intent,
         asked_ms=waiting.asked_ms if intent is None else intent.made_ms,
         done_ms=run.now_ms,
-        lineage=tuple(lineage) if lineage else (),
+        lineage=call.lineage,
     )
 
 

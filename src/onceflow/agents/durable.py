@@ -49,7 +49,7 @@ class DurableCalls(RunState, eq=False):
         send_by_ms = self.now_ms + int(started.delay_s * 1000) + SEND_WITHIN_MS
         shared = self._digest(place.removeprefix(UNDO)) if tool.scope == "tenant" else b""
         intent = Intent(call.key, call.attempt, made_ms, send_by_ms, False, shared)
-        self.record(place, Entry(tool.name, tool.version, waiting.fingerprint, None, None, intent))
+        self.record(place, Entry(tool.name, tool.version, call.fingerprint, None, None, intent))
         if started.send_by_ms != send_by_ms:
             started = waiting.started = msgspec.structs.replace(started, send_by_ms=send_by_ms)
         self._held = [*self._held, started]
@@ -86,7 +86,7 @@ class DurableCalls(RunState, eq=False):
         entry = Entry(
             tool.name,
             tool.version,
-            waiting.fingerprint,
+            call.fingerprint,
             intent=None if known is None else known.intent,
             wait=Wait(self.now_ms + int(delay_s * 1000)),
             retry=Retry(waiting.attempts, call.attempt, waiting.unknown),
@@ -112,7 +112,7 @@ class DurableCalls(RunState, eq=False):
             else:
                 self._leave(started)
             return
-        call = msgspec.structs.replace(call, attempt=call.attempt + 1, lineage=[])
+        call = msgspec.structs.replace(call, attempt=call.attempt + 1, lineage=())
         waiting.started = started = msgspec.structs.replace(started, call=call, delay_s=delay_s)
         if tool.effect == "read" or started.kind == "reconcile":
             self._effects.append(started)
@@ -164,7 +164,6 @@ class DurableCalls(RunState, eq=False):
         call = msgspec.structs.replace(call, key=known.intent.key, attempt=known.intent.executions)
         waiting = self._waiting[place] = Waiting(
             StartCall(self._whole, place, tool, call),
-            tool.fingerprint(call.arguments),
             unknown=known.retry is None or known.retry.unknown,
         )
         if UNDO + place in self.journal:  # its `on_unknown` has decided
@@ -284,8 +283,7 @@ class DurableCalls(RunState, eq=False):
             over_s = (entry.intent.send_by_ms - self.now_ms) / 1000 + tool.timeout_s
             delay_s = max(delay_s, over_s)
         started = StartCall(self._whole, UNDO + place, tool, call, delay_s, "undo", result)
-        fingerprint = tool.fingerprint(call.arguments)
-        waiting = self._waiting[UNDO + place] = Waiting(started, fingerprint, unknown=attempt > 1)
+        waiting = self._waiting[UNDO + place] = Waiting(started, unknown=attempt > 1)
         if retry is not None:
             waiting.attempts, waiting.unknown = retry.attempts, retry.unknown
         again = known is not None and known.intent is not None and known.intent.again
@@ -301,5 +299,5 @@ class DurableCalls(RunState, eq=False):
     def _leave_key(self, place: str) -> None:
         tool, call = self._asked[place]
         started = StartCall(self._whole, UNDO + place, tool, call, 0.0, "undo")
-        self._waiting[UNDO + place] = Waiting(started, b"")
+        self._waiting[UNDO + place] = Waiting(started)
         self._effects.append(LeaveKey(self._whole, place, self._digest(place)))

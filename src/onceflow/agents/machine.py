@@ -331,10 +331,10 @@ class Machine(Asking, eq=False):
         if waiting is None:
             return []
         self.now_ms = now_ms
-        tool = waiting.started.tool
+        started = waiting.started
+        tool, call = started.tool, started.call
         self._decided(
-            waiting.started,
-            Entry(tool.name, tool.version, waiting.fingerprint, outcome.result, outcome.error),
+            started, Entry(tool.name, tool.version, call.fingerprint, outcome.result, outcome.error)
         )
         return self._settled() if self._end or self._parking else self._go_on()
 

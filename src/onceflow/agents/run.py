@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar,
 import msgspec
 
 from onceflow.agents.call import Call, seconds_of
-from onceflow.agents.calls import Asked
 from onceflow.agents.journal import (
     CALL_FAILED,
     KEY_REUSED,
@@ -115,10 +114,8 @@ class Run(msgspec.Struct, eq=False):
             inline = (lambda **given: tool.function(call, **given)) if tool.takes_call else tool.function
             return _call_inline(tool, inline, (), arguments)
         machine: Machine = self._made or self._machine
-        asked = Asked(tool, place, arguments, tool.fingerprint(arguments))
-        if tool.effect != "read":
-            machine.ask(event, asked)
-        while (entry := machine.outcome(event, asked)) is None:
+        asked = machine.ask(event, tool, place, arguments)
+        while (entry := machine.outcome(tool, place, asked)) is None:
             await _suspension
             self._own_strand = strand
         if entry.result is None:
