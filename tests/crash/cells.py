@@ -91,16 +91,23 @@ class Cell:
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            self.send(signal.SIGUSR2)  # the flows under test answer with the stacks of their threads
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(2)
-            stood = self.text()[-STACKS:]
+            stood = self.stands()
             raise AssertionError(
                 f"cell {self.name} did not end within {timeout_s:g} s: {self.log}\n{stood}"
             ) from None
         status = self.ended()
         assert status is not None
         return status
+
+    def stands(self) -> str:
+        """The end of its log, with where its threads stand if it runs."""
+        if not self.log.exists():
+            return "(it was not started)"
+        if self._process is not None and self.running():
+            self.send(signal.SIGUSR2)  # the flows under test answer with the stacks of their threads
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(2)
+        return self.text()[-STACKS:]
 
     def kill(self) -> None:
         """kill -9."""

@@ -124,8 +124,7 @@ class Scene:
             wait_until(served, timeout_s, what)
         except AssertionError as error:
             for cell in self.cells:  # whose files may be gone when somebody asks why
-                log = cell.text()[-3000:] if cell.log.exists() else "(it was not started)"
-                error.add_note(f"{cell.name}, statuses {cell.statuses}, its log ends with:\n{log}")
+                error.add_note(f"{cell.name}, statuses {cell.statuses}, its log ends with:\n{cell.stands()}")
             raise
         self.say(what)
 
