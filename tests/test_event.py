@@ -106,6 +106,19 @@ def test_accepted(value: bytes, data: bytes | None) -> None:
     assert incoming.id == "evt-1"
 
 
+def test_an_event_is_stored_with_its_data_once() -> None:
+    large = structured(data="x" * 10_000)
+    assert len(msgspec.msgpack.encode(read(large).stored())) < len(large) + 200
+    binary = [("ce_specversion", b"1.0"), ("ce_id", b"1"), ("ce_source", b"s"), ("ce_type", b"t")]
+    for incoming in (
+        read(large),
+        read(structured(without="data")),
+        read(b"7", [*binary, ("ce_tenant", b"acme")]),
+    ):
+        stored = msgspec.msgpack.decode(msgspec.msgpack.encode(incoming.stored()), type=Incoming)
+        assert stored.restored() == incoming
+
+
 UNDECODABLE: list[tuple[str, bytes | None, Any]] = [
     ("no value", None, None),
     ("an empty value", b"", [("traceparent", b"x")]),
@@ -464,6 +477,7 @@ def test_damaged_events_are_judged_alike_by_both_readers_and_the_standard_librar
         fast, careful = reading.read_fast(value, ""), reading._read_carefully(value, "")
         assert fast is None or fast.whole() == careful, value
         assert read_event(value, None) == careful
+        assert isinstance(careful, Unusable) or careful.stored().restored() == careful, value
         undecodable = isinstance(careful, Unusable) and careful.reason is Reason.UNDECODABLE
         assert undecodable is not judged_by_the_standard_library(value), value
         seen.add((fast is None, careful.reason if isinstance(careful, Unusable) else None))

@@ -360,7 +360,7 @@ def test_a_call_with_an_unknown_outcome_is_compensated_where_its_tool_says_so() 
 
 
 def test_a_run_is_read_back_from_its_segments() -> None:
-    begun = Begun("tested", 1, INCOMING, NOW, "events/3/7")
+    begun = Begun("tested", 1, INCOMING.stored(), NOW, "events/3/7")
     first, later = Entry("pay", 1, b"f", b"\x05"), Entry("post", 1, b"g")
     records = [
         (segment_key("acme", b"k" * 16, 0), encode_segment(begun, {"0": first})),

@@ -74,7 +74,7 @@ class Arrived(msgspec.Struct):
         identity: bytes | None = None,
     ) -> "Arrived":
         """The event of a run that the ledger holds."""
-        begun, incoming = saved.begun, saved.begun.incoming
+        begun, incoming = saved.begun, saved.begun.incoming.restored()
         value = begun.value if begun.value is not None else (incoming.document or incoming.data)
         headers = incoming.headers if begun.headers is None else begun.headers
         origin = begun.origin
@@ -92,7 +92,7 @@ class Arrived(msgspec.Struct):
         return Begun(
             agent.name,
             agent.version,
-            incoming,
+            incoming.stored(),
             self.time_ms,
             self.origin,
             value,

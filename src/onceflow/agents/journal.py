@@ -22,7 +22,7 @@ from onceflow.errors import ConfigError
 from onceflow.event import Incoming
 from onceflow.state.ledger import Change
 
-FORMAT = 1
+FORMAT = 2  # in 1 an event's data stood beside the document that holds them
 FAILING = "!"
 PARKED = "?"
 UNDO = "~"
@@ -101,7 +101,7 @@ class Begun(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     agent: str
     version: int
-    incoming: Incoming
+    incoming: Incoming  # as it is stored
     time_ms: int  # of the event's record
     origin: str
     value: bytes | None = None  # of the event's record, where `incoming.document` isn't the same

@@ -58,6 +58,21 @@ class Incoming(msgspec.Struct, frozen=True, gc=False):
         """The same event as one that may be kept."""
         return self
 
+    def stored(self) -> "Incoming":
+        """The event as it is stored: its data once, if the document holds it."""
+        if not self.document:
+            return self
+        return Incoming(
+            self.tenant, self.source, self.id, self.type, self.time, b"", self.document, self.headers
+        )
+
+    def restored(self) -> "Incoming":
+        """The event that was `stored` so, or with its data apart."""
+        if not self.document or self.data:
+            return self
+        data = bytes(decode_members(self.document).get("data", b""))
+        return msgspec.structs.replace(self, data=data)
+
     def attributes(self) -> dict[str, Any]:
         """All attributes apart from the data, as JSON values; those sent as null are unset.
 
