@@ -52,12 +52,13 @@ def run(*, runs: int, seconds: float, rounds: int, open_runs: int) -> Report:
 
 
 def _rates(side: str, number: int, runs: int) -> list[Rate]:
-    """onceflow: all events are in Kafka, and a cell with default settings has a run for each."""
+    """onceflow: all events are in Kafka, and a cell with default settings has a run for each. Once more to warm up."""
     found = []
     with bench(None, [], BROKERS[side]) as here:
         topic = here.topic("events", PARTITIONS)
         read = Events(shared=(topic,), tenant_prefix="")
         distinct = here.produce(Load(TENANTS), Numbers(0, runs, copies=0), [topic])
+        runs_of(here, 1, 0, read, distinct, f"{side}, to warm Kafka up")
         for calls in FLOW_OF:
             result = runs_of(here, calls, number, read, distinct, side)
             cpu_s = result.cpu_s + (result.broker_cpu_s or 0)
