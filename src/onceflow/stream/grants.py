@@ -19,7 +19,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import NamedTuple
 
-from confluent_kafka import Consumer, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaException
 
 from onceflow.agents.journal import OpenRun, failed_runs, open_runs
 from onceflow.agents.shared import remembered
@@ -29,14 +29,14 @@ from onceflow.stream.catchup import read_to_end
 from onceflow.stream.cluster import RECONNECT, Cluster, KafkaAway, Partition, Topic, client_log
 from onceflow.stream.content import Grant, Input
 from onceflow.stream.outbox import Claim, Outbox
-from onceflow.stream.progress import InputProgress, Progress, Skip, decode_progress
+from onceflow.stream.progress import InputProgress, Progress, Skip
+from onceflow.stream.settling import Settling
 from onceflow.stream.topics import Names, inputs_of, slot_of_input, tenant_of
-from onceflow.stream.transaction import FatalError, fault
+from onceflow.stream.transaction import fault
 from onceflow.stream.views import Views
 
 log = logging.getLogger(__name__)
 
-DEAD_AFTER_S = 1.0  # how long a transaction may hold a slot back before its owner is asked for
 CLEAN_RECORDS = 10_000  # finished records of an inbox that make deleting them worth a request
 _LINE_EVERY_S = 5.0
 _CLAIM_S = 0.1  # between two looks at whether a claim is still wanted
@@ -191,7 +191,10 @@ class Grants:
         if not grants:
             return
         slots = [grant.slot for grant in grants]
-        written, ends = self._read_progress(slots)
+        settling = Settling(
+            self._flow, self._cell, self._cluster, self._settings, wanted=lambda: not self._closing
+        )
+        written, ends = settling.read_progress(slots, self._consumer())
         owned = self._claim(grants, written)
         if not owned:
             return
@@ -209,42 +212,6 @@ class Grants:
                 "inputs_s": round(time.monotonic() - caught_up_at, 2),
             },
         )
-
-    def _read_progress(
-        self, slots: list[int]
-    ) -> tuple[dict[int, dict[Partition, Progress]], dict[Partition, int]]:
-        """Step 1: what is finished, once former owners' transactions are settled; and the ends of what views copy."""
-        viewed = [(name, slot) for name in (self._names.completions, self._names.ledger) for slot in slots]
-        progress = [(self._names.progress, slot) for slot in slots]
-        ends = self._cluster.end_offsets([*viewed, *progress])
-        written: dict[int, dict[Partition, Progress]] = {slot: {} for slot in slots}
-        owners: dict[int, str] = {}
-        settle = _Settling(self._flow, self._cell, self._cluster, self._settings, owners)
-        for messages in read_to_end(
-            self._consumer(),
-            dict.fromkeys(progress),
-            {at: ends[at] for at in progress},
-            stalled=settle.stalled,
-            wanted=lambda: not self._closing,
-        ):
-            for message in messages:
-                slot = message.partition() or 0
-                key, value = message.key(), message.value()
-                if key is None or value is None:
-                    continue
-                topic, _, partition = key.decode().rpartition("/")
-                read = decode_progress(value)
-                written[slot][topic, int(partition)] = read
-                owners[slot] = read.cell
-        unstable = set(viewed)
-        waiting_since = time.monotonic()
-        while unstable and not self._closing:
-            stable = self._cluster.end_offsets(unstable, stable=True)
-            unstable = {at for at in unstable if stable[at] < ends[at]}
-            if unstable:
-                settle.stalled(time.monotonic() - waiting_since)
-                time.sleep(0.02)
-        return written, {at: ends[at] for at in viewed}
 
     def _claim(self, grants: list[Grant], written: Mapping[int, Mapping[Partition, Progress]]) -> list[Grant]:
         """Step 2: commit a progress record that names this cell; return the grants that hold."""
@@ -412,44 +379,6 @@ class Grants:
         return self._reader
 
 
-class _Settling:
-    """Ends the open transactions of dead former owners that hold slots back."""
-
-    def __init__(
-        self, flow: str, cell: str, cluster: Cluster, settings: Settings, owners: Mapping[int, str]
-    ) -> None:
-        self._flow, self._cell, self._cluster, self._settings = flow, cell, cluster, settings
-        self._owners = owners
-        self._asked: set[str] = set()
-        self._line_at = 0.0
-
-    def stalled(self, seconds: float) -> None:
-        """Nothing has moved for so long."""
-        if seconds < DEAD_AFTER_S:
-            return
-        if time.monotonic() >= self._line_at:
-            self._line_at = time.monotonic() + _LINE_EVERY_S
-            log.info("waiting for a former owner's open transaction", extra={"waited_s": round(seconds, 1)})
-        members = self._cluster.members(self._flow)
-        for owner in set(self._owners.values()) - {"", self._cell} - self._asked:
-            if owner in members:
-                continue
-            self._asked.add(owner)
-            log.info("ending the open transaction of a cell that is gone", extra={"former_owner": owner})
-            fatal = FatalError()
-            producer = Producer(
-                {
-                    "error_cb": fatal,
-                    **self._settings.kafka.properties(),
-                    "transactional.id": transactional_id(self._flow, owner),
-                    "retry.backoff.ms": 10,
-                    **RECONNECT,
-                },
-                logger=client_log,
-            )
-            producer.init_transactions(self._settings.transaction_timeout.total_seconds())
-
-
 class _Lines:
     """Says in the log, now and then, how far a long catch-up is."""
 
@@ -463,11 +392,6 @@ class _Lines:
         if time.monotonic() >= self._line_at:
             self._line_at += _LINE_EVERY_S
             log.info("catching up with completions", extra={"remaining": records, "of": self._total})
-
-
-def transactional_id(flow: str, cell: str) -> str:
-    """The transactional id of a cell."""
-    return f"{flow}.{cell}"
 
 
 def unfinished_below(progress: Progress, first: int) -> int:

@@ -32,13 +32,14 @@ from onceflow.stream.content import Committed, Ends, Grant, Input, Pair, Reads, 
 from onceflow.stream.dedup import Dedup
 from onceflow.stream.ends import ends_of
 from onceflow.stream.flags import Flags
-from onceflow.stream.grants import Added, Grants, News, Ready, Removed, transactional_id
+from onceflow.stream.grants import Added, Grants, News, Ready, Removed
 from onceflow.stream.identity import Identity, take_identity
 from onceflow.stream.inlet import Doorbell, Reading
 from onceflow.stream.letters import Letters
 from onceflow.stream.metrics import Metrics, count_commit
 from onceflow.stream.open_runs import OpenRuns
 from onceflow.stream.outbox import Outbox
+from onceflow.stream.settling import transactional_id
 from onceflow.stream.topics import Names, existing_slots, limits_of
 from onceflow.stream.transaction import FatalError, Transactions, begin_producer
 from onceflow.stream.views import Views
