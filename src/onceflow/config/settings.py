@@ -1,52 +1,28 @@
-"""Every setting: its unit, its default, its limits, and where its value came from.
-
-`load` reads `onceflow.toml` and the environment (`ONCEFLOW_…`, which wins; `__` between levels) into one frozen
-`Settings`. Whatever is not understood is refused: a typo would otherwise leave a default in force that nobody chose.
-Such an error is one line: which setting, from where, what came, what is allowed.
-
-The models are also the reference: `rows` makes the table of `onceflow config` from them. A secret is shown nowhere.
-"""
+"""What can be set: units, defaults, limits, and what fits together."""
 
 import json
 import math
-import os
 import re
-import tomllib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import timedelta
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from onceflow.errors import ConfigError
 
-FILE = "onceflow.toml"
 PREFIX = "ONCEFLOW_"
-OTHER_VARIABLES = frozenset(PREFIX + name for name in ("CONFIG", "TEST_KAFKA", "CACHE", "KAFKA_HEAP"))
 FLOW_TOPICS = ("inbox", "completions", "dead-letters", "ledger", "progress")
 SIGNALS = "signals"
+CLIENT = "kafka.client."
 
 _FLOW = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_CLIENT = "kafka.client."
-_SECRET = re.compile(r"(?i)password|secret|passphrase|token|credential|key\.pem|oauthbearer\.config")
-# Kubernetes puts these into every pod beside a Service named "onceflow"; they are nobody's typo.
-_SERVICE_LINK = re.compile(r"\w+_SERVICE_(HOST|PORT)(_\w+)?=|\w+_PORT_\d+_(TCP|UDP)|\w+=(tcp|udp)://")
 _ONLY_OURS = {
     "bootstrap.servers": "left out: set kafka.bootstrap_servers instead",
     "session.timeout.ms": "left out: set session_timeout instead",
@@ -274,7 +250,7 @@ class Settings(BaseSettings):
             raise _refused("kafka.topics.min_insync_replicas", most)
         for name in self.kafka.client:
             if name in _ONLY_OURS:
-                raise _refused(_CLIENT + name, _ONLY_OURS[name])
+                raise _refused(CLIENT + name, _ONLY_OURS[name])
         if not events.tenant_prefix and not events.shared:
             raise _refused("events.shared", "at least one topic, as events.tenant_prefix is empty too")
         if SIGNALS in events.shared:
@@ -284,23 +260,6 @@ class Settings(BaseSettings):
                 other = f"a prefix that topic {topic!r} does not begin with (a trailing '.' helps)"
                 raise _refused("events.tenant_prefix", other)
         return self
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One setting as `onceflow config` shows it; an empty value is not set."""
-
-    name: str
-    value: str
-    unit: str
-    origin: str
-    description: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Given:
-    value: Any
-    origin: str
 
 
 def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -317,41 +276,6 @@ SETTINGS = dict(_leaves(Settings))
 """Every setting by its dotted name. `kafka.client` is a table whose names are librdkafka's."""
 
 
-def load(flow: str = "", *, environ: Mapping[str, str] = os.environ, path: Path | None = None) -> Settings:
-    """The settings from the file and the environment.
-
-    The file is `path`, or what ONCEFLOW_CONFIG names (either must exist), or `onceflow.toml` in the working
-    directory if there is one. `flow` gives the state directory its default, and its name is checked.
-    """
-    named = path or (Path(environ["ONCEFLOW_CONFIG"]) if environ.get("ONCEFLOW_CONFIG") else None)
-    given = _from_file(named or Path(FILE), must_exist=named is not None) | _from_environment(environ)
-    values = {name: each.value for name, each in given.items()}
-    try:
-        settings = Settings(**_tree({"state_dir": f"state/{flow}" if flow else "state"} | values))
-    except ValidationError as error:
-        raise ConfigError(_one_line(error, given)) from None
-    settings._origins.update({name: each.origin for name, each in given.items()})
-    if flow:
-        flow_name(flow, settings)
-    return settings
-
-
-def rows(settings: Settings) -> list[Row]:
-    """Every setting with its value, and where that came from; secrets masked."""
-    values = dict(_flat(settings.model_dump()))
-    fields = SETTINGS | {name: SETTINGS["kafka.client"] for name in values if name.startswith(_CLIENT)}
-    return [
-        Row(
-            name=name,
-            value=_masked(name, _text(values.get(name))),
-            unit=_extra(field, "unit"),
-            origin=settings._origins.get(name, "default"),
-            description=field.description or "",
-        )
-        for name, field in sorted(fields.items())
-    ]
-
-
 def flow_name(name: str, settings: Settings) -> str:
     """This name, if a flow may have it under these settings."""
     if not _FLOW.fullmatch(name):
@@ -366,135 +290,3 @@ def flow_name(name: str, settings: Settings) -> str:
                 f"{', '.join(settings.events.shared)}): rename the flow or change these settings"
             )
     return name
-
-
-def _from_file(path: Path, *, must_exist: bool) -> dict[str, _Given]:
-    try:
-        with path.open("rb") as file:
-            table = tomllib.load(file)
-    except FileNotFoundError:
-        if must_exist:
-            raise ConfigError(f"configuration file {path} is missing: make it or name another") from None
-        return {}
-    except OSError as error:
-        raise ConfigError(f"configuration file {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # not TOML, or not UTF-8
-        raise ConfigError(f"configuration file {path} is not TOML: {error}") from error
-    given: dict[str, _Given] = {}
-    for name, value in _flat(table):
-        if name not in SETTINGS and not name.startswith(_CLIENT):
-            raise ConfigError(f"{path}: there is no setting {name!r}; {_nearest(name, SETTINGS)}")
-        if name in given:
-            raise ConfigError(f"{path}: {name} is given twice, as a table and as a quoted name: remove one")
-        given[name] = _Given(value, str(path))
-    return given
-
-
-def _from_environment(environ: Mapping[str, str]) -> dict[str, _Given]:
-    variables = {_variable(name): name for name in SETTINGS if name + "." != _CLIENT}
-    known = [*variables, _variable(_CLIENT + "sasl_mechanism")]
-    ours: dict[str, str | None] = {}
-    for name, value in environ.items():
-        if name in variables or name.startswith(_variable(_CLIENT)):
-            ours[name.lower()] = value
-        elif name in OTHER_VARIABLES or _SERVICE_LINK.match(f"{name}={value}"):
-            continue
-        elif name.startswith(PREFIX):
-            raise ConfigError(f"environment: {name} is not a setting; {_nearest(name, known)}")
-    source = EnvSettingsSource(Settings)
-    source.env_vars = ours  # instead of this process's, which it took by itself
-    given = {}
-    for name, value in _flat(source()):
-        property_ = name.removeprefix(_CLIENT).replace("_", ".") if name.startswith(_CLIENT) else ""
-        given[_CLIENT + property_ if property_ else name] = _Given(value, f"environment ({_variable(name)})")
-    return given
-
-
-def _variable(name: str) -> str:
-    return PREFIX + name.replace(".", "__").upper()
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in table.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def _tree(values: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, value in values.items():
-        *tables, name = path.split(".", 2 if path.startswith(_CLIENT) else -1)
-        table = tree
-        for each in tables:
-            table = table.setdefault(each, {})
-        # No setting of ours is a truth value, and pydantic would take `true` for 1.
-        table[name] = str(value).lower() if isinstance(value, bool) else value
-    return tree
-
-
-def _one_line(error: ValidationError, given: Mapping[str, _Given]) -> str:
-    first = error.errors(include_url=False)[0]
-    context = first.get("ctx", {})
-    path = context.get("setting") or ".".join(part for part in first["loc"] if isinstance(part, str))
-    field = SETTINGS.get(path, SETTINGS["kafka.client"])
-    must = f"must be {context.get('allowed') or _allowed(field)}"
-    if path in given:
-        value = given[path].value
-        close = get_close_matches(str(value), _choices(field), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        return f"{path} = {_masked(path, repr(value)[:200])}, from {given[path].origin}: {must}{hint}"
-    if field.is_required():
-        return f"{path} is missing: {must}"
-    return f"{path} = {_text(field.get_default()) or 'nothing'}, the default: {must}"
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    if inside := [each for each in names if each.startswith((f"{name}.", f"{name}__"))]:
-        return f"it is a table of settings, such as {inside[0]!r}"
-    close = get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else "`onceflow config` lists all"
-
-
-def _extra(field: FieldInfo, key: str) -> str:
-    extra = field.json_schema_extra
-    return str(extra.get(key, "")) if isinstance(extra, dict) else ""
-
-
-def _choices(field: FieldInfo) -> tuple[str, ...]:
-    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-
-
-def _allowed(field: FieldInfo) -> str:
-    """What a setting may be, from its type and bounds."""
-    if said := _extra(field, "allowed"):
-        return said
-    if choices := _choices(field):
-        return "one of " + ", ".join(choices)
-    kinds = (field.annotation, *get_args(field.annotation))
-    if timedelta in kinds:
-        kind = "a number of seconds or an ISO 8601 duration such as PT90S"
-    elif int in kinds:
-        kind = "a whole number"
-    else:
-        return "text, not empty"
-    bounds = [
-        f"{word} {_text(getattr(limit, sign))}"
-        for sign, word in (("ge", "from"), ("gt", "more than"), ("le", "up to"))
-        for limit in field.metadata
-        if hasattr(limit, sign)
-    ]
-    return f"{kind}, {' '.join(bounds)}"
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, timedelta):
-        return str(value.total_seconds()).removesuffix(".0")
-    return ", ".join(value) if isinstance(value, tuple) else str(value)
-
-
-def _masked(name: str, text: str) -> str:
-    return "******" if text and name.startswith(_CLIENT) and _SECRET.search(name) else text
