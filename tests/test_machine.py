@@ -321,6 +321,33 @@ def test_a_run_that_fails_undoes_what_stands_in_reverse_order_and_then_ends() ->
     assert run.end.code == "sold-out"
 
 
+def test_a_result_that_is_not_its_tool_s_is_undone_as_an_unknown_one() -> None:
+    """A tool that returns something else than it says fails its own run, and what it did does not stay."""
+    run = Ledger(pays_posts_and_fails)
+    run.answer("five")
+    undone = run.answer(None)
+    assert (undone.kind, undone.tool.name, undone.undone, undone.delay_s) == ("undo", "pay", None, 0)
+    assert isinstance(run.end, RunFailed)
+    assert "its result is not the int of its annotation" in run.end.message
+
+
+def test_what_returns_nothing_is_undone_at_once() -> None:
+    @tool(effect="keyed")
+    async def notify(call: Call, n: int) -> None: ...
+
+    @notify.compensate
+    async def undo(call: Call, result: None) -> None: ...
+
+    async def notifies_and_fails(run: Run, event: Event) -> None:
+        await run.call(notify, n=1)
+        raise Failed("sold-out", "none left")
+
+    run = Ledger(notifies_and_fails)
+    run.answer(None)
+    run.commit()
+    assert (run.sent[0].kind, run.sent[0].delay_s) == ("undo", 0)
+
+
 def test_a_compensation_goes_on_after_a_crash_with_its_key_and_is_not_done_again() -> None:
     run = Ledger(pays_posts_and_fails)
     run.answer(5)

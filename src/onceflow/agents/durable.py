@@ -4,6 +4,8 @@ An intent without an outcome says that the call may have happened. Then a keyed 
 as its target remembers keys; of a blind one, or of a key that is forgotten, `on_unknown` decides.
 """
 
+from typing import Any
+
 import msgspec
 
 from onceflow.agents import anew
@@ -31,6 +33,7 @@ from onceflow.agents.journal import (
     Wait,
 )
 from onceflow.agents.state import RunState
+from onceflow.agents.tool import Tool
 from onceflow.event import Reason
 
 LONGEST_IN_MEMORY_S = 10.0  # an attempt that is due later is a wait in the ledger
@@ -278,11 +281,10 @@ class DurableCalls(RunState, eq=False):
         )  # of a shared call: as it was made this time
         key = undo_key(of) if known is None or known.intent is None else known.intent.key
         call = msgspec.structs.replace(call, key=key, attempt=attempt)
-        result = None if entry.result is None else tool.decode_result(entry.result)
-        if result is None and entry.intent is not None:  # it may still be on its way, or at work
+        if entry.result is None and entry.intent is not None:  # it may still be on its way, or at work
             over_s = (entry.intent.send_by_ms - self.now_ms) / 1000 + tool.timeout_s
             delay_s = max(delay_s, over_s)
-        started = StartCall(self._whole, UNDO + place, tool, call, delay_s, "undo", result)
+        started = StartCall(self._whole, UNDO + place, tool, call, delay_s, "undo", _result_of(tool, entry))
         waiting = self._waiting[UNDO + place] = Waiting(started, unknown=attempt > 1)
         if retry is not None:
             waiting.attempts, waiting.unknown = retry.attempts, retry.unknown
@@ -301,3 +303,13 @@ class DurableCalls(RunState, eq=False):
         started = StartCall(self._whole, UNDO + place, tool, call, 0.0, "undo")
         self._waiting[UNDO + place] = Waiting(started)
         self._effects.append(LeaveKey(self._whole, place, self._digest(place)))
+
+
+def _result_of(tool: Tool[Any, Any], entry: Entry) -> Any:
+    """What a call returned, for its compensation; if that is not what its tool returns, None, as if nobody knew."""
+    if entry.result is None:
+        return None
+    try:
+        return tool.decode_result(entry.result)
+    except TypeError:  # the agent was told so, and the run fails for it
+        return None
