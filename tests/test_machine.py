@@ -218,6 +218,41 @@ def test_another_call_than_the_one_on_record_parks_the_run_and_says_the_differen
     assert "on record is pay version 1, replay asks for post version 1" in run.end.message
 
 
+@pytest.mark.parametrize("what", ["uuid", "random", "now"])
+def test_a_replay_whose_call_has_moved_is_parked_before_anything_is_sent(what: str) -> None:
+    """A call's key has its place in it; what takes a place and records no call must not have it sent with another."""
+    run = Ledger(pays)
+    run.commit()
+
+    async def pays_later(run: Run, event: Event) -> int:
+        getattr(run, what)()
+        return await run.call(pay, n=event.data)
+
+    run.function = pays_later
+    run.start()
+    run.commit()
+    assert run.sent == []
+    assert isinstance(run.end, Parked)
+    assert run.end.reason == "nondeterministic"
+
+
+def test_in_a_gather_a_branch_that_is_ahead_is_no_difference() -> None:
+    async def both(run: Run, event: Event) -> None:
+        async def twice() -> int:
+            return await run.call(pay, n=1) + await run.call(post, n=2)
+
+        await run.gather(twice(), twice())
+
+    run = Ledger(both)
+    run.commit()
+    run.sent.reverse()
+    run.answer(5)  # the second branch goes on, and the cell dies
+    run.start()
+    while run.end is None:
+        run.answer(5)
+    assert run.end == Completed(None)
+
+
 def test_a_run_that_no_longer_comes_to_its_call_is_parked() -> None:
     async def nothing(run: Run, event: Event) -> None: ...
 
@@ -301,6 +336,25 @@ def test_who_reconciles_waits_until_the_call_is_over_and_then_goes_by_what_is_fo
         assert run.sent == [], "made again, once that is on record"
         assert run.answer(6).kind == "call"
     assert run.end == Completed(value)
+
+
+def test_a_call_that_never_happens_is_made_as_often_as_its_policy_says() -> None:
+    sought = effect("sought", on_unknown="reconcile", effect="blind", retry=None)
+
+    @sought.reconcile
+    async def find(call: Call) -> int: ...  # type: ignore[empty-body]
+
+    async def calls(run: Run, event: Event) -> int:
+        return await run.call(sought, n=1)
+
+    run, made = Ledger(calls), 0
+    while run.end is None:
+        run.commit()
+        made += run.sent[0].kind == "call"
+        run.answer(TimeoutError() if run.sent[0].kind == "call" else NotDone)
+    assert made == RetryPolicy().attempts
+    assert isinstance(run.end, RunFailed)
+    assert run.end.message == "CallFailed: sought: it did not happen, in 5 attempts"
 
 
 # --- Compensation ---

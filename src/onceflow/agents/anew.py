@@ -62,8 +62,8 @@ def _calls(journal: Mapping[str, Entry]) -> list[str]:
 
 def _upto_the_last_effect(journal: Mapping[str, Entry]) -> list[str]:
     calls = _calls(journal)
-    last = max((_order(place) for place in calls if stands(journal, place)), default=())
-    return [place for place in calls if _order(place) <= last]
+    last = max((order(place) for place in calls if stands(journal, place)), default=())
+    return [place for place in calls if order(place) <= last]
 
 
 def _undone_so_far(journal: Mapping[str, Entry]) -> dict[str, Entry]:
@@ -113,6 +113,6 @@ def retry_in_s(
     return delay_s
 
 
-def _order(place: str) -> tuple[int, ...]:
+def order(place: str) -> tuple[int, ...]:
     """Places in the order in which an agent asks; the calls of a gather, branch by branch."""
     return tuple(int(part) for part in place.split("."))

@@ -3,13 +3,14 @@
 A replay asks for the same at the same places. What it finds on record is returned; what differs stops the run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from onceflow.agents import anew
 from onceflow.agents.call import Call
 from onceflow.agents.calls import SEND_WITHIN_MS, AskKey, StartCall, WaitBegun, Waiting, later_key
 from onceflow.agents.durable import DurableCalls
-from onceflow.agents.journal import UNDO, UNDONE, Entry, Retry, Wait, expired
+from onceflow.agents.journal import SPECIAL, UNDO, UNDONE, Entry, Retry, Wait, expired
 from onceflow.agents.tool import Tool
 from onceflow.event import Event, Reason
 
@@ -78,6 +79,30 @@ class Asking(DurableCalls, eq=False):
                 self._effects.append(WaitBegun(self._whole, place, wait))
         return None
 
+    def recorded(self, place: str, name: str, make: Callable[[], bytes]) -> bytes:
+        """What is on record at this place; or what is made, and put on record."""
+        known = self.journal.get(place)
+        if known is not None and known.tool == name and known.result is not None:
+            return known.result
+        made = make()
+        if known is not None and self.segments:
+            self._differs(f"{place} on record is {known.tool}, replay asks for {name}")
+        else:
+            self.record(place, Entry(name, 1, b"", made))
+        return made
+
+    def _passed_over(self, place: str) -> str:
+        """An effect on record before this place that a replay has not come to; "": there is none."""
+        if len(self._asked) > len(self.journal):  # this call too: so all that is on record was asked for
+            return ""
+        here = anew.order(place)
+        for other, entry in self.journal.items():
+            if entry.intent is None or other in self._asked or other[0] in SPECIAL:
+                continue
+            if anew.order(other) < here:
+                return f"call {other} of {entry.tool}"
+        return ""
+
     def _expire(self, place: str) -> Entry:
         """The time of a wait is over."""
         del self._waits[place]
@@ -101,16 +126,20 @@ class Asking(DurableCalls, eq=False):
                 self._taken_up(waiting, known.retry, call.key)
             self._effects.append(waiting.started)
             return False
+        intent = None if known is None else known.intent
+        if intent is None and self.segments and (missed := self._passed_over(place)):
+            self._differs(f"replay asks for {tool.name} at {place}, but not for {missed}, which is on record")
+            return False
         send_by_ms = self.now_ms + SEND_WITHIN_MS
         started = StartCall(self._whole, place, tool, call, 0.0, "call", None, send_by_ms)
         waiting = self._waiting[place] = Waiting(started)
-        if known is None or known.intent is None:
+        if known is None or intent is None:
             if tool.scope == "tenant":
                 self._effects.append(AskKey(self._whole, place, tool, self._digest(place), call.fingerprint))
             else:
                 self._intend(waiting)
             return False
         if UNDO + place in self.journal:  # its `on_unknown` has decided
-            self._taken_up(waiting, Retry(1, known.intent.executions, unknown=True), known.intent.key)
+            self._taken_up(waiting, Retry(1, intent.executions, unknown=True), intent.key)
             return self._undo_unknown(waiting.started, 0.0)
-        return self._resume(waiting, known.intent, known.retry)
+        return self._resume(waiting, intent, known.retry)

@@ -212,6 +212,7 @@ class Waiting(msgspec.Struct):
     attempts: int = 1  # by the tool's retry policy
     unknown: bool = False  # an earlier attempt may have done it
     asked_ms: int = 0
+    made: int = 0  # attempts of the call, while its reconciliation is asked
 
 
 def judged(waiting: Waiting, answer: Answer) -> Entry | Next:
@@ -221,6 +222,7 @@ def judged(waiting: Waiting, answer: Answer) -> Entry | Next:
         return _entry(waiting, result=answer.result)
     if isinstance(answer, FoundNotDone):
         waiting.unknown = False
+        waiting.attempts = waiting.made or waiting.attempts
         if waiting.attempts < tool.retry.attempts:
             return Next.AGAIN
         message = f"{tool.name}: it did not happen, in {waiting.attempts} attempts"

@@ -198,7 +198,7 @@ class DurableCalls(RunState, eq=False):
         policy = "park" if started.kind != "call" else tool.on_unknown
         if policy == "reconcile":
             call = msgspec.structs.replace(started.call, attempt=started.call.attempt + 1)
-            waiting.attempts = 1
+            waiting.made, waiting.attempts = waiting.attempts, 1
             waiting.started = msgspec.structs.replace(
                 started, call=call, kind="reconcile", delay_s=over_s, send_by_ms=0
             )

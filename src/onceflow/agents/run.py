@@ -245,14 +245,7 @@ class Run(msgspec.Struct, eq=False):
         return self._recorded("flag", lambda: b"\1" if flags(name, market) else b"\0") == b"\1"
 
     def _recorded(self, name: str, make: Any) -> bytes:
-        place = self._strand.next()
-        entry = self._machine.journal.get(place)
-        if entry is None or entry.tool != name or entry.result is None:
-            entry = Entry(name, 1, b"", make())
-            self._machine.record(place, entry)
-        result = entry.result
-        assert result is not None
-        return result
+        return self._machine.recorded(self._strand.next(), name, make)
 
 
 class _Branch(Generic[T]):
