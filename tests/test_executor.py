@@ -12,7 +12,7 @@ from onceflow.agents.call import Call
 from onceflow.agents.calls import NotSent, Raised, Returned, RunFailed, StartCall, UnusableResult
 from onceflow.agents.executor import Executor
 from onceflow.agents.gates import Allowance
-from onceflow.agents.loop import Answered
+from onceflow.agents.loop import TENANT_THREADS_MAX, Answered
 from onceflow.agents.machine import Machine
 from onceflow.agents.tool import tool
 from onceflow.errors import GiveUp, RetryLater
@@ -148,6 +148,26 @@ def test_a_plain_function_that_hangs_gets_the_time_out_and_delays_nobody(asked: 
     asked.call(greet_plainly, name="other")
     assert result(asked.answer()).startswith("other")
     release.set()
+
+
+def test_one_tenant_s_functions_that_hang_leave_threads_for_the_others() -> None:
+    """What has got no thread in its time was not sent: nobody need ask whether it happened."""
+    asked = Asked(Allowance(at_once=1_000, failures=0))
+    release = threading.Event()
+
+    def hangs() -> None:
+        release.wait(30)
+
+    for _ in range(TENANT_THREADS_MAX + 1):
+        asked.call(hangs, timeout_s=0.2)
+    wait_until(lambda: len(asked.fetch()) > TENANT_THREADS_MAX, 10, "all have had their time")
+    errors = [type(each.answer.error) for each in asked.answers if isinstance(each.answer, Raised)]
+    assert (errors.count(TimeoutError), errors.count(NotSent)) == (TENANT_THREADS_MAX, 1)
+    asked.answers.clear()
+    asked.call(greet_plainly, name="other", tenant="another")
+    assert result(asked.answer()).startswith("other")
+    release.set()
+    asked.executor.close()
 
 
 def test_a_function_that_returns_after_the_executor_was_closed_disturbs_nobody(

@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from functools import partial
 from threading import Thread
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -36,7 +37,8 @@ from onceflow.agents.machine import Machine
 
 log = logging.getLogger("onceflow.executor")
 
-THREADS_MAX = 64  # plain (not async) tools that run at the same time
+THREADS_MAX = 256  # plain (not async) functions that run at the same time
+TENANT_THREADS_MAX = 64  # … of one tenant: what hangs there leaves threads for the others
 BLOCKED_S = 1.0
 CLOSE_S = 1.0  # how long a blocked thread is waited for at the end
 BEAT_S = 0.25
@@ -59,6 +61,7 @@ class _Calling(msgspec.Struct, eq=False):
     task: "asyncio.Task[None] | None" = None
     due: float = 0.0
     too_late: bool = False  # its time is over: it was cancelled for that
+    queues: bool = False  # for a thread: it was not sent yet
     left: "set[asyncio.Task[Any]] | None" = None  # the tasks that its tool has begun
 
 
@@ -80,6 +83,7 @@ class Loop:
         self._loop = asyncio.new_event_loop()
         self._loop.set_task_factory(_remembered)
         self._permits = asyncio.Semaphore(THREADS_MAX)
+        self._permits_of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # by tenant
         self._thread = Thread(target=self._run, name="onceflow-executor", daemon=True)
         self._thread.start()
 
@@ -196,11 +200,13 @@ class Loop:
                 result = await (tool.function(call, **given) if tool.takes_call else tool.function(**given))
             else:
                 function = function_of(started)
-                result = await (function() if _is_async(function) else self._in_thread(function))
+                result = await (function() if _is_async(function) else self._in_thread(calling, function))
         except BaseException as error:
             if calling.too_late:
                 assert calling.task is not None
                 if calling.task.uncancel() == 0 and isinstance(error, asyncio.CancelledError):
+                    if calling.queues:
+                        raise NotSent from error
                     raise TimeoutError(f"no answer within {tool.timeout_s:g} s") from error
             raise
         finally:
@@ -272,13 +278,25 @@ class Loop:
 
     # --- plain functions ---
 
-    async def _in_thread(self, function: Callable[[], Any]) -> Any:
+    async def _in_thread(self, calling: _Calling, function: Callable[[], Any]) -> Any:
         """Run a plain function in a thread that nobody waits for when the process ends.
 
-        The permit is given back when the function returns, not when its caller stops waiting: functions that
-        hang can't use up the machine's threads.
+        The permits are given back when the function returns, not when its caller stops waiting: functions that
+        hang can't use up the machine's threads, nor those of other tenants.
         """
-        await self._permits.acquire()
+        tenant = calling.started.call.tenant
+        of_tenant = self._permits_of.get(tenant)
+        if of_tenant is None:
+            of_tenant = self._permits_of[tenant] = asyncio.Semaphore(TENANT_THREADS_MAX)
+        permits = (of_tenant, self._permits)
+        calling.queues = True
+        await of_tenant.acquire()
+        try:
+            await self._permits.acquire()
+        except BaseException:
+            of_tenant.release()
+            raise
+        calling.queues = False
         future: asyncio.Future[Any] = self._loop.create_future()
 
         def work() -> None:
@@ -294,7 +312,8 @@ class Loop:
                 self._loop.call_soon_threadsafe(finish, outcome, error)
 
         def finish(outcome: Any, error: BaseException | None) -> None:
-            self._permits.release()
+            for permit in permits:
+                permit.release()
             if future.cancelled():
                 return
             if error is None:
