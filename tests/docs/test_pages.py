@@ -85,6 +85,15 @@ def test_the_first_flow_takes_the_event_that_is_shown_and_gives_what_the_text_sa
     assert documented["flow"].flow_id == "orders"
 
 
+def test_the_agents_of_the_readme_run_and_pass_their_kit() -> None:
+    """The other blocks, one after another; among them is a `crash_everywhere`."""
+    names = executed("\n".join(blocks("python", "README.md")[2:]))
+    assert {value.name for value in names.values() if isinstance(value, Agent)} == {
+        "checkout",
+        "open-account",
+    }
+
+
 def test_the_first_flow_is_as_short_as_its_heading_says() -> None:
     lines = [line for line in blocks("python", "README.md")[0].splitlines() if line.strip()]
     assert len(lines) <= 20
@@ -130,7 +139,16 @@ def test_every_onceflow_command_that_is_named_exists_with_its_options() -> None:
             assert name in group, line
             command = group[name]
         known = {option for parameter in command.params for option in parameter.opts}
-        assert {word for word in words if word.startswith("--")} <= known, line
+        given = {word for word in words if word.startswith("--")}
+        assert given <= known, line
+        needed = {parameter.opts[0] for parameter in command.params if parameter.required}
+        assert not words or {option for option in needed if option.startswith("--")} <= given, line
+
+
+def test_the_settings_file_that_is_shown_is_one(tmp_path: Path) -> None:
+    (shown,) = blocks("toml", "README.md")
+    (file := tmp_path / "onceflow.toml").write_text(shown)
+    assert load(path=file, environ={}).kafka.topics.replication_factor == 3
 
 
 def test_every_setting_that_is_named_exists() -> None:
