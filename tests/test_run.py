@@ -128,6 +128,18 @@ def test_pure_tools_run_at_once_and_what_they_raise_is_a_failed_call() -> None:
     assert run.journal == {}
 
 
+def test_a_function_that_is_no_tool_is_refused_with_the_remedy() -> None:
+    async def look_up(name: str) -> str:
+        return name
+
+    async def forgot(run: Run, event: Event) -> Any:
+        return await run.call(look_up, name="a")  # type: ignore[call-overload]
+
+    (ended,) = machine(forgot).begin(EVENT, NOW)
+    assert isinstance(ended, RunFailed)
+    assert ended.message == "TypeError: run.call takes a tool: decorate look_up with @tool(effect=…)"
+
+
 def test_the_run_fills_in_its_tenant_and_takes_it_from_nobody() -> None:
     @tool(effect="read", tenant_arg="tenant")
     async def find(text: str, tenant: str = FROM_RUN) -> str:

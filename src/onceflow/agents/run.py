@@ -103,9 +103,14 @@ class Run(msgspec.Struct, eq=False):
         once; a `read` tool is retried by its policy.
         """
         strand = self._own_strand or self._strand
-        if tool.direct is not None:
+        try:
+            direct = tool.direct
+        except AttributeError:  # instead of a look at its type, which all other calls would pay for
+            name = getattr(tool, "__name__", repr(tool))
+            raise TypeError(f"run.call takes a tool: decorate {name} with @tool(effect=…)") from None
+        if direct is not None:
             strand.count += 1
-            return _call_inline(tool, tool.direct, args, kwargs)
+            return _call_inline(tool, direct, args, kwargs)
         place = strand.next()
         event = self.event
         arguments = tool.bind(args, kwargs, event.tenant)
