@@ -220,10 +220,47 @@ def test_a_tool_that_passes_its_key_on_is_right(onceflow_target: Target) -> None
     check_tool(good, onceflow_target, order="A-1")
 
 
+def test_tools_may_be_checked_one_after_another_with_one_target(onceflow_target: Target) -> None:
+    @tool(effect="keyed")
+    async def good(call: Call, order: str) -> Any:
+        return onceflow_target.do("charge", order, call.key)
+
+    @tool(effect="keyed")
+    async def good_too(call: Call, order: str) -> Any:
+        return onceflow_target.do("ship", order, call.key)
+
+    for each in (good, good, good_too):
+        check_tool(each, onceflow_target, order="A-1")
+
+
+def test_a_tool_that_sends_nothing_is_caught_and_the_next_one_is_not_blamed(onceflow_target: Target) -> None:
+    @tool(effect="keyed")
+    async def idle(call: Call, order: str) -> Any: ...
+
+    @tool(effect="keyed")
+    async def good(call: Call, order: str) -> Any:
+        return onceflow_target.do("charge", order, call.key)
+
+    with pytest.raises(AssertionError, match="the target was given no request"):
+        check_tool(idle, onceflow_target, order="A-1")
+    assert onceflow_target.do("look", "A-1") == "look-1", "its answer is not lost"
+    check_tool(good, onceflow_target, order="A-1")
+
+
+def test_a_tool_with_a_key_of_its_own_is_told_which_the_target_was_given(onceflow_target: Target) -> None:
+    @tool(effect="keyed")
+    async def own(call: Call, order: str) -> Any:
+        return onceflow_target.do("charge", order, f"mine-{order}")
+
+    for _ in range(2):
+        with pytest.raises(AssertionError, match="the target was given key 'mine-A-1'"):
+            check_tool(own, onceflow_target, order="A-1")
+
+
 def test_a_tool_that_keeps_its_key_to_itself_is_caught_with_the_remedy(onceflow_target: Target) -> None:
     @tool(effect="keyed")
     async def bad(call: Call, order: str) -> Any:
         return onceflow_target.do("charge", order)
 
-    with pytest.raises(AssertionError, match=r"does not pass its key on.*call\.headers"):
+    with pytest.raises(AssertionError, match=r"was given a request without a key.*call\.headers"):
         check_tool(bad, onceflow_target, order="A-1")

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import secrets
 import time
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -147,25 +148,30 @@ def check_tool(tool: Tool[Any, Any], target: Target, **arguments: Any) -> None:
         if inspect.isawaitable(result):
             asyncio.run(_awaited(result))
 
-    before = len(target.effects)
+    key, other = secrets.token_hex(16), secrets.token_hex(16)  # the target may know those of earlier checks
+    before, asked_before = len(target.effects), len(target.asked)
     target.lose_next_answer()
-    with suppress(Exception):  # the answer is lost; whatever the tool makes of that
-        call("key-1", 1)
+    try:
+        with suppress(Exception):  # the answer is lost; whatever the tool makes of that
+            call(key, 1)
+    finally:
+        target.answer_again()  # if there was no request, it would be the next check's answer that is lost
     for attempt in (2, 3):
-        call("key-1", attempt)
-    done = target.effects[before:]
-    keys = sorted({effect.key for effect in done})
-    if "key-1" not in keys:
+        call(key, attempt)
+    keys = sorted({given for _, given in target.asked[asked_before:]})
+    if key not in keys:
+        given = ", ".join(f"key {each!r}" if each else "a request without a key" for each in keys)
         raise AssertionError(
-            f"tool {tool.name} does not pass its key on: the target was given {keys or 'no request'}. Send call.key "
+            f"tool {tool.name} does not pass its key on: the target was given {given or 'no request'}. Send call.key "
             "with each request, as call.headers (Idempotency-Key) or call.meta, and never a key of your own"
         )
+    done = target.effects[before:]
     if len(done) != 1:
         raise AssertionError(
             f"tool {tool.name} called three times with one key had {len(done)} effects:\n"
             + _listed(done, set())
         )
-    call("key-2", 1)
+    call(other, 1)
     if len(target.effects) != before + 2:
         raise AssertionError(
             f"tool {tool.name} called with another key had no effect: it sends a key of its own"

@@ -25,6 +25,10 @@ class Target:
         """The next request is done, and its answer is lost: it raises TimeoutError."""
         self._lost += 1
 
+    def answer_again(self) -> None:
+        """No answer is lost any more."""
+        self._lost = 0
+
     def do(self, operation: str, subject: str, key: str = "", make: Callable[[], Any] | None = None) -> Any:
         """Do it, unless a request with this key has been done; return its answer (`make`s, or a number)."""
         self.asked.append((operation, key))
