@@ -21,6 +21,7 @@ from onceflow import (
     tool,
 )
 from onceflow.testing import Reply, Target, check_tool, crash_everywhere, event, run_agent, signal
+from onceflow.testing.simulation import ScriptError
 
 FEW = RetryPolicy(attempts=3, first=0.1)
 ORDER = event("order.placed", {"order": "A-1"})
@@ -141,6 +142,19 @@ def test_tools_that_are_not_scripted_are_called_for_real() -> None:
         return await run.call(double, n=21)
 
     assert run_agent(doubles, ORDER).value == 42
+
+
+def test_an_agent_for_all_types_takes_any_event() -> None:
+    @agent("takes-all", on="*")
+    async def takes_all(run: Run, event: Event) -> str:
+        return event.type
+
+    assert run_agent(takes_all, event("whatever")).value == "whatever"
+
+
+def test_an_event_that_the_agent_does_not_take_is_named_with_those_that_it_takes() -> None:
+    with pytest.raises(ScriptError, match=r"no agent takes 'order\.lost'; buy takes order\.placed"):
+        run_agent(buy, event("order.lost"))
 
 
 # --- A crash at every step ---

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from onceflow.agents.agent import Agent
+from onceflow.agents.agent import Agent, routes
 from onceflow.agents.call import NotDone
 from onceflow.agents.calls import Answer, Completed, NotSent, Raised, RunFailed, StartCall
 from onceflow.agents.capacity import Capacity
@@ -133,7 +133,7 @@ class Simulation:
         self.reply: Callable[[StartCall], Reply] = lambda started: Reply.OK
         self.undoable = {tool.name for tool in results if tool.compensation is not None}
         self._results = {tool: list(r) if isinstance(r, list) else r for tool, r in results.items()}
-        self._agents = {type_: agent for agent in agents for type_ in agent.on}
+        self._agents, self._routes = agents, routes(agents)
         self._source = SimpleNamespace(topic="events", partition=0, grant=SimpleNamespace(live=True))
         self._ledger = _Ledger(agents, self._source)
         self._unfinished = dict(enumerate(events))
@@ -204,7 +204,10 @@ class Simulation:
                 self._happenings.append(Resumed(self._ledger.again(saved, self._source)))
         for offset, incoming in self._unfinished.items():
             key = idempotency_key(incoming.tenant, incoming.source, incoming.id, incoming.data)
-            agent = self._agents[incoming.type]
+            agent = self._routes.find(incoming.type)
+            if agent is None:
+                taken = "; ".join(f"{each.name} takes {', '.join(each.on)}" for each in self._agents)
+                raise ScriptError(f"no agent takes {incoming.type!r}; {taken}")
             arrived = Arrived(self._source, offset, self.now_ms, b"", None, incoming, agent, key=key)
             self._happenings.append(arrived)
 
