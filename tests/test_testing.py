@@ -157,6 +157,42 @@ def test_an_event_that_the_agent_does_not_take_is_named_with_those_that_it_takes
         run_agent(buy, event("order.lost"))
 
 
+@tool(effect="read")
+async def find(order: str) -> list[int]: ...  # type: ignore[empty-body]
+
+
+@agent("finds", on="order.placed")
+async def finds(run: Run, event: Event) -> list[int]:
+    return await run.call(find, order="A-1")
+
+
+def test_one_result_that_is_a_list_is_written_as_a_list_of_it() -> None:
+    assert run_agent(finds, ORDER, results={find: [[1, 2]]}).value == [1, 2]
+    assert run_agent(finds, ORDER, results={find: [[]]}).value == []
+    with pytest.raises(ScriptError, match=r"find has no more results.*is a list itself is written as \[\["):
+        run_agent(finds, ORDER, results={find: []})
+
+
+def not_decorated() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("given", "results", "message"),
+    [
+        ({"order": "A-1"}, {}, r"the event is a dict: make it with onceflow\.testing\.event\(…\)"),
+        (ORDER, {"find": [[1]]}, r"results takes tools, not names: write \{find: …\}"),
+        (ORDER, {not_decorated: 1}, r"decorate not_decorated with @tool\(effect=…\)"),
+    ],
+    ids=["a dict for the event", "a name for the tool", "a function for the tool"],
+)
+def test_a_script_that_does_not_fit_is_refused_with_the_remedy(
+    given: Any, results: Any, message: str
+) -> None:
+    for run in (run_agent, crash_everywhere):
+        with pytest.raises(ScriptError, match=message):
+            run(finds, given, results=results)
+
+
 # --- A crash at every step ---
 
 

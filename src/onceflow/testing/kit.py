@@ -20,7 +20,7 @@ from onceflow.agents.calls import Completed, StartCall
 from onceflow.agents.signals import Signal
 from onceflow.agents.tool import Tool
 from onceflow.event import Incoming
-from onceflow.testing.simulation import Called, Reply, Simulation
+from onceflow.testing.simulation import Called, Reply, ScriptError, Simulation
 from onceflow.testing.target import Effect, Target
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -197,12 +197,24 @@ def _simulation(
     target: Target,
     flags: Flags,
 ) -> Simulation:
+    _check_script(given, results or {})
     now_ms = int(now.timestamp() * 1000)
     simulation = Simulation(
         [agent], [given], results=results or {}, signals=signals, target=target, now_ms=now_ms
     )
     simulation.flags = dict(flags)
     return simulation
+
+
+def _check_script(given: object, results: Mapping[Any, Any]) -> None:
+    if not isinstance(given, Incoming):
+        raise ScriptError(f"the event is a {type(given).__name__}: make it with onceflow.testing.event(…)")
+    for key in results:
+        if isinstance(key, str):
+            raise ScriptError(f"results takes tools, not names: write {{{key}: …}} instead of {{{key!r}: …}}")
+        if not isinstance(key, Tool):
+            name = getattr(key, "__name__", repr(key))
+            raise ScriptError(f"results takes tools: decorate {name} with @tool(effect=…)")
 
 
 def _to_the_end(simulation: Simulation, dies_after: int = -1) -> int:

@@ -322,7 +322,8 @@ class Simulation:
         if isinstance(script, list):
             if not script:
                 raise ScriptError(
-                    f"the script of {tool.name} has no more results: give it a value, or a longer list"
+                    f"the script of {tool.name} has no more results: give it a value, or a longer list; "
+                    "one result that is a list itself is written as [[1, 2]]"
                 )
             value = script.pop(0)
         if callable(value):
