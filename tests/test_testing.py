@@ -223,6 +223,13 @@ def test_and_one_that_finds_out_what_happened() -> None:
     assert report.outcomes["completed"] > 0
 
 
+def test_a_refusal_that_comes_after_the_time_out_is_heard_by_nobody() -> None:
+    report = crash_everywhere(
+        buy, ORDER, results={**scripts(), charge: GiveUp("no card")}, replies=[Reply.OK, Reply.LATE]
+    )
+    assert set(report.outcomes) == {"agent-failed", "parked"}, "after a time-out nobody can know"
+
+
 def test_an_effect_inside_a_read_tool_is_caught_and_shown() -> None:
     target = Target()
 

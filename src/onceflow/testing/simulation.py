@@ -189,8 +189,14 @@ class Simulation:
         """Requests that were on their way reach the world."""
         late, self._late = self._late, []
         for started in late:
-            self._perform(started)
-            self.say(f"  … {self._named(started)} happens after all")
+            said = "happens after all"
+            try:
+                self._perform(started)
+            except ScriptError:
+                raise
+            except Exception as error:  # noqa: BLE001 (nobody waits for its answer any more)
+                said = f"raises {type(error).__name__} after all"
+            self.say(f"  … {self._named(started)} {said}")
 
     def _start(self) -> None:
         self._happenings, self._decided, self._calls, self._due = [], Decided(), [], []
