@@ -266,6 +266,56 @@ def test_a_key_of_ones_own_making_is_caught() -> None:
         crash_everywhere(naive, ORDER, target=target, replies=[Reply.LOST])
 
 
+def test_a_tool_called_for_real_whose_effects_nobody_sees_is_refused() -> None:
+    """Without a target, or with one that it does not reach, any number of charges would pass."""
+    elsewhere, scripted = Target(), {ship: "sh_1"}
+
+    @tool(effect="keyed", retry=FEW)
+    async def keyless(call: Call, order: str) -> str:
+        return str(elsewhere.do("charge", order))
+
+    @agent("naive", on="order.placed")
+    async def naive(run: Run, event: Event) -> list[str]:
+        return [await run.call(ship, order="A-1"), await run.call(keyless, order="A-1")]
+
+    refused = (
+        r"keyless is called for real: pass the service that it calls as target=…, or its result in results"
+    )
+    for given in (None, Target()):
+        with pytest.raises(ScriptError, match=refused):
+            crash_everywhere(naive, ORDER, results=scripted, target=given)
+    with pytest.raises(AssertionError, match="charge was done 2 times for A-1"):
+        crash_everywhere(naive, ORDER, results=scripted, target=elsewhere)
+    crash_everywhere(naive, ORDER, results={**scripted, keyless: "ch_1"})
+
+
+def test_a_tool_called_for_real_need_not_reach_the_target_when_it_changes_nothing() -> None:
+    @tool(effect="keyed", retry=FEW)
+    async def charge_something(call: Call, cents: int) -> str:
+        raise GiveUp("nothing to charge")
+
+    @agent("free", on="order.placed")
+    async def free(run: Run, event: Event) -> str:
+        return await run.call(charge_something, cents=0)
+
+    assert set(crash_everywhere(free, ORDER).outcomes) == {"agent-failed", "parked"}
+
+
+def test_a_tool_that_is_only_called_after_a_fault_must_be_seen_too() -> None:
+    @tool(effect="blind")
+    async def apologize(call: Call) -> None: ...
+
+    @agent("sorry", on="order.placed")
+    async def sorry(run: Run, event: Event) -> None:
+        try:
+            await run.call(mail, order="A-1")
+        except OutcomeUnknown:
+            await run.call(apologize)
+
+    with pytest.raises(ScriptError, match="apologize is called for real"):
+        crash_everywhere(sorry, ORDER, results=scripts())
+
+
 # --- One tool ---
 
 

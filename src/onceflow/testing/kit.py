@@ -103,6 +103,9 @@ def crash_everywhere(
     `target`: yours, if your tools call it, or the one that does what the tools in `results` do. A run that fails must
     have undone, once and in reverse order, what it had done and can undo. Parking a run is right where nobody can know.
 
+    Tools that are called for real must reach `target`, or what they do would not be seen: ScriptError. A tool in
+    `results` is never called; whether it passes its key on is for `check_tool`.
+
     Raises AssertionError with the timeline of the run and the effects, the wrong ones marked.
     """
     world = target or Target()
@@ -114,6 +117,7 @@ def crash_everywhere(
 
     clean = begun()
     steps = _to_the_end(clean)
+    _check_seen(clean)
     requests = len(clean.called)
     waits = _outcome(clean).waiting
     report = Report()
@@ -123,6 +127,7 @@ def crash_everywhere(
                 simulation = begun()
                 simulation.reply = _Nth(simulation, request, reply)
                 _to_the_end(simulation, step)
+                _check_seen(simulation)
                 _judge(
                     simulation,
                     f"{reply}, at request {request + 1}; the process dies after step {step}",
@@ -215,6 +220,15 @@ def _check_script(given: object, results: Mapping[Any, Any]) -> None:
         if not isinstance(key, Tool):
             name = getattr(key, "__name__", repr(key))
             raise ScriptError(f"results takes tools: decorate {name} with @tool(effect=…)")
+
+
+def _check_seen(simulation: Simulation) -> None:
+    """A tool whose effects nobody sees would pass, whatever it does twice."""
+    for name, requests in simulation.real.items():
+        if not requests:
+            raise ScriptError(
+                f"{name} is called for real: pass the service that it calls as target=…, or its result in results"
+            )
 
 
 def _to_the_end(simulation: Simulation, dies_after: int = -1) -> int:

@@ -6,6 +6,7 @@ process can die between any two steps; what was not committed is then gone, as o
 
 import asyncio
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from types import SimpleNamespace
@@ -33,7 +34,7 @@ from onceflow.agents.order import in_turn
 from onceflow.agents.shared import Shared, decode_shared
 from onceflow.agents.signals import Kept, Signal, decode_kept
 from onceflow.agents.tool import Tool
-from onceflow.errors import RetryLater
+from onceflow.errors import Failed, GiveUp, RetryLater
 from onceflow.event import Incoming, idempotency_key
 from onceflow.testing.target import Target
 
@@ -131,6 +132,7 @@ class Simulation:
         self.parked: list[str] = []
         self.flags: dict[str, bool | Mapping[str, bool]] = {}
         self.reply: Callable[[StartCall], Reply] = lambda started: Reply.OK
+        self.real: Counter[str] = Counter()  # tools called for real that change something: requests of each
         self.undoable = {tool.name for tool in results if tool.compensation is not None}
         self._results = {tool: list(r) if isinstance(r, list) else r for tool, r in results.items()}
         self._agents, self._routes = agents, routes(agents)
@@ -305,9 +307,7 @@ class Simulation:
         """Do what a request asks for, in the world: by script, or by the tool's own function."""
         tool = started.tool
         if tool not in self._results:
-            function = function_of(started)
-            result = function()
-            return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
+            return self._really(started)
         operation = f"{started.kind} {tool.name}" if started.kind == "undo" else tool.name
         subject = f"{started.call.run_id[:8]}/{started.place.lstrip('~')}"
         if tool.scope == "tenant":
@@ -319,6 +319,21 @@ class Simulation:
             return self._scripted(tool, started)
         key = started.call.key if tool.effect == "keyed" else ""
         return self.target.do(operation, subject, key, lambda: self._scripted(tool, started))
+
+    def _really(self, started: StartCall) -> Any:
+        """Call a tool's own function, and note whether the target sees what it does."""
+        before, nothing_done = len(self.target.asked), False
+        try:
+            result = function_of(started)()
+            return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
+        except (RetryLater, GiveUp, Failed):
+            nothing_done = True
+            raise
+        finally:
+            requests = len(self.target.asked) - before
+            changes = started.kind == "call" and started.tool.effect in ("keyed", "blind")
+            if changes and (requests or not nothing_done):
+                self.real[started.tool.name] += requests
 
     def _scripted(self, tool: Tool[Any, Any], started: StartCall) -> Any:
         script = self._results[tool]
