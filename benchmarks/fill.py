@@ -12,7 +12,8 @@ from confluent_kafka import Producer
 from benchmarks.bench import Bench
 from benchmarks.load import SOURCE, Load, flush
 from onceflow.event import home_slot, idempotency_key
-from onceflow.stream.letters import CLOUDEVENTS_JSON, utc_text
+from onceflow.stream.completion_values import utc_text
+from onceflow.stream.letters import CLOUDEVENTS_JSON
 
 _COMPLETION = (
     b'{"specversion":"1.0","id":"%b","source":"/onceflow/%b","type":"%b.completed","tenant":"%b",'

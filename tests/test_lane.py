@@ -21,7 +21,7 @@ from onceflow.agents.snapshot import SNAPSHOT_FORMAT, snapshot_tenant
 from onceflow.agents.state import no_flags
 from onceflow.agents.tool import tool
 from onceflow.event import Event, Incoming
-from onceflow.stream.letters import utc_text
+from onceflow.stream.completion_values import utc_text
 
 NOW = 1_800_000_000_000
 

@@ -13,8 +13,9 @@ from flows.dedup import dedup
 from onceflow.agents.calls import Completed
 from onceflow.agents.happenings import Arrived, Ended
 from onceflow.event import Event, Incoming, home_slot, idempotency_key, read_event
+from onceflow.stream.completion_values import utc_text
 from onceflow.stream.content import Grant, Input
-from onceflow.stream.letters import Letters, utc_text
+from onceflow.stream.letters import Letters
 from onceflow.stream.topics import Names
 from tests.flows.driver import drive
 

@@ -5,16 +5,12 @@ blocks it: a completion becomes a failed one, a dead letter keeps the first part
 """
 
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
-from typing import Any
 
-import msgspec
-import pydantic
-
-from onceflow.agents.calls import Completed, Parked, RunFailed
+from onceflow.agents.calls import Completed, Parked
 from onceflow.agents.happenings import NO_OFFSET, Arrived, Ended, EndedAtOnce
 from onceflow.agents.signals import Kept
 from onceflow.event import Headers, Reason
+from onceflow.stream.completion_values import CompletionValues
 from onceflow.stream.content import Finished, Header, Input, Outgoing
 from onceflow.stream.headers import OURS
 from onceflow.stream.topics import Names
@@ -26,40 +22,19 @@ _OVERHEAD_BYTES = 4_000  # attributes, our headers, the record's own frame
 CLOUDEVENTS_JSON: list[Header] = [("content-type", b"application/cloudevents+json")]
 
 
-class _Completion(msgspec.Struct, gc=False):
-    specversion: str
-    id: str
-    source: str
-    type: str
-    tenant: str
-    causesource: str
-    causeid: str
-    time: str
-    data: Any
-    rootrun: str | msgspec.UnsetType = msgspec.UNSET
-
-
-class _Failure(msgspec.Struct, gc=False):
-    code: str
-    message: str
-
-
 class Letters:
     """Writes a flow's records. `sizes`: the largest record that each topic takes, bytes."""
 
     def __init__(self, flow: str, names: Names, sizes: Mapping[str, int], value_bytes: int) -> None:
         self._names = names
         self.completions_topic = names.completions
-        self._source = f"/onceflow/{flow}"
-        self._value_max = min(value_bytes, sizes[names.completions] - _OVERHEAD_BYTES)
+        value_max = min(value_bytes, sizes[names.completions] - _OVERHEAD_BYTES)
+        self._values = CompletionValues(flow, value_max)
         self._forwarded_max = sizes[names.inbox] - _OVERHEAD_BYTES
         share = (sizes[names.dead_letters] - _OVERHEAD_BYTES) // 4
         self._letter_max = 2 * share  # value and headers, as they came
         self._kept_max = min(KEPT_BYTES, share)
         self._detail_max = min(DETAIL_BYTES, share)
-        self._encode = msgspec.json.Encoder(enc_hook=_plain).encode
-        self._now_ms, self._now_text = 0, ""
-        self._types: dict[str, tuple[str, str]] = {}
 
     def completion(self, ended: Ended, now_ms: int) -> Finished:
         """The end of a run that the ledger knows nothing of, and of its event's record."""
@@ -84,31 +59,17 @@ class Letters:
 
     def outcome(self, ended: Ended, now_ms: int) -> tuple[bytes, Outgoing | None]:
         """How a run ended: the value of its completion, and the dead letter of one that failed."""
-        arrived, outcome = ended.arrived, ended.outcome
-        types = self._types_of(arrived.agent.name)
-        if type(outcome) is Completed:
-            try:
-                value = self._encoded(arrived, types[0], outcome.value, now_ms)
-            except Exception as error:  # noqa: BLE001 (whatever has no JSON fails its own run)
-                text = f"what the agent returned has no JSON: {type(error).__name__}: {error}"[:1_000]
-                outcome = RunFailed(Reason.AGENT_FAILED, text, "")
-            else:
-                if len(value) <= self._value_max:
-                    return value, None
-                outcome = RunFailed(
-                    Reason.TOO_LARGE,
-                    f"the agent's return value makes a completion of {len(value)} bytes, at most {self._value_max} fit",
-                    "",
-                )
-        assert type(outcome) is RunFailed
-        failure = _Failure(outcome.code, outcome.message[:4_000])
+        arrived = ended.arrived
+        value, failed = self._values.of(ended, now_ms)
+        if failed is None:
+            return value, None
         letter = self.dead_letter(
             arrived.source,
             arrived.offset,
             arrived.value,
             arrived.headers,
-            reason=outcome.code if outcome.code in _REASONS else Reason.AGENT_FAILED,
-            detail=f"{outcome.code}: {outcome.message}\n{outcome.detail}".rstrip(),
+            reason=failed.code if failed.code in _REASONS else Reason.AGENT_FAILED,
+            detail=f"{failed.code}: {failed.message}\n{failed.detail}".rstrip(),
             tenant=arrived.incoming.tenant,
             slot=arrived.source.grant.slot,
             origin=arrived.origin,
@@ -116,7 +77,7 @@ class Letters:
             root=arrived.root.hex(),
             kept=ended.segments if ended.kept else 0,
         )
-        return self._encoded(arrived, types[1], failure, now_ms), letter
+        return value, letter
 
     def dead_letter(
         self,
@@ -207,35 +168,6 @@ class Letters:
         record = Outgoing(self._names.inbox, slot, kafka_key, (value,), [*kept, *ours])
         return Finished(input, (offset,), "forwarded", len(value or b""), (record,))
 
-    def _types_of(self, agent: str) -> tuple[str, str]:
-        """The types of a completion, well or failed, by its agent."""
-        types = self._types.get(agent)
-        if types is None:
-            types = self._types[agent] = (f"{agent}.completed", f"{agent}.failed")
-        return types
-
-    def _encoded(self, arrived: Arrived, kind: str, data: Any, now_ms: int) -> bytes:
-        incoming = arrived.incoming
-        return self._encode(
-            _Completion(
-                "1.0",
-                arrived.key.hex(),
-                self._source,
-                kind,
-                incoming.tenant,
-                incoming.source,
-                incoming.id,
-                self._text_of(now_ms),
-                data,
-                arrived.root.hex() if arrived.root else msgspec.UNSET,
-            )
-        )
-
-    def _text_of(self, now_ms: int) -> str:
-        if self._now_ms != now_ms:
-            self._now_ms, self._now_text = now_ms, utc_text(now_ms)
-        return self._now_text
-
     def parked(self, arrived: Arrived, parked: Parked) -> Outgoing:
         """The dead letter of a run that waits for a person."""
         return self.dead_letter(
@@ -267,22 +199,10 @@ class Letters:
 
     def completions(self, ended: EndedAtOnce, now_ms: int) -> Iterator[Finished]:
         """The ends of runs that ended at once."""
-        arrivals, values = ended.arrivals, ended.values
-        kind, source, encode, time = (
-            self._types_of(arrivals.agent.name)[0],
-            self._source,
-            self._encode,
-            self._text_of(now_ms),
-        )
-        try:
-            written = [
-                encode(_Completion("1.0", key.hex(), source, kind, i.tenant, i.source, i.id, time, value))
-                for i, key, value in zip(arrivals.incomings, arrivals.keys, values, strict=True)
-            ]
-        except Exception:  # noqa: BLE001 (one of them has no JSON: which of them fail is seen one by one)
-            written = []
-        if not written or max(map(len, written)) > self._value_max:
-            for index, value in enumerate(values):
+        arrivals = ended.arrivals
+        written = self._values.of_all(ended, now_ms)
+        if not written:
+            for index, value in enumerate(ended.values):
                 yield self.completion(Ended(arrivals.one(index), Completed(value)), now_ms)
             return
         slot, tenant = arrivals.source.grant.slot, arrivals.incomings[0].tenant
@@ -307,15 +227,3 @@ def _first_headers(headers: list[tuple[str, bytes | None]], size_max: int) -> li
             break
         kept.append((name, content))
     return kept
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, pydantic.BaseModel):
-        return value.model_dump(mode="json")
-    raise TypeError(f"{type(value).__name__} has no JSON form")
-
-
-def utc_text(time_ms: int) -> str:
-    """A time as CloudEvents writes it (RFC 3339, UTC, milliseconds)."""
-    text = datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds")
-    return text.replace("+00:00", "Z")
