@@ -5,6 +5,7 @@ import itertools
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from onceflow import (
@@ -20,6 +21,12 @@ from onceflow import (
     agent,
     tool,
 )
+from onceflow.agents.calls import Completed
+from onceflow.agents.happenings import Arrived, Ended
+from onceflow.config import Limits
+from onceflow.stream.content import Grant, Input
+from onceflow.stream.letters import Letters
+from onceflow.stream.topics import RECORD_MAX_BYTES, Names
 from onceflow.testing import Reply, Target, check_tool, crash_everywhere, event, run_agent, signal
 from onceflow.testing.simulation import ScriptError
 
@@ -155,6 +162,51 @@ def test_an_agent_for_all_types_takes_any_event() -> None:
 def test_an_event_that_the_agent_does_not_take_is_named_with_those_that_it_takes() -> None:
     with pytest.raises(ScriptError, match=r"no agent takes 'order\.lost'; buy takes order\.placed"):
         run_agent(buy, event("order.lost"))
+
+
+def code_in_a_cell(value: Any) -> str:
+    """The code of the failed completion that a cell writes of a run that returned this; "": it completed."""
+    names = Names.of("flow")
+    letters = Letters("flow", names, dict.fromkeys(names, RECORD_MAX_BYTES), Limits().value_bytes)
+    source = Input("events", 0, Grant(0), topic_id="id")
+    arrived = Arrived(source, 0, 0, b"", None, ORDER, buy, key=bytes(16))
+    written, _ = letters.outcome(Ended(arrived, Completed(value)), 0)
+    data = msgspec.json.decode(written)["data"]
+    return str(data["code"]) if "code" in data else ""
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        ({"fine": 1}, ""),
+        (object(), "agent-failed"),
+        ({(1, 2): "no key of JSON"}, "agent-failed"),
+        ("x" * 2_000_000, "too-large"),
+        ("x" * Limits().value_bytes, "too-large"),
+    ],
+    ids=["JSON", "an object", "a key", "2 MB", "too large with its frame"],
+)
+def test_a_value_that_a_cell_cannot_write_fails_the_run_as_it_does_there(value: Any, code: str) -> None:
+    @agent("returns", on="order.placed")
+    async def returns(run: Run, event: Event) -> Any:
+        return value
+
+    assert run_agent(returns, ORDER).code == code == code_in_a_cell(value)
+    assert set(crash_everywhere(returns, ORDER).outcomes) == {code or "completed"}
+
+
+def test_a_forgotten_await_fails_the_run() -> None:
+    calls = []
+
+    @agent("forgets", on="order.placed")
+    async def forgets(run: Run, event: Event) -> Any:
+        calls.append(run.call(ask_model, order="A-1"))
+        return calls[0]
+
+    outcome = run_agent(forgets, ORDER)
+    assert outcome.code == "agent-failed"
+    assert outcome.message == "what the agent returned has no JSON: TypeError: coroutine has no JSON form"
+    calls[0].close()
 
 
 @tool(effect="read")

@@ -34,8 +34,10 @@ from onceflow.agents.order import in_turn
 from onceflow.agents.shared import Shared, decode_shared
 from onceflow.agents.signals import Kept, Signal, decode_kept
 from onceflow.agents.tool import Tool
+from onceflow.config import Limits
 from onceflow.errors import Failed, GiveUp, RetryLater
 from onceflow.event import Incoming, idempotency_key
+from onceflow.stream.completion_values import CompletionValues
 from onceflow.testing.target import Target
 
 
@@ -135,6 +137,7 @@ class Simulation:
         self.real: Counter[str] = Counter()  # tools called for real that change something: requests of each
         self.undoable = {tool.name for tool in results if tool.compensation is not None}
         self._results = {tool: list(r) if isinstance(r, list) else r for tool, r in results.items()}
+        self._values = CompletionValues("tests", Limits().value_bytes)
         self._agents, self._routes = agents, routes(agents)
         self._source = SimpleNamespace(topic="events", partition=0, grant=SimpleNamespace(live=True))
         self._ledger = _Ledger(agents, self._source)
@@ -240,8 +243,10 @@ class Simulation:
             self.parked.append(parked.message)
             self.say(f"■ the run is parked: {parked.message}")
         for ended in decided.ended:
-            self.ends.append((ended.arrived.key.hex(), ended.outcome))
-            self.say(f"■ the run ends: {_worded(ended.outcome)}")
+            _, failed = self._values.of(ended, self.now_ms)
+            outcome = ended.outcome if failed is None else failed
+            self.ends.append((ended.arrived.key.hex(), outcome))
+            self.say(f"■ the run ends: {_worded(outcome)}")
         self._calls += decided.calls
 
     def _say_committed(self, entries: Mapping[str, Entry]) -> None:
