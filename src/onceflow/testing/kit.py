@@ -1,12 +1,7 @@
-"""The public functions of the testing kit."""
+"""The testing kit's runs of an agent: one, or one for each point at which a process may die."""
 
-import asyncio
-import inspect
-import secrets
-import time
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -15,13 +10,12 @@ from typing import Any
 import msgspec
 
 from onceflow.agents.agent import Agent
-from onceflow.agents.call import Call
 from onceflow.agents.calls import Completed, StartCall
 from onceflow.agents.signals import Signal
 from onceflow.agents.tool import Tool
 from onceflow.event import Incoming
 from onceflow.testing.simulation import Called, Reply, ScriptError, Simulation
-from onceflow.testing.target import Effect, Target
+from onceflow.testing.target import Effect, Target, listed
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 STEPS_MAX = 10_000
@@ -138,51 +132,6 @@ def crash_everywhere(
     return report
 
 
-def check_tool(tool: Tool[Any, Any], target: Target, **arguments: Any) -> None:
-    """Call a keyed tool twice with one key, and once more after a lost answer: the target must have one effect of it.
-
-    The tool's function must reach the target: as the service that it calls in a test. Raises AssertionError otherwise.
-    """
-    if tool.effect != "keyed":
-        raise AssertionError(f"tool {tool.name} is {tool.effect}; check_tool is for keyed tools")
-
-    def call(key: str, attempt: int) -> None:
-        asked = Call("acme", "run-1", key, attempt, arguments)
-        asked.sent(int(time.time() * 1000), tool.timeout_s)
-        result = tool.function(asked, **arguments)
-        if inspect.isawaitable(result):
-            asyncio.run(_awaited(result))
-
-    key, other = secrets.token_hex(16), secrets.token_hex(16)  # the target may know those of earlier checks
-    before, asked_before = len(target.effects), len(target.asked)
-    target.lose_next_answer()
-    try:
-        with suppress(Exception):  # the answer is lost; whatever the tool makes of that
-            call(key, 1)
-    finally:
-        target.answer_again()  # if there was no request, it would be the next check's answer that is lost
-    for attempt in (2, 3):
-        call(key, attempt)
-    keys = sorted({given for _, given in target.asked[asked_before:]})
-    if key not in keys:
-        given = ", ".join(f"key {each!r}" if each else "a request without a key" for each in keys)
-        raise AssertionError(
-            f"tool {tool.name} does not pass its key on: the target was given {given or 'no request'}. Send call.key "
-            "with each request, as call.headers (Idempotency-Key) or call.meta, and never a key of your own"
-        )
-    done = target.effects[before:]
-    if len(done) != 1:
-        raise AssertionError(
-            f"tool {tool.name} called three times with one key had {len(done)} effects:\n"
-            + _listed(done, set())
-        )
-    call(other, 1)
-    if len(target.effects) != before + 2:
-        raise AssertionError(
-            f"tool {tool.name} called with another key had no effect: it sends a key of its own"
-        )
-
-
 class _Nth:
     """Replies so to the nth request, and well to all others."""
 
@@ -285,7 +234,7 @@ def _judge(simulation: Simulation, scenario: str, waits: bool) -> None:
         )
     if complaint:
         raise AssertionError(
-            f"{complaint}\n\nScenario: {scenario}\n\n{_tail(simulation)}\n\nEffects:\n{_listed(effects, wrong)}"
+            f"{complaint}\n\nScenario: {scenario}\n\n{_tail(simulation)}\n\nEffects:\n{listed(effects, wrong)}"
         )
 
 
@@ -296,17 +245,5 @@ def _left_standing(effects: Iterable[Effect], undoable: Container[str]) -> list[
     return [] if undone == done[::-1] else [subject for subject in done if subject not in undone] or undone
 
 
-def _listed(effects: Iterable[Effect], wrong: Iterable[int]) -> str:
-    marked = set(wrong)
-    return "\n".join(
-        f"{'→' if n in marked else ' '} {n + 1}. {e.operation} {e.subject} key {e.key[:6] or '-'} -> {e.answer!r}"
-        for n, e in enumerate(effects)
-    )
-
-
 def _tail(simulation: Simulation) -> str:
     return "\n".join(simulation.timeline[-60:])
-
-
-async def _awaited(result: Any) -> Any:
-    return await result

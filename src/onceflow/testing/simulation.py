@@ -27,17 +27,17 @@ from onceflow.agents.happenings import (
     Signalled,
     Sleeping,
 )
-from onceflow.agents.journal import Entry, OpenRun, entries_of, open_runs, run_prefix, runs_of
+from onceflow.agents.journal import Entry, entries_of, open_runs
 from onceflow.agents.lane import Lane
 from onceflow.agents.loop import Answered, answer_of, function_of
 from onceflow.agents.order import in_turn
-from onceflow.agents.shared import Shared, decode_shared
-from onceflow.agents.signals import Kept, Signal, decode_kept
+from onceflow.agents.signals import Signal
 from onceflow.agents.tool import Tool
 from onceflow.config import Limits
 from onceflow.errors import Failed, GiveUp, RetryLater
 from onceflow.event import Incoming, idempotency_key
 from onceflow.stream.completion_values import CompletionValues
+from onceflow.testing.memory_ledger import MemoryLedger
 from onceflow.testing.target import Target
 
 
@@ -64,53 +64,6 @@ class Called(NamedTuple):
     arguments: Mapping[str, Any]
     key: str
     attempt: int
-
-
-class _Ledger:
-    """A tenant's ledger: what is committed, and what was decided since."""
-
-    def __init__(self, agents: Sequence[Agent[Any, Any]], inbox: Any) -> None:
-        self.committed: dict[bytes, bytes] = {}
-        self.newer: dict[bytes, bytes | None] = {}
-        self._agents = {(agent.name, agent.version): agent for agent in agents}
-        self._inbox = inbox
-
-    def put(self, key: bytes, value: bytes | None) -> None:
-        self.newer[key] = value
-
-    def commit(self) -> None:
-        for key, value in self.newer.items():
-            if value is None:
-                self.committed.pop(key, None)
-            else:
-                self.committed[key] = value
-        self.newer = {}
-
-    def scan(self, prefix: bytes) -> list[tuple[bytes, bytes]]:
-        found: dict[bytes, bytes | None] = {**self.committed, **self.newer}
-        return [(k, v) for k, v in sorted(found.items()) if v is not None and k.startswith(prefix)]
-
-    def again(self, saved: Any, inbox: Any) -> Arrived:
-        agent = self._agents[saved.begun.agent, saved.begun.version]
-        return Arrived.again(saved, inbox, agent)
-
-    def run(self, key: bytes, inbox: Any) -> Arrived | str:
-        tenant = next(iter(self.scan(b"")))[0].partition(b"\0")[0].decode()
-        found = open_runs(self.scan(run_prefix(tenant, key)))
-        return self.again(found[0], inbox) if found else "the ledger does not hold it"
-
-    def inbox(self, source: Any) -> Any:
-        return self._inbox
-
-    def signals(self, prefix: bytes) -> list[tuple[bytes, Kept]]:
-        return [(key, decode_kept(value)) for key, value in self.scan(prefix)]
-
-    def failed(self, key: bytes) -> OpenRun | None:
-        return next((run for run in runs_of(self.scan(b"")) if run.failed and run.key == key), None)
-
-    def shared(self, key: bytes) -> Shared | None:
-        found = self.scan(key)
-        return decode_shared(found[0][1]) if found else None
 
 
 class Simulation:
@@ -140,7 +93,7 @@ class Simulation:
         self._values = CompletionValues("tests", Limits().value_bytes)
         self._agents, self._routes = agents, routes(agents)
         self._source = SimpleNamespace(topic="events", partition=0, grant=SimpleNamespace(live=True))
-        self._ledger = _Ledger(agents, self._source)
+        self._ledger = MemoryLedger(agents, self._source)
         self._unfinished = dict(enumerate(events))
         self._signals = list(signals)
         self._signals_done = 0
@@ -329,8 +282,7 @@ class Simulation:
         """Call a tool's own function, and note whether the target sees what it does."""
         before, nothing_done = len(self.target.asked), False
         try:
-            result = function_of(started)()
-            return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
+            return finished(function_of(started)())
         except (RetryLater, GiveUp, Failed):
             nothing_done = True
             raise
@@ -369,6 +321,11 @@ def _worded(outcome: Completed | RunFailed) -> str:
     if isinstance(outcome, Completed):
         return f"completed with {msgspec.json.encode(outcome.value, enc_hook=repr).decode()}"
     return f"failed, {outcome.code}: {outcome.message}"
+
+
+def finished(result: Any) -> Any:
+    """What a tool's function has returned, awaited if it is async."""
+    return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
 
 
 async def _awaited(result: Any) -> Any:

@@ -1,6 +1,6 @@
 """A service that tools change, in tests: it keeps what was done, once per idempotency key, and cannot forget."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 
@@ -49,3 +49,12 @@ class Target:
     def forget(self) -> None:
         """Begin with nothing done."""
         self.__init__()  # type: ignore[misc]
+
+
+def listed(effects: Iterable[Effect], wrong: Iterable[int]) -> str:
+    """Effects, a line each, some of them marked."""
+    marked = set(wrong)
+    return "\n".join(
+        f"{'→' if n in marked else ' '} {n + 1}. {e.operation} {e.subject} key {e.key[:6] or '-'} -> {e.answer!r}"
+        for n, e in enumerate(effects)
+    )

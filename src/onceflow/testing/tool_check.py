@@ -1,0 +1,54 @@
+"""Does a keyed tool pass its key on? What `keyed` promises, tried on the tool alone."""
+
+import secrets
+import time
+from contextlib import suppress
+from typing import Any
+
+from onceflow.agents.call import Call
+from onceflow.agents.tool import Tool
+from onceflow.testing.simulation import finished
+from onceflow.testing.target import Target, listed
+
+
+def check_tool(tool: Tool[Any, Any], target: Target, **arguments: Any) -> None:
+    """Call a keyed tool twice with one key, and once more after a lost answer: the target must have one effect of it.
+
+    The tool's function must reach the target: as the service that it calls in a test. Raises AssertionError otherwise.
+    """
+    if tool.effect != "keyed":
+        raise AssertionError(f"tool {tool.name} is {tool.effect}; check_tool is for keyed tools")
+
+    def call(key: str, attempt: int) -> None:
+        asked = Call("acme", "run-1", key, attempt, arguments)
+        asked.sent(int(time.time() * 1000), tool.timeout_s)
+        finished(tool.function(asked, **arguments))
+
+    key, other = secrets.token_hex(16), secrets.token_hex(16)  # the target may know those of earlier checks
+    before, asked_before = len(target.effects), len(target.asked)
+    target.lose_next_answer()
+    try:
+        with suppress(Exception):  # the answer is lost; whatever the tool makes of that
+            call(key, 1)
+    finally:
+        target.answer_again()  # if there was no request, it would be the next check's answer that is lost
+    for attempt in (2, 3):
+        call(key, attempt)
+    keys = sorted({given for _, given in target.asked[asked_before:]})
+    if key not in keys:
+        given = ", ".join(f"key {each!r}" if each else "a request without a key" for each in keys)
+        raise AssertionError(
+            f"tool {tool.name} does not pass its key on: the target was given {given or 'no request'}. Send call.key "
+            "with each request, as call.headers (Idempotency-Key) or call.meta, and never a key of your own"
+        )
+    done = target.effects[before:]
+    if len(done) != 1:
+        raise AssertionError(
+            f"tool {tool.name} called three times with one key had {len(done)} effects:\n"
+            + listed(done, set())
+        )
+    call(other, 1)
+    if len(target.effects) != before + 2:
+        raise AssertionError(
+            f"tool {tool.name} called with another key had no effect: it sends a key of its own"
+        )
