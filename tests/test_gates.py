@@ -85,3 +85,11 @@ def test_only_a_gate_that_remembers_nothing_is_forgotten() -> None:
     assert gate.idle(0)
     failed(gate, 1)
     assert not gate.idle(0)
+
+
+def test_a_failure_is_remembered_for_as_long_as_the_longest_rest() -> None:
+    gate = Gate()
+    failed(gate, 4, now=10)
+    rested_until = 10 + gate.wait_s(ALLOWED, 10)
+    assert not gate.idle(rested_until + REST_LONGEST_S)
+    assert gate.idle(rested_until + REST_LONGEST_S + 1)

@@ -35,6 +35,7 @@ class Gate(msgspec.Struct):
     closed_until: float = 0.0
     probing: bool = False  # it was closed, and one call is through to try
     failed: int = 0  # one after another
+    failed_at: float = 0.0  # the last of them
     next_at: float = 0.0  # by the rate
 
     def wait_s(self, allowance: Allowance, now: float) -> float:
@@ -63,8 +64,10 @@ class Gate(msgspec.Struct):
         self.running -= 1
 
     def idle(self, now: float) -> bool:
-        """Whether nothing is lost when this gate is forgotten."""
-        return not (self.running or self.closed_until or self.probing or self.failed) and self.next_at <= now
+        """Whether nothing is lost when this gate is forgotten: a failure counts for as long as the longest rest."""
+        if self.running or self.next_at > now or self.closed_until > now:
+            return False
+        return not self.failed or now - max(self.failed_at, self.closed_until) > REST_LONGEST_S
 
     def ended(self, allowance: Allowance, now: float, error: BaseException) -> bool:
         """A call has raised this; whether the tool is left in peace because of it."""
@@ -72,7 +75,7 @@ class Gate(msgspec.Struct):
             self.answered()
             return False
         self.running -= 1
-        self.failed += 1
+        self.failed, self.failed_at = self.failed + 1, now
         rest_s = 0.0
         if isinstance(error, RetryLater) and error.after_s is not None:
             rest_s = error.after_s
