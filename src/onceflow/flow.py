@@ -70,6 +70,10 @@ def dataflow(name: str, *, agents: Sequence[Agent[Any, Any]], settings: Settings
     ends with status 2 instead.
     """
     try:
+        if isinstance(agents, Agent):
+            raise ConfigError(f"flow {name}: agents=… is one agent: write a list, agents=[…]")
+        if not agents:
+            raise ConfigError(f"flow {name}: agents=[]: a flow needs at least one agent")
         settings = settings or load(name)
         metrics = Metrics()
         runtime = Runtime(name, settings, routes(agents), metrics, None)
@@ -96,6 +100,21 @@ def _take_over_bytewax(dataflow: "Dataflow", arguments: Arguments) -> None:
         _end_with_line(error)
 
 
+def _end_imports_with_a_line() -> None:
+    """Have an error of ours that comes while `bytewax.run` imports a flow, as of @agent, end the process as it should.
+
+    `take_over_process` replaces the hook by one that knows the flow.
+    """
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if (ours := _ours(error)) is not None:
+            _end_with_line(ours)
+        before(kind, error, trace)
+
+    sys.excepthook = hook
+
+
 def _end_with_line(error: OnceflowError) -> NoReturn:
     print(f"onceflow: {error}", file=sys.stderr, flush=True)  # noqa: T201 (the one line that says why it ends)
     os._exit(error.exit_status)
@@ -111,11 +130,15 @@ def find_flow(reference: str) -> Flow:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
-            raise
+            raise ConfigError(f"{module_name} cannot be imported: {_in_a_line(error)}") from error
         raise ConfigError(
             f"there is no module {module_name!r} here: give FLOW as module or module:name, as seen from the "
             "working directory"
         ) from error
+    except OnceflowError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{module_name} cannot be imported: {_in_a_line(error)}") from error
     found = getattr(module, attribute or "flow", None)
     flow = _defined.get(id(found))
     if flow is None:
@@ -124,6 +147,19 @@ def find_flow(reference: str) -> Flow:
             f"`{attribute or 'flow'} = dataflow(…)` at its end"
         )
     return flow
+
+
+def _in_a_line(error: Exception) -> str:
+    """What went wrong in an import, and in which line: the last one in the working directory, where users write."""
+    if isinstance(error, SyntaxError):  # it is where it says, in no frame
+        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
+    text = " ".join(str(error).split())
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
+    here = [
+        f for f in frames if Path(f.filename).is_relative_to(Path.cwd()) and "site-packages" not in f.filename
+    ]
+    place = (here or frames)[-1]
+    return f"{type(error).__name__}: {text} ({place.filename}:{place.lineno})"
 
 
 def run_flow(flow: Flow, recovery: Path | None) -> None:
@@ -236,3 +272,7 @@ def _refuse_clusters(arguments: Arguments) -> None:
             "a Bytewax cluster (-w above 1, -i, -a) is not used by onceflow: start one process per cell instead, "
             "each with its own state directory (ONCEFLOW_STATE_DIR) and recovery directory (-r)"
         )
+
+
+if launched_by_bytewax():
+    _end_imports_with_a_line()

@@ -1,0 +1,84 @@
+"""A flow's module, from its import to its run: what is wrong with it is one line and status 2, however it is run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from onceflow.agents.agent import agent
+from onceflow.agents.run import Run
+from onceflow.errors import ConfigError
+from onceflow.event import Event
+from onceflow.flow import dataflow, find_flow
+
+
+@agent("pass-on", on="*")
+async def pass_on(run: Run, event: Event) -> int:
+    return 1
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.mark.parametrize(
+    ("agents", "says"),
+    [
+        (pass_on, "write a list, agents=[…]"),
+        ([], "a flow needs at least one agent"),
+        ([print], "decorate the function with @agent"),
+    ],
+    ids=["an agent", "none", "no agent"],
+)
+def test_a_flow_is_made_of_a_list_of_agents(agents: list, says: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(ConfigError) as refused:
+        dataflow("flow", agents=agents)
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (("import json", "import nothere"), "ModuleNotFoundError: No module named 'nothere' ("),
+        (("import json", "x = = 1"), "SyntaxError: invalid syntax ("),
+        (("import json", "json.loads('{')"), "JSONDecodeError: Expecting property name"),
+    ],
+    ids=["an import", "the syntax", "anything"],
+)
+def test_a_module_that_cannot_be_imported_is_told_in_a_line_with_its_place(
+    tmp_path: Path, request: pytest.FixtureRequest, lines: tuple[str, ...], says: str
+) -> None:
+    module = f"broken_{request.node.callspec.id.replace(' ', '_')}"
+    (tmp_path / f"{module}.py").write_text("\n".join(lines))
+    with pytest.raises(ConfigError) as refused:
+        find_flow(module)
+    line = str(refused.value)
+    assert says in line
+    assert line.endswith(f"({tmp_path / module}.py:2)")
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("lines", "status", "says"),
+    [
+        (
+            "from onceflow import tool\n@tool(effect='no')\nasync def x(): ...\n",
+            2,
+            "onceflow: tool x: effect='no'",
+        ),
+        ("import onceflow\nraise ValueError('theirs')\n", 1, "Traceback"),
+    ],
+    ids=["ours", "another"],
+)
+def test_under_bytewax_too_a_wrong_tool_ends_with_2_and_a_line_and_other_errors_as_ever(
+    tmp_path: Path, lines: str, status: int, says: str
+) -> None:
+    (tmp_path / "wrong.py").write_text(lines)
+    command = (sys.executable, "-m", "bytewax.run", "wrong")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == status, done.stderr
+    assert done.stderr.startswith(says)
+    assert status == 1 or done.stderr.count("\n") == 1
