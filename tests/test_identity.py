@@ -70,3 +70,10 @@ def test_a_file_that_holds_no_name_is_refused_with_the_remedy(tmp_path: Path) ->
     (tmp_path / "cell").write_text("who knows\n")
     with pytest.raises(ConfigError, match="Delete the file"):
         take_identity(tmp_path, None)
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+def test_a_directory_that_cannot_be_made_is_refused_with_the_remedy(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file.* cannot be used as a directory \(.*ONCEFLOW_STATE_DIR"):
+        take_identity(tmp_path / "file" / below, None)

@@ -27,6 +27,7 @@ from bytewax.recovery import (
 )
 
 from onceflow.agents.lane import Lane
+from onceflow.errors import ConfigError
 from onceflow.stream.content import Ends, Work
 from onceflow.stream.runtime import Runtime
 
@@ -51,7 +52,12 @@ def run(flow: Dataflow, recovery: Path | None, epoch: timedelta) -> None:
 
 def initialise_recovery(directory: Path) -> None:
     """Make a recovery directory, unless it is one already."""
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the recovery directory {directory} cannot be made ({error.strerror}): name another one"
+        ) from error
     if not any(directory.glob("part-*.sqlite3")):
         init_db_dir(directory, 1)  # type: ignore[no-untyped-call]
 

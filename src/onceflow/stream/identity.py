@@ -46,8 +46,15 @@ def take_identity(state: Path, recovery: Path | None) -> Identity:
 def _lock_and_name(state: Path, recovery: Path | None, locks: ExitStack) -> str:
     directories = [state] if recovery is None else [state, recovery]
     for directory in directories:
-        directory.mkdir(parents=True, exist_ok=True)
-        _lock(locks.enter_context((directory / _LOCK).open("a")), directory)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            file = locks.enter_context((directory / _LOCK).open("a"))
+        except OSError as error:
+            raise ConfigError(
+                f"{directory} cannot be used as a directory ({error.strerror}). Give the cell a state directory "
+                "(ONCEFLOW_STATE_DIR) and a recovery directory (-r) that it can make and write to."
+            ) from error
+        _lock(file, directory)
     found = {directory: name for directory in directories if (name := _read(directory)) is not None}
     names = set(found.values())
     if len(names) > 1:
