@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, Message
 
 from onceflow.config import Settings
 from onceflow.stream.catchup import read_to_end
-from onceflow.stream.cluster import Cluster, KafkaAway, Partition, Topic
+from onceflow.stream.cluster import Cluster, KafkaAway, Partition, Topic, client_made
 from onceflow.stream.grants import unfinished_below
 from onceflow.stream.progress import Progress, Tally, decode_progress
 from onceflow.stream.topics import Names, existing_slots, inputs_of
@@ -288,19 +288,18 @@ def committed(
 ) -> Iterator[Message]:
     """The committed records of one of the flow's topics up to now, of these slots."""
     partitions = [(topic, slot) for slot in slots]
-    consumer = Consumer(
-        {
-            "fetch.wait.max.ms": 10,
-            "retry.backoff.ms": 10,
-            **settings.kafka.properties(),
-            "group.id": f"{flow}-status",  # never joined: it only reads
-            "isolation.level": "read_committed",
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "auto.offset.reset": "earliest",
-        },
-        logger=log,
-    )
+    properties = {
+        "fetch.wait.max.ms": 10,
+        "retry.backoff.ms": 10,
+        **settings.kafka.properties(),
+        "group.id": f"{flow}-status",  # never joined: it only reads
+        "isolation.level": "read_committed",
+        "enable.auto.commit": False,
+        "enable.partition.eof": True,
+        "auto.offset.reset": "earliest",
+    }
+    with client_made(settings.kafka.client):
+        consumer = Consumer(properties, logger=log)
     with closing(consumer):
         for messages in read_to_end(
             consumer,

@@ -15,7 +15,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from onceflow.config import Settings
 from onceflow.errors import Fault
-from onceflow.stream.cluster import RECONNECT, Partition, client_log
+from onceflow.stream.cluster import RECONNECT, Partition, client_log, client_made
 from onceflow.stream.content import Grant, Input, Pair
 from onceflow.stream.topics import Names
 from onceflow.stream.transaction import fault
@@ -61,7 +61,8 @@ class Cell:
         self._pair: Pair | None = None  # None: the grants have changed since
         self._pair_until = 0.0
         self._fatal: KafkaError | None = None
-        self._consumer = Consumer(_properties(flow, name, settings, self._on_error), logger=client_log)
+        with client_made(settings.kafka.client):
+            self._consumer = Consumer(_properties(flow, name, settings, self._on_error), logger=client_log)
         self._consumer.subscribe(
             [self._inbox], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )

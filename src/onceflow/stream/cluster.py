@@ -7,6 +7,7 @@ the log.
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 from confluent_kafka import (
@@ -27,7 +28,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public ther
     ResourceType,
 )
 
-from onceflow.errors import OnceflowError
+from onceflow.errors import ConfigError, OnceflowError
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,22 @@ def by_partition(messages: list[Message]) -> Iterator[tuple[Partition, list[Mess
             start = end
 
 
+@contextmanager
+def client_made(properties: Mapping[str, str]) -> Iterator[None]:
+    """Around the making of a client with these properties; ConfigError for one that librdkafka does not take."""
+    try:
+        yield
+    except (KafkaException, TypeError) as error:  # TypeError: a property that only code can give, a callback
+        if isinstance(error, KafkaException) and error.args[0].code() != KafkaError._INVALID_ARG:
+            raise
+        cause = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+        setting = ".".join(["kafka.client", *[name for name in properties if name in cause][:1]])
+        raise ConfigError(
+            f"{setting}: librdkafka refuses it ({cause}). Write a property and a value that it knows; "
+            "`onceflow config` shows what is set, and where"
+        ) from error
+
+
 def answers(properties: Mapping[str, str]) -> bool:
     """Whether Kafka answers a client that is made anew; one that went through an outage may never find back."""
     try:
@@ -113,9 +130,10 @@ class Cluster:
 
     def renew(self) -> None:
         """Ask with a client made anew from now on: one that went through an outage may never find back."""
-        self._admin = AdminClient(
-            {"retry.backoff.ms": 10, **RECONNECT, **self._properties}, logger=client_log
-        )
+        with client_made(self._properties):
+            self._admin = AdminClient(
+                {"retry.backoff.ms": 10, **RECONNECT, **self._properties}, logger=client_log
+            )
 
     def topic_names(self) -> dict[str, int]:
         """All topics, with their partition counts."""
@@ -177,7 +195,16 @@ class Cluster:
         """Make a topic; one that another process has just made is as good."""
         new = NewTopic(topic, partitions, -1 if replication is None else replication, config=dict(settings))
         answer = self._admin.create_topics([new], request_timeout=ANSWER_S)[topic]
-        self._result(answer, missing=KafkaError.TOPIC_ALREADY_EXISTS)
+        try:
+            self._result(answer, missing=KafkaError.TOPIC_ALREADY_EXISTS)
+        except KafkaException as exception:
+            if exception.args[0].code() != KafkaError.INVALID_REPLICATION_FACTOR:
+                raise
+            given = "unset" if replication is None else str(replication)
+            raise ConfigError(
+                f"kafka.topics.replication_factor is {given}, and Kafka refuses that for {topic} "
+                f"({exception.args[0].str().rstrip('.')}): set it to the number of brokers at most"
+            ) from exception
 
     def await_topics(self, names: Iterable[str]) -> None:
         """Wait until topics just made are known to the broker that answers; making one returns earlier."""

@@ -24,7 +24,7 @@ from confluent_kafka import (
 from onceflow.config import Settings
 from onceflow.errors import Fault
 from onceflow.state.ledger import Change
-from onceflow.stream.cluster import RECONNECT, client_log
+from onceflow.stream.cluster import RECONNECT, client_log, client_made
 from onceflow.stream.content import Header, Outgoing
 from onceflow.stream.topics import RECORD_MAX_BYTES, Names
 
@@ -276,23 +276,22 @@ def begin_producer(
 ) -> Producer:
     """A cell's transactional producer; taking it ends the open transaction of a predecessor."""
     timeout_s = settings.transaction_timeout.total_seconds()
-    producer = Producer(
-        {
-            "linger.ms": 3,
-            **RECONNECT,
-            "compression.type": "lz4",
-            "queue.buffering.max.messages": 2_000_000,
-            "queue.buffering.max.kbytes": 1 << 20,
-            **settings.kafka.properties(),
-            "error_cb": fatal,
-            "batch.size": min(_BATCH_BYTES, int(record_max * 0.9)),
-            "message.max.bytes": RECORD_MAX_BYTES,
-            "transactional.id": transactional_id,
-            "transaction.timeout.ms": int(timeout_s * 1000),
-            "retry.backoff.ms": 3,  # at the default of 100, each transaction with offsets takes 100 ms
-        },
-        logger=client_log,
-    )
+    properties = {
+        "linger.ms": 3,
+        **RECONNECT,
+        "compression.type": "lz4",
+        "queue.buffering.max.messages": 2_000_000,
+        "queue.buffering.max.kbytes": 1 << 20,
+        **settings.kafka.properties(),
+        "error_cb": fatal,
+        "batch.size": min(_BATCH_BYTES, int(record_max * 0.9)),
+        "message.max.bytes": RECORD_MAX_BYTES,
+        "transactional.id": transactional_id,
+        "transaction.timeout.ms": int(timeout_s * 1000),
+        "retry.backoff.ms": 3,  # at the default of 100, each transaction with offsets takes 100 ms
+    }
+    with client_made(settings.kafka.client):
+        producer = Producer(properties, logger=client_log)
     while True:
         try:
             producer.init_transactions(10)
