@@ -1,15 +1,32 @@
-"""What is asked of Kafka: what is said when it refuses how it is asked."""
+"""What is asked of Kafka: what is said when it is away, and when it refuses how it is asked."""
+
+import logging
 
 import pytest
 from confluent_kafka import Consumer
 
 from onceflow.config import Settings
 from onceflow.errors import ConfigError
-from onceflow.stream.cluster import Cluster, client_made
+from onceflow.stream import cluster
+from onceflow.stream.cluster import Cluster, KafkaAway, client_made
 from onceflow.stream.topics import prepare
 from tests.conftest import Kafka
 
 NOBODY = {"bootstrap.servers": "127.0.0.1:1"}
+
+
+def test_while_kafka_is_away_the_log_says_where_it_was_asked_for_and_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cluster, "ANSWER_S", 0.1)
+    asked = Cluster(NOBODY)
+    tries = iter([False, True])
+    with caplog.at_level(logging.WARNING), pytest.raises(KafkaAway):
+        asked.patiently(asked.topic_names, stop=lambda: next(tries))
+    (line,) = caplog.messages
+    assert line.startswith("Kafka at 127.0.0.1:1 does not answer")
+    assert "ONCEFLOW_KAFKA__BOOTSTRAP_SERVERS" in line
+    assert line.endswith("; still trying")
 
 
 @pytest.mark.parametrize(

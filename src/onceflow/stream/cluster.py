@@ -120,12 +120,12 @@ class Cluster:
         while True:
             try:
                 return question()
-            except KafkaAway:
+            except KafkaAway as away:
                 if stop():
                     raise
                 self.renew()
                 if time.monotonic() >= line_at:
-                    log.warning("Kafka is away; still trying", extra={"bootstrap_servers": self.servers})
+                    log.warning("%s; still trying", away)
                     line_at = time.monotonic() + 10
 
     def renew(self) -> None:
