@@ -110,7 +110,9 @@ REFUSED = [
     ({"EVENTS__PLAIN__ID": "id"}, "", "events.plain.id = 'id'"),
     ({"STATE_DIR": ""}, "", "must be a directory of the cell's own"),
     ({"EVENTS__SHARED": "", "EVENTS__TENANT_PREFIX": ""}, "", "events.shared = '', from environment"),
-    ({"EVENTS__SHARED": "signals"}, "", "must be without 'signals'"),
+    ({"EVENTS__SHARED": "signals"}, "", "events.signals = signals, the default: must be a topic that is not in"),
+    ({"EVENTS__SIGNALS": "events"}, "", "events.signals = 'events', from environment (ONCEFLOW_"),
+    ({"EVENTS__SIGNALS": "events.acme"}, "", "is not a tenant's own (events.tenant_prefix and a name)"),
     ({"EVENTS__TENANT_PREFIX": "e"}, "", "must be a prefix that topic 'events' does not begin with"),
     ({"LIMITS__RUNS_PER_LANE": "9000"}, "", "limits.runs_per_cell = 8192, the default: must be at least"),
     ({"LIMITS__UNFINISHED_PER_CELL": "1"}, "", "must be at least limits.unfinished_per_input, which is 4096"),
@@ -167,12 +169,20 @@ def test_a_flows_name_is_lower_case_letters_digits_and_hyphens(name: str) -> Non
         ("events", {}),
         ("clearledger", {"EVENTS__TENANT_PREFIX": "clear"}),
         ("dedup", {"EVENTS__SHARED": "events,dedup.completions"}),
+        ("dedup", {"EVENTS__SIGNALS": "dedup.inbox"}),
     ],
 )
 def test_a_flow_whose_topics_would_be_read_as_events_is_refused(name: str, variables: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="would be read as events"):
+    cause = next((name.lower().replace("__", ".") for name in variables), "events.tenant_prefix")
+    with pytest.raises(ConfigError, match=rf"would be read as (events|signals) \(.*{cause} "):
         load(name, environ=environment(**variables))
     assert flow_name("billing", load(environ=environment(**variables))) == "billing"
+
+
+def test_events_may_have_the_topic_that_signals_have_by_default_if_signals_have_another_or_none() -> None:
+    for other in ("bank-signals", ""):
+        given = environment(EVENTS__SHARED="signals", EVENTS__SIGNALS=other)
+        assert load("flow", environ=given).events.shared == ("signals",)
 
 
 def test_signals_are_an_input_unless_their_topic_is_empty() -> None:

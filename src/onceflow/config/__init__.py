@@ -14,7 +14,6 @@ sources   where it comes from
 from onceflow.config.settings import (
     FLOW_TOPICS,
     SETTINGS,
-    SIGNALS,
     Dedup,
     Events,
     Kafka,
@@ -32,7 +31,6 @@ __all__ = [
     "FLOW_TOPICS",
     "OTHER_VARIABLES",
     "SETTINGS",
-    "SIGNALS",
     "Dedup",
     "Events",
     "Kafka",

@@ -18,7 +18,6 @@ from onceflow.errors import ConfigError
 
 PREFIX = "ONCEFLOW_"
 FLOW_TOPICS = ("inbox", "completions", "dead-letters", "ledger", "progress")
-SIGNALS = "signals"
 CLIENT = "kafka.client."
 
 _FLOW = re.compile(r"[a-z][a-z0-9-]{0,62}")
@@ -253,9 +252,10 @@ class Settings(BaseSettings):
                 raise _refused(CLIENT + name, _ONLY_OURS[name])
         if not events.tenant_prefix and not events.shared:
             raise _refused("events.shared", "at least one topic, as events.tenant_prefix is empty too")
-        if SIGNALS in events.shared:
-            raise _refused("events.shared", f"without {SIGNALS!r}, which holds what ends waits, not events")
-        for topic in (*events.shared, SIGNALS):
+        if events.signals in events.shared or events.is_tenants_own(events.signals):
+            other = "a topic that is not in events.shared and is not a tenant's own (events.tenant_prefix and a name)"
+            raise _refused("events.signals", other)
+        for topic in events.shared:
             if events.is_tenants_own(topic):
                 other = f"a prefix that topic {topic!r} does not begin with (a trailing '.' helps)"
                 raise _refused("events.tenant_prefix", other)
@@ -276,6 +276,13 @@ SETTINGS = dict(_leaves(Settings))
 """Every setting by its dotted name. `kafka.client` is a table whose names are librdkafka's."""
 
 
+def _read_as(topic: str, events: Events) -> str:
+    if topic == events.signals:
+        return f"signals (events.signals {events.signals!r})"
+    shared = ", ".join(events.shared)
+    return f"events (events.tenant_prefix {events.tenant_prefix!r}, events.shared {shared})"
+
+
 def flow_name(name: str, settings: Settings) -> str:
     """This name, if a flow may have it under these settings."""
     if not _FLOW.fullmatch(name):
@@ -285,8 +292,7 @@ def flow_name(name: str, settings: Settings) -> str:
     for topic in (f"{name}.{suffix}" for suffix in FLOW_TOPICS):
         if settings.events.is_input(topic):
             raise ConfigError(
-                f"flow name {name!r}: its topic {topic!r} would be read as events "
-                f"(events.tenant_prefix {settings.events.tenant_prefix!r}, events.shared "
-                f"{', '.join(settings.events.shared)}): rename the flow or change these settings"
+                f"flow name {name!r}: its topic {topic!r} would be read as {_read_as(topic, settings.events)}: "
+                "rename the flow or change these settings"
             )
     return name
