@@ -28,6 +28,7 @@ COMMANDS = (
     ),
     *("runs list", "runs show", "runs resolve", "runs cancel", "signals send"),
 )
+SEND = "signals send --flow f"
 
 
 class Ended(Exception):  # noqa: N818 (reads as what it says)
@@ -101,6 +102,9 @@ def test_the_help_lists_the_commands_in_groups() -> None:
         ("dead-letters list --flow Nope", "lower-case"),
         ("dead-letters redrive --flow f", "or write --all"),
         ("dead-letters discard --all f.dead-letters/0/1 --flow f", "or write --all"),
+        (f"{SEND} check.finished account-7 --tenant a/b", "that is no signal: "),
+        (f"{SEND} {'x' * 513} account-7 --tenant acme", "that is no signal: "),
+        (f"{SEND} check.finished account-7 --tenant acme --data NaN", "--data: write an object"),
         ("config --colour", "No such option"),
         ("run", "Missing argument"),
     ],
@@ -115,15 +119,28 @@ def test_wrong_usage_is_told_on_standard_error_and_ends_with_2(
     assert captured.out == ""
 
 
+@pytest.mark.parametrize(
+    "arguments", ["dead-letters list --flow f", f"{SEND} check.finished account-7 --tenant acme"]
+)
 def test_without_kafka_a_command_names_the_remedy_and_ends_with_3(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("onceflow.stream.cluster.ANSWER_S", 0.2)
     monkeypatch.setenv("ONCEFLOW_KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1")
-    assert main(monkeypatch, "dead-letters list --flow f") == 3
+    assert main(monkeypatch, arguments) == 3
     error = capsys.readouterr().err
+    assert error.startswith("onceflow: Kafka at 127.0.0.1:1 does not answer")
+    assert error.count("\n") == 1, "and not what its client says"
     assert "onceflow kafka start" in error
     assert "ONCEFLOW_KAFKA__BOOTSTRAP_SERVERS" in error
+
+
+def test_a_flow_that_reads_no_signals_is_sent_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ONCEFLOW_EVENTS__SIGNALS", "")
+    assert main(monkeypatch, f"{SEND} check.finished account-7 --tenant acme") == 2
+    assert "events.signals is empty: this flow reads no signals" in capsys.readouterr().err
 
 
 def test_config_shows_every_setting_with_its_origin_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,6 +269,26 @@ def test_status_says_that_no_cell_runs_and_shows_all_when_asked(
     inputs = {(each["topic"], each["partition"]): each for each in json.loads(capsys.readouterr().out)}
     assert len(inputs) == 24
     assert inputs[f"{flow_name}-in", 5]["unfinished"] == 3
+
+
+def test_a_signal_is_sent_to_a_topic_that_is_there(
+    flow: str,
+    flow_name: str,
+    kafka: Kafka,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    signal = f"signals send check.finished account-7 --tenant acme --flow {flow_name}"
+    assert main(monkeypatch, signal) == 2
+    captured = capsys.readouterr()
+    assert f"topic {flow_name}-signals (events.signals) is missing" in captured.err
+    assert captured.out == ""
+    assert main(monkeypatch, f"prepare {flow}") == 0
+    assert main(monkeypatch, f"{signal} --event-id s-1 --status passed") == 0
+    assert f"sent s-1 to {flow_name}-signals\n" in capsys.readouterr().out
+    topic = [(f"{flow_name}-signals", partition) for partition in range(8)]
+    ends = Cluster({"bootstrap.servers": kafka.bootstrap_servers}).end_offsets(topic)
+    assert sum(ends.values()) == 1
 
 
 def send(kafka: Kafka, topic: str, records: list[tuple]) -> None:  # type: ignore[type-arg]

@@ -185,10 +185,8 @@ def send_signal(
 
     Example: `onceflow signals send check.finished account-7 --tenant acme --status passed --flow accounts`
     """
-    from confluent_kafka import Producer
-
     from onceflow.config import load
-    from onceflow.observe.open_runs import Unanswered, signal_as_sent
+    from onceflow.observe.open_runs import send_signal as send
 
     settings = load(flow)
     try:
@@ -204,12 +202,8 @@ def send_signal(
         "source": "sandbox" if sandbox else "onceflow/cli",
         "data": fields,
     }
-    signal = signal_as_sent(type, id, tenant, about)
-    producer = Producer({**settings.kafka.properties(), "partitioner": "murmur2_random"})
-    producer.produce(settings.events.signals, json.dumps(signal), tenant)
-    if producer.flush(30) > 0:
-        raise Unanswered("Kafka did not take the signal within 30 s: try again")
-    print(f"sent {signal['id']} to {settings.events.signals}")
+    send(settings, type, id, tenant, about)
+    print(f"sent {about['id']} to {settings.events.signals}")
 
 
 def _decide(flow: str, run: str, action: "Action", result: str | None) -> None:

@@ -1,18 +1,21 @@
 """The runs that a flow's ledger holds, read from Kafka; and what a person decides about them, sent through F.inbox."""
 
+import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from confluent_kafka import Message, Producer
+from confluent_kafka import Message
 
 from onceflow.agents.commands import HEADER, Command, encode_command
 from onceflow.agents.journal import AGAIN, FAILED, FAILING, PARKED, UNDO, UNDONE, Entry, OpenRun, runs_of
+from onceflow.agents.signals import read_signal
 from onceflow.config import Settings
 from onceflow.errors import ConfigError, OnceflowError
-from onceflow.event import home_slot
+from onceflow.event import Unusable, home_slot, read_event
 from onceflow.observe.status import committed, read_status, time_text
 from onceflow.stream.cluster import Cluster
+from onceflow.stream.sending import Record, send
 from onceflow.stream.topics import Names, existing_slots, slot_of_input
 
 ANSWER_S = 30.0
@@ -149,12 +152,8 @@ def send_command(flow: str, settings: Settings, command: Command) -> None:
         slot = slot_of_input(command.topic, command.partition, slots, settings)
     else:
         slot = home_slot(command.tenant, slots)
-    producer = Producer({**settings.kafka.properties(), "enable.idempotence": True})
-    producer.produce(
-        Names.of(flow).inbox, encode_command(command), command.tenant, slot, headers=[(HEADER, b"1")]
-    )
-    if producer.flush(ANSWER_S) > 0:
-        raise Unanswered(f"Kafka did not take the command within {ANSWER_S:g} s: try again")
+    inbox = Names.of(flow).inbox
+    send(settings, [Record(inbox, encode_command(command), command.tenant, slot, [(HEADER, b"1")])])
 
 
 def await_change(flow: str, settings: Settings, run: OpenRun) -> OpenRun | None:
@@ -199,9 +198,28 @@ def accept_loss(flow: str, settings: Settings, topic: str, partition: int) -> in
     )
 
 
-def signal_as_sent(type: str, id: str, tenant: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A signal as a producer sends it; `fields`: source, id and data of the CloudEvent."""
-    return {"specversion": "1.0", "type": type, "subject": id, "tenant": tenant, **fields}
+def send_signal(settings: Settings, type: str, id: str, tenant: str, fields: Mapping[str, Any]) -> None:
+    """Send a signal as a producer does; `fields`: source, id and data of the CloudEvent.
+
+    Raises ConfigError for what would be a dead letter in every flow.
+    """
+    topic = settings.events.signals
+    if not topic:
+        raise ConfigError(
+            "events.signals is empty: this flow reads no signals. Set it to the topic of those it waits for"
+        )
+    signal = {"specversion": "1.0", "type": type, "subject": id, "tenant": tenant, **fields}
+    value = json.dumps(signal).encode()
+    read = read_event(value, None, size_max=settings.limits.value_bytes)
+    fault = read.detail if isinstance(read, Unusable) else read_signal(read)
+    if isinstance(fault, str):
+        raise ConfigError(f"that is no signal: {fault}")
+    # Asked first: to a topic that is missing a producer sends for half a minute, and may even make it.
+    if topic not in Cluster(settings.kafka.properties()).topic_names():
+        raise ConfigError(
+            f"topic {topic} (events.signals) is missing: is it the flow's? `onceflow prepare MODULE` makes it"
+        )
+    send(settings, [Record(topic, value, tenant)])
 
 
 def _step(place: str, entry: Entry) -> Step:

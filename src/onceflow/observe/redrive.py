@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from confluent_kafka import Producer
-
 from onceflow.agents.commands import HEADER, Command, encode_command
 from onceflow.agents.happenings import Redrive
 from onceflow.agents.journal import runs_of
@@ -20,6 +18,7 @@ from onceflow.observe.open_runs import ANSWER_S, Unanswered, ledger_records
 from onceflow.observe.status import DeadLetter, read_dead_letters
 from onceflow.stream.cluster import Cluster
 from onceflow.stream.headers import OURS, redrive_headers
+from onceflow.stream.sending import Record, send
 from onceflow.stream.topics import Names, existing_slots
 
 _LOOK_EVERY_S = 0.3
@@ -56,9 +55,9 @@ def redrive(flow: str, settings: Settings, letters: Iterable[DeadLetter]) -> lis
     cluster = Cluster(settings.kafka.properties())
     slots = existing_slots(flow, cluster, settings)
     wanted = list(letters)
+    inbox = Names.of(flow).inbox
     held = _kept(flow, settings, {letter.tenant for letter in wanted if letter.kept})
-    producer = Producer({**settings.kafka.properties(), "enable.idempotence": True})
-    done = []
+    done, records = [], []
     for letter in wanted:
         if refusal := _refusal(letter, held):
             done.append(Done(letter.at, "", refusal))
@@ -76,13 +75,9 @@ def redrive(flow: str, settings: Settings, letters: Iterable[DeadLetter]) -> lis
             run = again.key
         theirs = [(name, content) for name, content in letter.headers if not name.startswith(OURS)]
         slot = home_slot(letter.tenant, slots) if letter.tenant else int(letter.at.split("/")[-2])
-        producer.produce(
-            Names.of(flow).inbox, letter.value, letter.tenant or None, slot, headers=[*theirs, *ours]
-        )
-        producer.poll(0)
+        records.append(Record(inbox, letter.value, letter.tenant or None, slot, [*theirs, *ours]))
         done.append(Done(letter.at, run.hex(), ""))
-    if producer.flush(ANSWER_S) > 0:
-        raise Unanswered(f"Kafka did not take all within {ANSWER_S:g} s: ask again, nothing is done twice")
+    send(settings, records)
     return done
 
 
@@ -94,16 +89,10 @@ def discard(flow: str, settings: Settings, letters: Iterable[DeadLetter]) -> int
     tenants = {letter.tenant for letter in wanted}
     held = _kept(flow, settings, tenants)
     runs = {letter.run: letter.tenant for letter in wanted if (letter.tenant, letter.run) in held}
-    producer = Producer({**settings.kafka.properties(), "enable.idempotence": True})
-    for run, tenant in runs.items():
-        command = encode_command(Command("discard", tenant, run))
-        producer.produce(
-            Names.of(flow).inbox, command, tenant, home_slot(tenant, slots), headers=[(HEADER, b"1")]
-        )
-        producer.poll(0)
+    inbox, mark = Names.of(flow).inbox, [(HEADER, b"1")]
+    commands = [(tenant, encode_command(Command("discard", tenant, run))) for run, tenant in runs.items()]
+    send(settings, [Record(inbox, each, tenant, home_slot(tenant, slots), mark) for tenant, each in commands])
     deadline = time.monotonic() + ANSWER_S
-    if producer.flush(ANSWER_S) > 0:
-        raise Unanswered(f"Kafka did not take all within {ANSWER_S:g} s: try again")
     while runs and _kept(flow, settings, tenants) & {(tenant, run) for run, tenant in runs.items()}:
         if time.monotonic() > deadline:
             raise Unanswered(

@@ -212,7 +212,7 @@ class Cluster:
         wanted = set(names)
         while missing := wanted - self.topic_names().keys():
             if time.monotonic() > deadline:
-                raise KafkaAway(self._no_answer(f"topic {min(missing)} was made and isn't listed"))
+                raise KafkaAway(no_answer(self.servers, f"topic {min(missing)} was made and isn't listed"))
             time.sleep(0.05)
 
     def members(self, group: str) -> dict[str, set[int]]:
@@ -265,25 +265,31 @@ class Cluster:
                 return None
             raise self._away(exception) from exception
         except TimeoutError as error:
-            raise KafkaAway(self._no_answer("no answer")) from error
+            raise KafkaAway(no_answer(self.servers, "no answer")) from error
 
     def _away(self, exception: KafkaException) -> Exception:
         error = exception.args[0]
-        if error.code() in _AWAY or error.retriable():
-            return KafkaAway(self._no_answer(error.str()))
-        return exception
+        return KafkaAway(no_answer(self.servers, error.str())) if is_away(error) else exception
 
-    def _no_answer(self, cause: str) -> str:
-        return (
-            f"Kafka at {self.servers} does not answer ({cause}). Start one with `onceflow kafka start`, or set "
-            "ONCEFLOW_KAFKA__BOOTSTRAP_SERVERS"
-        )
+
+def no_answer(servers: str, cause: str) -> str:
+    """What is said when Kafka is away."""
+    return (
+        f"Kafka at {servers} does not answer ({cause}). Start one with `onceflow kafka start`, or set "
+        "ONCEFLOW_KAFKA__BOOTSTRAP_SERVERS"
+    )
+
+
+def is_away(error: KafkaError) -> bool:
+    """Whether it says that Kafka is away, wholly or in part, and may be back later."""
+    return error.code() in _AWAY or error.retriable()
 
 
 _AWAY = (
     KafkaError._TRANSPORT,
     KafkaError._ALL_BROKERS_DOWN,
     KafkaError._TIMED_OUT,
+    KafkaError._MSG_TIMED_OUT,
     KafkaError._RESOLVE,
     KafkaError._NOENT,  # "No leaders found": just restarted
     KafkaError._WAIT_COORD,

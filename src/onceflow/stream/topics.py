@@ -12,14 +12,13 @@ from functools import reduce
 from math import gcd
 from typing import NamedTuple
 
-from confluent_kafka import Producer
-
 from onceflow.config import Settings
 from onceflow.errors import ConfigError
 from onceflow.event import home_slot
 from onceflow.state.seen import view_span_ms
 from onceflow.stream.cluster import Cluster, Partition, Topic
 from onceflow.stream.progress import FORMAT, Progress, encode_progress, progress_key
+from onceflow.stream.sending import Record, send
 
 log = logging.getLogger(__name__)
 
@@ -169,13 +168,12 @@ def start_from(
         offsets = cluster.end_offsets(new)
     else:
         offsets = cluster.offsets_at(new, _time_ms(start))
-    producer = Producer({**settings.kafka.properties(), "enable.idempotence": True})
+    records = []
     for (topic, partition), offset in offsets.items():
-        progress = Progress(FORMAT, "", topics[topic].id, offset)
+        value = encode_progress(Progress(FORMAT, "", topics[topic].id, offset))
         slot = slot_of_input(topic, partition, slots, settings)
-        producer.produce(names.progress, encode_progress(progress), progress_key(topic, partition), slot)
-    if producer.flush(30) > 0:
-        raise ConfigError("Kafka did not take the start positions within 30 s: try again")
+        records.append(Record(names.progress, value, progress_key(topic, partition), slot))
+    send(settings, records)
     return [
         f"{topic}/{partition} starts at {offset}" for (topic, partition), offset in sorted(offsets.items())
     ]
