@@ -201,8 +201,75 @@ def test_from_latest_starts_new_inputs_at_their_end_and_once_only(
     assert main(monkeypatch, f"status {flow} --json") == 0
     status = json.loads(capsys.readouterr().out)
     assert (status["unfinished"], status["lag"]) == (1, 1)
-    assert main(monkeypatch, f"prepare {flow} --from yesterday") == 2
-    assert "write `earliest`, `latest`, or a time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("start", "says"),
+    [
+        ("yesterday", "write `earliest`, `latest`, or a time"),
+        ("2026-01-31T08:00:00", "say the time zone too"),
+    ],
+)
+def test_a_start_that_is_not_understood_is_refused_before_anything_is_made(
+    flow: str,
+    flow_name: str,
+    start: str,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(monkeypatch, f"prepare {flow} --from {start}") == 2
+    assert says in capsys.readouterr().err
+    assert main(monkeypatch, f"status {flow}") == 2
+    assert f"topic {flow_name}.inbox is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("partitions", "slots", "warnings"),
+    [
+        (
+            0,
+            "",
+            ["warning: there is no shared topic yet: the flow gets 64 slots for its life (ONCEFLOW_SLOTS"],
+        ),
+        (
+            4,
+            "",
+            ["-in has 4 partitions, the flow gets 64 slots for its life: most events will be forwarded once"],
+        ),
+        (12, "8", ["-in has 12 partitions, the flow gets 8 slots for its life"]),
+        (12, "", []),
+        (0, "8", []),
+        (4, "2", []),
+    ],
+)
+def test_preparing_warns_of_slots_that_do_not_fit(
+    flow: str,
+    flow_name: str,
+    kafka: Kafka,
+    partitions: int,
+    slots: str,
+    warnings: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Their number is for the flow's life."""
+    if partitions:
+        cluster = Cluster({"bootstrap.servers": kafka.bootstrap_servers})
+        cluster.create(f"{flow_name}-in", partitions, {}, None)
+        cluster.await_topics([f"{flow_name}-in"])
+    if slots:
+        monkeypatch.setenv("ONCEFLOW_SLOTS", slots)
+    else:
+        monkeypatch.delenv("ONCEFLOW_SLOTS")
+    assert main(monkeypatch, f"prepare {flow}") == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert len(said) == len(warnings)
+    assert all(warning in line for warning, line in zip(warnings, said, strict=True))
+    assert main(monkeypatch, f"prepare {flow}") == 0
+    again = capsys.readouterr().out.splitlines()
+    assert again.pop() == "nothing to do"
+    assert all("the flow has" in line and "ONCEFLOW_SLOTS" not in line for line in again)
 
 
 def test_dead_letters_are_listed_and_their_values_only_when_asked_for(
@@ -253,7 +320,8 @@ def test_status_says_that_no_cell_runs_and_shows_all_when_asked(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(monkeypatch, f"status {flow}") == 2
-    assert "run `onceflow prepare`" in capsys.readouterr().err
+    missing = f"topic {flow_name}.inbox is missing: is the flow's name right? `onceflow prepare MODULE` makes"
+    assert missing in capsys.readouterr().err
     assert main(monkeypatch, f"prepare {flow}") == 0
     send(kafka, f"{flow_name}-in", [(b"k", b"{}", 5)] * 3)
     capsys.readouterr()

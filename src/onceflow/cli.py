@@ -162,22 +162,25 @@ def prepare(
     from onceflow.observe.status import read_progress
     from onceflow.stream.cluster import Cluster
     from onceflow.stream.dataflow import initialise_recovery
-    from onceflow.stream.topics import existing_slots, start_from
+    from onceflow.stream.topics import existing_slots, read_start, start_from
     from onceflow.stream.topics import prepare as prepare_topics
 
     found = find_flow(flow)
+    begin = read_start(start) if start else None
     settings = found.settings
     cluster = Cluster(settings.kafka.properties())
     done = prepare_topics(found.name, cluster, settings)
-    if start:
+    if begin is not None:
         slots = existing_slots(found.name, cluster, settings)
         known = set(read_progress(found.name, cluster, settings, slots))
-        done += start_from(found.name, cluster, settings, start, known)
+        done += start_from(found.name, cluster, settings, begin, known)
     if recovery_dir is not None and not any(recovery_dir.glob("part-*.sqlite3")):
         initialise_recovery(recovery_dir)
         done.append(f"made the recovery directory {recovery_dir}")
-    for line in done or ["nothing to do"]:
+    for line in done:
         print(line)
+    if all(line.startswith("warning: ") for line in done):
+        print("nothing to do")
 
 
 @app.command("config", rich_help_panel=RUNNING)

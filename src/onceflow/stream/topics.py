@@ -5,12 +5,11 @@ of a shared topic to slot p % slots, so the slots must divide its partitions or 
 once.
 """
 
-import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from functools import reduce
 from math import gcd
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from onceflow.config import Settings
 from onceflow.errors import ConfigError
@@ -20,14 +19,15 @@ from onceflow.stream.cluster import Cluster, Partition, Topic
 from onceflow.stream.progress import FORMAT, Progress, encode_progress, progress_key
 from onceflow.stream.sending import Record, send
 
-log = logging.getLogger(__name__)
-
 SLOTS_DEFAULT = 64
 SLOTS_MAX = 256
 SLOTS_FEW = 8
 RECORD_MAX_BYTES = 2_000_000  # an event at its limit, with our headers, must fit into every topic of the flow
 _DAY_MS = 86_400_000
 _DEAD_LETTERS_MS = 14 * _DAY_MS
+
+
+Start = Literal["earliest", "latest"] | int  # or a time, in milliseconds
 
 
 class Names(NamedTuple):
@@ -90,7 +90,9 @@ def existing_slots(flow: str, cluster: Cluster, settings: Settings) -> int:
     topics = cluster.topic_names()
     missing = [name for name in names if name not in topics]
     if missing:
-        raise ConfigError(f"topic {missing[0]} is missing: run `onceflow prepare` for this flow first")
+        raise ConfigError(
+            f"topic {missing[0]} is missing: is the flow's name right? `onceflow prepare MODULE` makes its topics"
+        )
     slots = topics[names.inbox]
     odd = [name for name in names if topics[name] != slots]
     if odd:
@@ -107,18 +109,12 @@ def existing_slots(flow: str, cluster: Cluster, settings: Settings) -> int:
 
 
 def prepare(flow: str, cluster: Cluster, settings: Settings) -> list[str]:
-    """Make the topics that are missing and mend settings; return what was done, a line each."""
+    """Make the topics that are missing and mend settings; return what was done and what to beware of, a line each."""
     done: list[str] = []
     names = Names.of(flow)
     topics = cluster.topic_names()
     shared = {name: topics[name] for name in settings.events.shared if name in topics}
     slots = topics.get(names.inbox) or settings.slots or slots_for(shared.values())
-    for name, partitions in shared.items():
-        if partitions % slots:
-            log.warning(
-                "most events of a shared topic will be forwarded once: its partitions are no multiple of the slots",
-                extra={"topic": name, "partitions": partitions, "slots": slots},
-            )
     replication = settings.kafka.topics.replication_factor
     durable = settings.kafka.topics.min_insync_replicas
     common = {} if durable is None else {"min.insync.replicas": str(durable)}
@@ -131,6 +127,7 @@ def prepare(flow: str, cluster: Cluster, settings: Settings) -> list[str]:
         cluster.await_topics(settings.events.shared)
         listed = cluster.topic_names()
         slots = slots_for(listed[name] for name in settings.events.shared)
+    done += _slot_warnings(shared, slots, settings, for_good=names.inbox in topics)
     retention_ms = _inputs_retention_ms(cluster, settings, topics)
     for name, wanted in _flow_settings(names, settings, retention_ms).items():
         if name not in topics:
@@ -149,8 +146,25 @@ def prepare(flow: str, cluster: Cluster, settings: Settings) -> list[str]:
     return done
 
 
+def _slot_warnings(
+    shared: Mapping[str, int], slots: int, settings: Settings, *, for_good: bool
+) -> Iterator[str]:
+    """What a number of slots does not fit: the shared topics that were there, with their partitions."""
+    if not shared and not for_good and settings.slots is None:
+        yield (
+            f"warning: there is no shared topic yet: the flow gets {slots} slots for its life (ONCEFLOW_SLOTS chooses)"
+        )
+    for name, partitions in shared.items():
+        if partitions % slots:
+            has, or_else = ("has", "") if for_good else ("gets", ", or set ONCEFLOW_SLOTS")
+            yield (
+                f"warning: {name} has {partitions} partitions, the flow {has} {slots} slots for its life: most events "
+                f"will be forwarded once. Give {name} a multiple of {slots} partitions{or_else}"
+            )
+
+
 def start_from(
-    flow: str, cluster: Cluster, settings: Settings, start: str, known: set[Partition]
+    flow: str, cluster: Cluster, settings: Settings, start: Start, known: set[Partition]
 ) -> list[str]:
     """Write the progress of inputs that have none (`known` have some), so that they start at `start`."""
     if members := cluster.members(flow):
@@ -167,7 +181,7 @@ def start_from(
     elif start == "latest":
         offsets = cluster.end_offsets(new)
     else:
-        offsets = cluster.offsets_at(new, _time_ms(start))
+        offsets = cluster.offsets_at(new, start)
     records = []
     for (topic, partition), offset in offsets.items():
         value = encode_progress(Progress(FORMAT, "", topics[topic].id, offset))
@@ -179,7 +193,12 @@ def start_from(
     ]
 
 
-def _time_ms(text: str) -> int:
+def read_start(text: str) -> Start:
+    """Where inputs are to begin: `earliest`, `latest`, or the milliseconds of a time."""
+    if text == "earliest":
+        return "earliest"
+    if text == "latest":
+        return "latest"
     try:
         time = datetime.fromisoformat(text)
     except ValueError as error:
