@@ -100,6 +100,8 @@ def test_the_help_lists_the_commands_in_groups() -> None:
         ("prepare flows.clearledger:stream", "no flow named 'stream'"),
         ("status flows.dedup:x", "no flow named 'x'"),
         ("dead-letters list --flow Nope", "lower-case"),
+        ("dead-letters list --flow f --reason nonsense", "write one of undecodable, invalid, wrong-tenant,"),
+        ("dead-letters redrive --all --flow f --reason nonsense", "write one of undecodable,"),
         ("dead-letters redrive --flow f", "or write --all"),
         ("dead-letters discard --all f.dead-letters/0/1 --flow f", "or write --all"),
         (f"{SEND} check.finished account-7 --tenant a/b", "that is no signal: "),
@@ -310,6 +312,31 @@ def test_dead_letters_are_listed_and_their_values_only_when_asked_for(
     assert "the newest 1 of 2" in capsys.readouterr().out
     assert main(monkeypatch, f"status {flow}") == 0
     assert "dead letters  2 (1 invalid, 1 undecodable)" in capsys.readouterr().out
+
+
+def test_a_redrive_passes_over_what_was_redriven_before_and_ends_with_1_if_it_refuses_one(
+    flow: str,
+    flow_name: str,
+    kafka: Kafka,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The ledger holds nothing of the run that a letter says is kept: it has been redriven, or let go."""
+    assert main(monkeypatch, f"prepare {flow}") == 0
+    topic = Names.of(flow_name).dead_letters
+    failed = {"reason": "agent-failed", "tenant": "acme", "origin": "in/3/17", "run": "ab" * 16}
+
+    def headers(**more: str) -> list[tuple[str, str | bytes | None]]:
+        return [(f"onceflow-{name}", value.encode()) for name, value in (failed | more).items()]
+
+    send(kafka, topic, [(b"acme", b"{}", 0, headers(kept="3"))])
+    capsys.readouterr()
+    assert main(monkeypatch, f"dead-letters redrive --all --flow {flow_name}") == 0
+    assert capsys.readouterr().out == f"{topic}/0/0  redriven or discarded before\n"
+
+    send(kafka, topic, [(b"acme", b"{", 1, headers(truncated="2000000"))])
+    assert main(monkeypatch, f"dead-letters redrive --all --flow {flow_name}") == 1
+    assert f"{topic}/1/0  refused: only its first part was kept" in capsys.readouterr().out
 
 
 def test_status_says_that_no_cell_runs_and_shows_all_when_asked(

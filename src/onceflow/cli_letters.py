@@ -10,6 +10,7 @@ from onceflow.errors import ConfigError
 from onceflow.terminal import new_table, print_json, show
 
 if TYPE_CHECKING:
+    from onceflow.observe.redrive import Done
     from onceflow.observe.status import DeadLetter
 
 dead_letters = typer.Typer(
@@ -69,6 +70,8 @@ def redrive(
     A failed run is done anew as a run of its own: what it has done and what was not undone stays, and isn't done again.
     An event that never had a run is read again.
 
+    Exit status 1: some were refused, their lines say why (the run is still open, or the event was not kept whole).
+
     Example: `onceflow dead-letters redrive clearledger.dead-letters/3/17 --flow clearledger`
     """
     from onceflow.config import load
@@ -82,14 +85,7 @@ def redrive(
         print_json([each._asdict() for each in done])
     else:
         for each in done:
-            said = (
-                f"refused: {each.refused}"
-                if each.refused
-                else f"run {each.run}"
-                if each.run
-                else "read again"
-            )
-            print(f"{each.at}  {said}")
+            print(f"{each.at}  {_became(each)}")
         if not done:
             print("no such dead letters")
     if any(each.refused for each in done):
@@ -119,12 +115,25 @@ def discard(
     print(f"{len(found):,} dead letters; of {count:,} something was kept, and is gone now")
 
 
+def _became(done: "Done") -> str:
+    if done.refused:
+        return f"refused: {done.refused}"
+    if done.before:
+        return "redriven or discarded before"
+    return f"run {done.run}" if done.run else "read again"
+
+
 def _check(at: list[str] | None, everything: bool) -> None:
     if bool(at) == everything:
         raise ConfigError("name dead letters by where they lie, or write --all (with --reason or --tenant)")
 
 
 def _wanted(reason: str, tenant: str) -> "Callable[[DeadLetter], bool]":
+    from onceflow.event import Reason
+
+    if reason and reason not in list(Reason):
+        raise ConfigError(f"--reason {reason!r}: there is none; write one of {', '.join(Reason)}")
+
     def wanted(letter: "DeadLetter") -> bool:
         return letter.reason == (reason or letter.reason) and letter.tenant == (tenant or letter.tenant)
 

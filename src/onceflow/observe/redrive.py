@@ -26,11 +26,12 @@ _OPEN = (Reason.NONDETERMINISTIC, Reason.UNKNOWN_OUTCOME)
 
 
 class Done(NamedTuple):
-    """What became of a dead letter: the id of the new run ("": its event is read again), or why it was refused."""
+    """What became of a dead letter: the id of the new run ("": its event is read again), or why there is none."""
 
     at: str
     run: str
     refused: str
+    before: bool = False  # it was redriven or discarded before: nothing of it is left to do
 
 
 def find_letters(
@@ -59,8 +60,11 @@ def redrive(flow: str, settings: Settings, letters: Iterable[DeadLetter]) -> lis
     held = _kept(flow, settings, {letter.tenant for letter in wanted if letter.kept})
     done, records = [], []
     for letter in wanted:
-        if refusal := _refusal(letter, held):
+        if refusal := _refusal(letter):
             done.append(Done(letter.at, "", refusal))
+            continue
+        if letter.kept and (letter.tenant, letter.run) not in held:
+            done.append(Done(letter.at, "", "", before=True))
             continue
         ours: list[tuple[str, str | bytes | None]] = [
             ("onceflow-origin", letter.origin.encode()),
@@ -103,13 +107,11 @@ def discard(flow: str, settings: Settings, letters: Iterable[DeadLetter]) -> int
     return len(runs)
 
 
-def _refusal(letter: DeadLetter, held: set[tuple[str, str]]) -> str:
+def _refusal(letter: DeadLetter) -> str:
     if letter.reason in _OPEN:
         return f"its run is still open: onceflow runs resolve {letter.run[:8]}"
     if letter.truncated:
         return "only its first part was kept; send the event again"
-    if letter.kept and (letter.tenant, letter.run) not in held:
-        return "what its run had done is no longer on record: it was redriven or discarded before"
     return ""
 
 
