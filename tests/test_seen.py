@@ -2,8 +2,10 @@
 
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Barrier
 
 import pytest
 from hypothesis import given, settings
@@ -28,6 +30,7 @@ HOUR = 3_600_000
 WINDOW = 72 * HOUR
 SPAN = view_span_ms(WINDOW, 7 * 24 * HOUR)
 NOW = 1_800_000_000_000
+DEADLINE_S = 10.0
 FIRST, DUPLICATE, CONFLICT = Verdict.FIRST, Verdict.DUPLICATE, Verdict.CONFLICT
 
 
@@ -222,6 +225,25 @@ def test_the_view_says_what_a_dictionary_says(history: list[tuple[str, str, int]
             found = seen.find(runs, [at] * 3, now)
             assert {other: value is not None for other, value in zip(model, found, strict=True)} == expected
         seen.close()
+
+
+def test_a_bucket_that_two_threads_need_at_once_is_made_once(tmp_path: Path) -> None:
+    """For what a transaction has completed, and for what a grant reads: all is known, and expires once."""
+    buckets, meet = 30, Barrier(2)
+    seen = opened(tmp_path / "seen", WINDOW, 40 * WINDOW)  # they are as wide as the window's third and a bit
+
+    def write(thread: str) -> None:
+        for n in range(buckets):
+            meet.wait(DEADLINE_S)
+            seen.write([completed(key(f"{thread}{n}"), at=NOW + 2 * n * WINDOW)], {})
+
+    with ThreadPoolExecutor(2) as threads:
+        for written in [threads.submit(write, thread) for thread in "ab"]:
+            written.result(DEADLINE_S)
+    keys = [key(f"{thread}{n}") for n in range(buckets) for thread in "ab"]
+    assert None not in seen.find(keys, [NOW] * len(keys), None)
+    assert seen.expire(NOW + 1_000 * WINDOW) == buckets
+    seen.close()
 
 
 # --- The broker's clock ---

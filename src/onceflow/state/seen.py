@@ -20,6 +20,7 @@ only.
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
+from threading import Lock
 from typing import NamedTuple
 
 import msgspec
@@ -99,6 +100,10 @@ class Seen:
         self._window_ms = window_ms
         self._span_ms = span_ms
         self._width_ms = max(-(-window_ms // BUCKETS_PER_WINDOW), -(-span_ms // BUCKETS_MAX), 1)
+        # The outbox's thread writes and expires, the grants' writes: one at a time, so that each change of the buckets
+        # is of the latest ones, and none is dropped while it is written to. The worker never waits for them: it reads
+        # the list that was there last, which is replaced as a whole; a family dropped meanwhile holds nothing.
+        self._changes = Lock()
         self._buckets = _newest_first(store.families)
 
     def find(self, keys: list[bytes], times_ms: Sequence[int], now_ms: int | None) -> list[bytes | None]:
@@ -140,14 +145,16 @@ class Seen:
     def write(self, completed: Iterable[Completed], positions: Mapping[int, Position]) -> None:
         """Remember committed completions and then where each slot's view stands."""
         for time_ms, runs, identities in completed:
-            family, stamp = self._bucket(time_ms), time_ms.to_bytes(8, "big")
+            stamp = time_ms.to_bytes(8, "big")
             keys = sorted(
                 runs
             )  # beside each other they are put into RocksDB's skip list in two thirds of the time
-            for first in range(0, len(keys), BATCH_KEYS):
-                self._store.put_all(keys[first : first + BATCH_KEYS], stamp, family)
-            if identities:
-                self._store.write([(identity, stamp + run[-16:], family) for identity, run in identities])
+            with self._changes:
+                family = self._bucket(time_ms)
+                for first in range(0, len(keys), BATCH_KEYS):
+                    self._store.put_all(keys[first : first + BATCH_KEYS], stamp, family)
+                if identities:
+                    self._store.write([(identity, stamp + run[-16:], family) for identity, run in identities])
         if positions:
             self._store.write(
                 [
@@ -162,10 +169,11 @@ class Seen:
 
     def expire(self, now_ms: int) -> int:
         """Drop the buckets that end before what the view must reach back to; return how many."""
-        old = [family for _, end, family in self._buckets if end < now_ms - self._span_ms]
-        self._buckets = [bucket for bucket in self._buckets if bucket[2] not in old]
-        for family in old:
-            self._store.drop_family(family)
+        with self._changes:
+            old = [family for _, end, family in self._buckets if end < now_ms - self._span_ms]
+            self._buckets = [bucket for bucket in self._buckets if bucket[2] not in old]
+            for family in old:
+                self._store.drop_family(family)
         return len(old)
 
     def close(self) -> None:
