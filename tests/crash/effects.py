@@ -30,9 +30,9 @@ class World:
         (self.directory / "done").touch()
         self._read, self._orders = 0, defaultdict[str, list[Effect]](list)
 
-    def cell(self, scene: Scene, name: str) -> Cell:
+    def cell(self, scene: Scene, name: str, module: str = "tests.crash.effects_flow") -> Cell:
         paths = {"CRASH_WORLD": str(self.directory), "CRASH_GATE": str(self.gate)}
-        return scene.cell(name, "tests.crash.effects_flow", **paths)
+        return scene.cell(name, module, **paths)
 
     def done(self) -> list[Effect]:
         """Each effect, in the order they happened."""

@@ -26,7 +26,7 @@ from onceflow.event import home_slot
 from onceflow.state.ledger import Ledger, Records
 from onceflow.state.seen import BrokerClock, Judge, Seen
 from onceflow.state.store import Store
-from onceflow.stream.cell import Cell
+from onceflow.stream.cell import Cell, record_error
 from onceflow.stream.cluster import Cluster, answers
 from onceflow.stream.content import Committed, Ends, Grant, Input, Pair, Reads, Work, finished_by
 from onceflow.stream.dedup import Dedup
@@ -224,6 +224,7 @@ class Runtime:
         ends = Ends()
         if self.stopping:
             self._end_soon(bool(happenings))
+            self._stand_by()
         else:
             for tenant in self.capacity.turns(time.monotonic()):
                 happenings.setdefault(tenant, []).append(Turn())
@@ -298,11 +299,18 @@ class Runtime:
                     return self.outbox.failure
                 if time.monotonic() > deadline:
                     return Fault("the last commit took too long; a restart settles it")
-                self._cell.poll()  # what it reads counts as unread: nobody is told of it
-                self.outbox.polled(self._cell.pair(), ())
+                self._stand_by()
         except Fault as fault:
             return fault
         return None
+
+    def _stand_by(self) -> None:
+        """Serve the group and read nothing: what is still fetched counts as unread, for nobody is told of it."""
+        self._cell.pause(self._cell.inputs.values())
+        for message in self._cell.poll():
+            if message.error() is not None:
+                record_error(self._cell, message)
+        self.outbox.polled(self._cell.pair(), ())
 
     def _poll(self, happenings: dict[str, list[Happening]]) -> Ends:
         self._passed += self._reading.look()
@@ -331,6 +339,8 @@ class Runtime:
     def _take_news(self, happenings: dict[str, list[Happening]]) -> None:
         postponed, self._postponed = self._postponed, []
         for news in [*postponed, *self._grants.news()]:
+            if self.stopping and type(news) is not Removed:
+                continue  # nothing more begins; but what is committed must know of a topic that is gone
             if type(news) is Ready and news.grant.live:
                 finished = finished_by(news.inputs)
                 if not self._cell.read(news.inputs):
@@ -377,12 +387,13 @@ class Runtime:
     def _granted(self, grants: list[Grant]) -> None:
         # The outbox must know of the grants before the background thread may claim them.
         self.outbox.polled(self._cell.pair(), ())
-        self._grants.assigned(grants)
+        if not self.stopping:  # else nobody would read what they bring
+            self._grants.assigned(grants)
 
     def _revoking(self, pair: Pair, leaving: list[Grant]) -> None:
         for grant in leaving:
             grant.leaving = True
-        if not self.stopping and not self.outbox.flush(REVOKE_S, pair):
+        if not self.outbox.flush(REVOKE_S, pair):
             log.warning(
                 "slots are revoked before all that was pending could be committed; it is done again elsewhere"
             )
