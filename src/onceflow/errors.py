@@ -15,6 +15,22 @@ RunError                  what agents and tools raise and catch
 
 from datetime import timedelta
 
+TEXT_MAX = 4_000  # characters
+
+
+def as_text(said: object, most: int = TEXT_MAX) -> str:
+    """What a tool or an agent says, as a text that can be stored and sent: whole characters, and not too many.
+
+    Whatever it is: one run's odd words must not end the cell of all.
+    """
+    try:
+        text = str(said)
+    except Exception:  # noqa: BLE001 (a __str__ may raise anything)
+        text = f"({type(said).__name__}, whose text cannot be had)"
+    if len(text) > most:
+        text = text[: most - 1] + "…"
+    return text.encode("utf-8", "replace").decode()
+
 
 class OnceflowError(Exception):
     """Base of what ends a command or a cell; `exit_status` is the status it ends with."""
@@ -56,13 +72,17 @@ class GiveUp(RunError):  # noqa: N818
 class Failed(RunError):  # noqa: N818
     """Raised by an agent: the run ends as failed, with this code and message in its completion.
 
-    From a tool it says that this attempt changed nothing, and reaches the agent as it is.
+    From a tool it says that this attempt changed nothing, and reaches the agent as it is. Of a code or message that
+    is no text, such as 404, a text is made.
     """
+
+    code: str = "failed"  # of a class whose own __init__ sets none
+    message: str = ""
 
     def __init__(self, code: str, message: str = "") -> None:
         super().__init__(code, message)
-        self.code = code
-        self.message = message
+        self.code = as_text(code)
+        self.message = "" if message is None else as_text(message)
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"

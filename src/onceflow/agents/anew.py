@@ -12,6 +12,7 @@ import msgspec
 
 from onceflow.agents.agent import Agent
 from onceflow.agents.call import RetryPolicy
+from onceflow.agents.failures import needs_a_loop
 from onceflow.agents.journal import (
     AGAIN,
     NIL,
@@ -101,11 +102,10 @@ def retry_in_s(
     a replay would draw again.
     """
     later = isinstance(error, RetryLater)
-    foreign = isinstance(error, RuntimeError) and str(error) == "no running event loop"
     policy = agent.retry or (RetryPolicy() if later else None)
     known = journal.get(AGAIN)
     attempts = 1 + (0 if known is None or known.retry is None else known.retry.attempts)
-    if policy is None or isinstance(error, _FOR_GOOD) or foreign or attempts >= policy.attempts:
+    if policy is None or isinstance(error, _FOR_GOOD) or needs_a_loop(error) or attempts >= policy.attempts:
         return -1.0
     delay_s = policy.delay_s(attempts, random.Random(f"{run}/again/{attempts}").random())  # noqa: S311
     if isinstance(error, RetryLater) and error.after_s is not None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 
-from onceflow.errors import ConfigError
+from onceflow.errors import ConfigError, as_text
 
 LINEAGE_MAX = 100  # ids
+_ID_MAX = 200  # characters
 
 
 def check_count(where: str, option: str, value: object) -> None:
@@ -64,10 +65,12 @@ class Call(msgspec.Struct, frozen=True):
     def retrieved(self, ids: Iterable[str], tenant: str | None = None) -> None:
         """Note which records the call has found, and whose they are (by default its own tenant's).
 
-        Kept with the call on record, and shown by `onceflow runs show`: of at most 100 ids.
+        Kept with the call on record, and shown by `onceflow runs show`: of at most 100 ids, as text.
         """
-        found = (tenant or self.tenant, list(islice(ids, LINEAGE_MAX)))
-        msgspec.structs.force_setattr(self, "lineage", (*self.lineage, found))
+        room = LINEAGE_MAX - sum(len(known) for _, known in self.lineage)
+        if found := [as_text(each, _ID_MAX) for each in islice(ids, room)]:
+            noted = (as_text(tenant or self.tenant, _ID_MAX), found)
+            msgspec.structs.force_setattr(self, "lineage", (*self.lineage, noted))
 
     @property
     def headers(self) -> dict[str, str]:

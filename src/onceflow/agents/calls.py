@@ -15,7 +15,7 @@ import msgspec
 from onceflow.agents.call import Call
 from onceflow.agents.journal import CALL_FAILED, UNUSABLE_RESULT, Entry, Wait
 from onceflow.agents.tool import Tool
-from onceflow.errors import Failed, GiveUp, RetryLater
+from onceflow.errors import Failed, GiveUp, RetryLater, as_text
 
 if TYPE_CHECKING:
     from onceflow.agents.machine import Machine
@@ -228,17 +228,19 @@ def judged(waiting: Waiting, answer: Answer) -> Entry | Next:
         message = f"{tool.name}: it did not happen, in {waiting.attempts} attempts"
         return _entry(waiting, error=(CALL_FAILED, message))
     error = answer.error
-    named = f"{tool.name}: {type(error).__name__}" + (f": {error}" if str(error) else "")
+    text = as_text(error)
+    named = f"{tool.name}: {type(error).__name__}" + (f": {text}" if text else "")
     if isinstance(error, NotSent):
         return Next.AGAIN
     if isinstance(error, UnusableResult):
         code = CALL_FAILED if tool.effect == "read" else UNUSABLE_RESULT
-        return _entry(waiting, error=(code, f"{tool.name}: {error}"))
+        return _entry(waiting, error=(code, f"{tool.name}: {text}"))
     if isinstance(error, (Failed, GiveUp)):
         if waiting.unknown:
             return Next.UNKNOWN
-        said = (error.code, error.message) if isinstance(error, Failed) else (CALL_FAILED, named)
-        return _entry(waiting, error=said)
+        if isinstance(error, Failed):
+            return _entry(waiting, error=(as_text(error.code), as_text(error.message)))
+        return _entry(waiting, error=(CALL_FAILED, named))
     if tool.effect in ("keyed", "blind") and not isinstance(error, RetryLater):
         waiting.unknown = True
     never_again = tool.effect == "blind" and waiting.unknown and waiting.started.kind != "reconcile"

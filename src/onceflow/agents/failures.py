@@ -7,7 +7,7 @@ from typing import Any
 
 from onceflow.agents.calls import RunFailed
 from onceflow.agents.run import ForeignAwait
-from onceflow.errors import Failed, WaitExpired
+from onceflow.errors import Failed, WaitExpired, as_text
 from onceflow.event import InvalidData, Reason
 
 DETAIL_MAX = 8_000  # characters of a traceback that go into a dead letter
@@ -18,19 +18,23 @@ log = logging.getLogger("onceflow.run")
 def failure(error: BaseException) -> RunFailed:
     """How a run ends whose agent raised `error`."""
     detail = "".join(traceback.format_exception(error))[-DETAIL_MAX:]
+    text = as_text(error)
     if isinstance(error, Failed):
-        return RunFailed(error.code, error.message, detail)
+        return RunFailed(as_text(error.code), as_text(error.message), detail)
     if isinstance(error, InvalidData):
-        return RunFailed("invalid-data", str(error), "")
+        return RunFailed("invalid-data", text, "")
     if isinstance(error, WaitExpired):
-        return RunFailed(Reason.EXPIRED, str(error), detail)
+        return RunFailed(Reason.EXPIRED, text, detail)
     if isinstance(error, ForeignAwait):
         return foreign_await(error)
-    if (
-        isinstance(error, RuntimeError) and str(error) == "no running event loop"
-    ):  # asyncio.sleep and its like
+    if needs_a_loop(error):
         return foreign_await(error)
-    return RunFailed("agent-failed", f"{type(error).__name__}: {error}"[:1_000], detail)
+    return RunFailed("agent-failed", as_text(f"{type(error).__name__}: {text}", 1_000), detail)
+
+
+def needs_a_loop(error: BaseException) -> bool:
+    """Whether an agent has awaited asyncio.sleep or its like."""
+    return isinstance(error, RuntimeError) and as_text(error) == "no running event loop"
 
 
 def foreign_await(error: BaseException) -> RunFailed:

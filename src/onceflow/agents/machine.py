@@ -58,6 +58,7 @@ from onceflow.agents.journal import (
 )
 from onceflow.agents.run import SUSPENDED, ForeignAwait, Run
 from onceflow.agents.state import EMPTY, NONE
+from onceflow.errors import as_text
 from onceflow.event import Event, Reason
 
 
@@ -132,7 +133,8 @@ class Machine(Asking, eq=False):
             self._again(waiting, answer)
         elif outcome is Next.UNKNOWN:
             error = answer.error if isinstance(answer, Raised) else None
-            self._unresolved(waiting, f"{type(error).__name__}: {error}", waiting.started.tool.timeout_s)
+            why = f"{type(error).__name__}: {as_text(error)}"
+            self._unresolved(waiting, why, waiting.started.tool.timeout_s)
         else:
             self._decided(waiting.started, outcome)
         if self._coroutine is None or answer.place in self._waiting or self._end or self._parking:

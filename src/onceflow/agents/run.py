@@ -26,7 +26,7 @@ from onceflow.agents.journal import (
 )
 from onceflow.agents.signals import Signal
 from onceflow.agents.tool import Tool
-from onceflow.errors import CallFailed, Failed, KeyReused, OutcomeUnknown, WaitExpired
+from onceflow.errors import CallFailed, Failed, KeyReused, OutcomeUnknown, WaitExpired, as_text
 from onceflow.event import Event
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+
+WAIT_TEXT_MAX = 10_000  # characters of what names the signal of a wait
 
 log = logging.getLogger("onceflow.run")
 
@@ -207,7 +209,10 @@ class Run(msgspec.Struct, eq=False):
         poll: a tool that is called with `id` each time that `every` has passed without a signal; it returns None, or a
         status, or a mapping with `status`, and ends the wait as a signal would.
         """
-        statuses = (until,) if isinstance(until, str) else tuple(until)
+        type, id = _wait_text("type", type), _wait_text("id", id)
+        statuses = tuple(_wait_text("until", each) for each in ([until] if isinstance(until, str) else until))
+        if sum(map(len, (type, id, *statuses))) > WAIT_TEXT_MAX:
+            raise ValueError(f"run.wait_for: type, id and until have more than {WAIT_TEXT_MAX} characters")
         every_s = seconds_of("run.wait_for", "every", every)
         end_ms = 0
         if timeout is not None:
@@ -222,7 +227,7 @@ class Run(msgspec.Struct, eq=False):
             if poll is not None:
                 found = await self.call(poll, id)
                 status = found.get("status") if isinstance(found, Mapping) else found
-                if status is not None and (not statuses or status in statuses):
+                if status is not None and (not statuses or str(status) in statuses):
                     return Signal(type, id, str(status), found, f"poll/{poll.name}", "")
             if end_ms and entry.wait is not None and entry.wait.due_ms >= end_ms:
                 if on_timeout is not None:
@@ -300,6 +305,18 @@ class ForeignAwait(Exception):  # noqa: N818
     """An agent awaited something that isn't its run's."""
 
 
+def _wait_text(name: str, value: object) -> str:
+    """What names a signal, as signals have it: a text. A number or a UUID of an event's data is taken as written."""
+    if isinstance(value, str):
+        text = str.__str__(value)
+    elif isinstance(value, int | uuid.UUID) and not isinstance(value, bool):
+        text = str(value)
+    else:
+        raise TypeError(f"run.wait_for: {name}={value!r}; write a text")
+    text.encode()  # half a surrogate pair is no text: the agent is told so
+    return text
+
+
 def _error_of(entry: Entry) -> Exception:
     assert entry.error is not None
     code, message = entry.error
@@ -318,7 +335,7 @@ def _call_inline(tool: Tool[Any, R], function: Any, args: Any, kwargs: Mapping[s
     except (KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:
-        raise CallFailed(f"{tool.name}: {type(error).__name__}: {error}") from error
+        raise CallFailed(f"{tool.name}: {type(error).__name__}: {as_text(error)}") from error
     return result
 
 

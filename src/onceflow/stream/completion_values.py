@@ -12,6 +12,7 @@ import pydantic
 
 from onceflow.agents.calls import Completed, RunFailed
 from onceflow.agents.happenings import Arrived, Ended, EndedAtOnce
+from onceflow.errors import TEXT_MAX, as_text
 from onceflow.event import Reason
 
 
@@ -51,8 +52,8 @@ class CompletionValues:
             try:
                 value = self._encoded(arrived, types[0], outcome.value, now_ms)
             except Exception as error:  # noqa: BLE001 (whatever has no JSON fails its own run)
-                text = f"what the agent returned has no JSON: {type(error).__name__}: {error}"[:1_000]
-                outcome = RunFailed(Reason.AGENT_FAILED, text, "")
+                text = f"what the agent returned has no JSON: {type(error).__name__}: {as_text(error)}"
+                outcome = RunFailed(Reason.AGENT_FAILED, as_text(text, 1_000), "")
             else:
                 if len(value) <= self._bytes_max:
                     return value, None
@@ -62,7 +63,7 @@ class CompletionValues:
                     "",
                 )
         assert type(outcome) is RunFailed
-        failure = _Failure(outcome.code, outcome.message[:4_000])
+        failure = _Failure(outcome.code, outcome.message[:TEXT_MAX])
         return self._encoded(arrived, types[1], failure, now_ms), outcome
 
     def of_all(self, ended: EndedAtOnce, now_ms: int) -> list[bytes]:
