@@ -178,8 +178,47 @@ def test_what_is_kept_goes_when_it_is(how: str) -> None:
         tenant.take(Commanded(tenant.source, 9, 1, Command("discard", "acme", KEY.hex())))
         assert tenant.noted[-1].offset == 9
     else:
+        tenant.now += FAILED_KEPT_MS
         tenant.take(Due(b"", run_prefix("acme", KEY)))
     assert tenant.memory.records == {}
+
+
+# --- The same event again, later than dedup remembers: a run with the key of one that is kept ---
+
+
+def sold_again(tenant: Tenant) -> None:
+    """It has failed, and is under way anew, with fewer segments than are kept."""
+    failed_sale(tenant)
+    tenant.ended.clear()
+    tenant.now += FAILED_KEPT_MS - 1
+    tenant.event(sells)
+    tenant.answer(7)
+    tenant.commit()
+
+
+def test_what_is_kept_goes_in_the_decision_that_begins_a_run_with_its_key() -> None:
+    tenant = Tenant(sells)
+    sold_again(tenant)
+    assert tenant.memory.failed(KEY) is None
+    tenant.begin_anew()
+    tenant.resume()
+    for result in ("mail-2", "charge-2", "ok"):
+        tenant.answer(result)
+    assert tenant.outcome == Completed([7, "mail-2", "charge-2", KEY.hex()])
+    assert tenant.memory.records == {}, "nothing is left without its first segment"
+
+
+def test_the_time_of_what_was_kept_ends_neither_the_new_run_nor_what_is_kept_of_that() -> None:
+    tenant = Tenant(sells)
+    sold_again(tenant)
+    tenant.now += 1
+    kept_until = Due(b"", run_prefix("acme", KEY))
+    tenant.take(kept_until)
+    assert tenant.memory.saved(KEY).segments == 1
+    for result in ("mail-2", "charge-2", "no", None):
+        tenant.answer(result)
+    tenant.take(kept_until)
+    assert tenant.memory.failed(KEY), "for another two weeks"
 
 
 # --- Tried again as a whole ---

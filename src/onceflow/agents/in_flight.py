@@ -278,6 +278,8 @@ class InFlight:
         if number:
             value = encode_segment(None, record.entries)
         else:
+            if (kept := self._memory.failed(arrived.key)) is not None:
+                decided.note(self._forgotten(kept))  # it has failed before, longer ago than dedup remembers
             value = encode_segment(arrived.begun(), record.entries)
             decided.begun.append(arrived)
         self._memory.put(key, value)

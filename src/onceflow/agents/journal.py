@@ -32,7 +32,7 @@ FAILED = "."
 SPECIAL = (FAILING, PARKED, UNDO, AGAIN, UNDONE, FAILED)  # what the places that are no call's own begin with
 
 _RUN_KEY_BYTES = 16
-_NUMBER_BYTES = 4
+NUMBER_BYTES = 4
 
 
 class Intent(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -166,13 +166,13 @@ def first_due_ms(waits: Iterable[Wait]) -> int:
 
 def segment_key(tenant: str, run_key: bytes, number: int) -> bytes:
     """The Kafka key of a segment."""
-    return _segments_of(tenant) + run_key + number.to_bytes(_NUMBER_BYTES, "big")
+    return _segments_of(tenant) + run_key + number.to_bytes(NUMBER_BYTES, "big")
 
 
 def segment_keys(tenant: str, run_key: bytes, count: int) -> list[bytes]:
     """The Kafka keys of a run's first segments."""
     prefix = _segments_of(tenant) + run_key
-    return [prefix + number.to_bytes(_NUMBER_BYTES, "big") for number in range(count)]
+    return [prefix + number.to_bytes(NUMBER_BYTES, "big") for number in range(count)]
 
 
 def run_prefix(tenant: str, run_key: bytes) -> bytes:
@@ -195,6 +195,11 @@ def failed(agent: str, code: str, message: str, now_ms: int) -> Entry:
     return Entry(agent, 0, b"", None, (code, message), wait=Wait(now_ms + FAILED_KEPT_MS))
 
 
+def kept_until_ms(run: OpenRun) -> int:
+    """Until when what is kept of a failed run is."""
+    return (run.journal[FAILED].wait or Wait(0)).due_ms
+
+
 def open_runs(records: Iterable[tuple[bytes, bytes]]) -> list[OpenRun]:
     """The runs of `runs_of` that have not ended."""
     return [run for run in runs_of(records) if not run.failed]
@@ -203,7 +208,7 @@ def open_runs(records: Iterable[tuple[bytes, bytes]]) -> list[OpenRun]:
 def failed_runs(records: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, bytes, int]]:
     """What is kept of failed runs, as (tenant, what their Kafka keys begin with, until when)."""
     return [
-        (run.tenant, run_prefix(run.tenant, run.key), (run.journal[FAILED].wait or Wait(0)).due_ms)
+        (run.tenant, run_prefix(run.tenant, run.key), kept_until_ms(run))
         for run in runs_of(records)
         if run.failed
     ]

@@ -34,7 +34,7 @@ from onceflow.agents.happenings import (
     Sleeping,
 )
 from onceflow.agents.in_flight import NOTHING, InFlight, ends_by, out_of_time
-from onceflow.agents.journal import GONE, Entry
+from onceflow.agents.journal import GONE, Entry, kept_until_ms
 from onceflow.agents.loop import Answered
 from onceflow.agents.machine import Machine
 from onceflow.agents.order import Lines
@@ -168,12 +168,13 @@ class Lane(InFlight):
         if kind == b"k":
             self._told(self._keys.due(due.record, self._now_ms))
         elif kind == b"r":
-            if (ended := self._memory.failed(due.record.partition(b"\0r")[2])) is not None:
-                self._decided.note(self._forgotten(ended))
+            kept = self._memory.failed(due.record.partition(b"\0r")[2])
+            if kept is not None and kept_until_ms(kept) <= self._now_ms:  # it may have failed anew since
+                self._decided.note(self._forgotten(kept))
         elif due.record:
-            for key, kept in self._memory.signals(due.record):
+            for key, signal in self._memory.signals(due.record):
                 self._memory.put(key, None)
-                unclaimed = None if kept.taken else kept
+                unclaimed = None if signal.taken else signal
                 self._decided.note(Noted(None, NO_OFFSET, 0, ((key, None),), 0, unclaimed))
         elif self._sleepers.asleep(due.key):
             self._wake(due.key)

@@ -7,7 +7,7 @@ from typing import Any
 
 from onceflow.agents.agent import Routes
 from onceflow.agents.happenings import Arrived, Due, Happening, Resumed, Sleeping
-from onceflow.agents.journal import OpenRun, open_runs, run_prefix, runs_of
+from onceflow.agents.journal import NUMBER_BYTES, OpenRun, open_runs, run_prefix, runs_of
 from onceflow.agents.order import in_turn
 from onceflow.agents.shared import Shared, decode_shared
 from onceflow.agents.signals import Kept, decode_kept
@@ -40,6 +40,7 @@ class OpenRuns:
         self.inbox_of = inbox_of
         self._with_identity = with_identity
         self._due: list[tuple[int, str, Due]] = []
+        self.failed: set[bytes] = set()  # what the Kafka keys of failed runs that are kept begin with
 
     def memory(self, tenant: str) -> "TenantMemory":
         """What a tenant's lane may read and write."""
@@ -80,12 +81,19 @@ class OpenRuns:
     def plan(self, tenant: str, due: Due, due_ms: int) -> None:
         """Tell the tenant's lane at this time."""
         heapq.heappush(self._due, (due_ms, tenant, due))
+        if due.record.partition(b"\0")[2][:1] == b"r":
+            self.failed.add(due.record)
 
     def forget(self, slots: Iterable[int]) -> None:
         """Slots are lost: their next owner tells their lanes."""
         lost = set(slots)
         self._due = [due for due in self._due if home_slot(due[1], self._slots) not in lost]
         heapq.heapify(self._due)
+        self.failed = {
+            prefix
+            for prefix in self.failed
+            if home_slot(prefix.partition(b"\0")[0].decode(), self._slots) not in lost
+        }
 
     def due(self, now_ms: int, served: Callable[[str], bool]) -> list[tuple[str, Due]]:
         """What is due; of tenants that this cell does not serve any more, nothing."""
@@ -124,10 +132,15 @@ class TenantMemory:
         return decode_shared(found[0][1]) if found else None
 
     def failed(self, key: bytes) -> OpenRun | None:
-        """What is kept of a run that has failed."""
-        found = runs_of(self._runs.records.scan(self._slot, run_prefix(self._tenant, key)))
+        """What is kept of a run that has failed. Asked of each run that begins: the disk isn't, if there is nothing."""
+        prefix = run_prefix(self._tenant, key)
+        if prefix not in self._runs.failed:
+            return None
+        found = runs_of(self._runs.records.scan(self._slot, prefix))
         return found[0] if found and found[0].failed else None
 
     def put(self, key: bytes, value: bytes | None) -> None:
         """Take note of a record that was decided."""
         self._runs.records.put(self._group, key, value)
+        if value is None and self._runs.failed:
+            self._runs.failed.discard(key[:-NUMBER_BYTES])

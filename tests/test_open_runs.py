@@ -1,0 +1,88 @@
+"""What a cell knows of the runs in its ledger without reading it: which are kept as they failed, and what is due."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from onceflow.agents.agent import agent, routes
+from onceflow.agents.happenings import Arrived, Due
+from onceflow.agents.journal import FAILED, FAILED_KEPT_MS, encode_segment, failed, run_prefix, segment_key
+from onceflow.agents.run import Run
+from onceflow.event import Event, home_slot
+from onceflow.state.ledger import Records
+from onceflow.state.seen import BrokerClock, Judge
+from onceflow.stream.open_runs import OpenRuns, TenantMemory
+from tests.tenant import INCOMING, KEY, NOW
+
+SLOTS = 4
+SLOT = home_slot("acme", SLOTS)
+
+
+class Disk:
+    """A view that counts how often it is read."""
+
+    def __init__(self) -> None:
+        self.held: dict[bytes, bytes] = {}
+        self.reads = 0
+
+    def records(self, slot: int, prefix: bytes = b"") -> list[tuple[bytes, bytes]]:
+        self.reads += 1
+        return sorted(each for each in self.held.items() if each[0].startswith(prefix))
+
+
+@agent("works", on="t")
+async def works(run: Run, event: Event) -> None: ...
+
+
+@pytest.fixture
+def disk() -> Disk:
+    return Disk()
+
+
+@pytest.fixture
+def open_runs(disk: Disk) -> OpenRuns:
+    records: Any = Records(disk)  # type: ignore[arg-type]
+    seen: Any = None
+    return OpenRuns(
+        records, routes([works]), Judge(seen, BrokerClock()), SLOTS, lambda grant: None, with_identity=False
+    )
+
+
+def kept(disk: Disk, open_runs: OpenRuns) -> TenantMemory:
+    """The ledger holds a failed run, as the grant has said."""
+    source: Any = SimpleNamespace(topic="t", partition=0)
+    begun = Arrived(source, 0, NOW, b"", None, INCOMING, works).begun()
+    end = {FAILED: failed("works", "no", "why", NOW)}
+    disk.held = {
+        segment_key("acme", KEY, 0): encode_segment(begun, {}),
+        segment_key("acme", KEY, 1): encode_segment(None, end),
+    }
+    open_runs.plan("acme", Due(b"", run_prefix("acme", KEY)), NOW + FAILED_KEPT_MS)
+    return open_runs.memory("acme")
+
+
+def test_the_disk_is_not_asked_for_what_is_kept_of_a_failed_run_unless_there_is_something(
+    disk: Disk, open_runs: OpenRuns
+) -> None:
+    memory = kept(disk, open_runs)
+    assert memory.failed(b"x" * 16) is None
+    assert disk.reads == 0
+    assert memory.failed(KEY) is not None
+    for number in (0, 1):
+        memory.put(segment_key("acme", KEY, number), None)
+    assert (memory.failed(KEY), disk.reads) == (None, 1)
+
+
+def test_when_its_time_is_over_it_is_still_known_until_it_is_deleted(disk: Disk, open_runs: OpenRuns) -> None:
+    memory = kept(disk, open_runs)
+    assert open_runs.due(NOW + FAILED_KEPT_MS, lambda tenant: True)
+    assert memory.failed(KEY) is not None
+
+
+def test_with_its_slot_it_is_forgotten(disk: Disk, open_runs: OpenRuns) -> None:
+    memory = kept(disk, open_runs)
+    open_runs.forget([(SLOT + 1) % SLOTS])
+    assert memory.failed(KEY) is not None
+    open_runs.forget([SLOT])
+    assert open_runs.failed == set()
