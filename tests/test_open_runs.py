@@ -7,7 +7,17 @@ import pytest
 
 from onceflow.agents.agent import agent, routes
 from onceflow.agents.happenings import Arrived, Due
-from onceflow.agents.journal import FAILED, FAILED_KEPT_MS, encode_segment, failed, run_prefix, segment_key
+from onceflow.agents.journal import (
+    FAILED,
+    FAILED_KEPT_MS,
+    PARKED,
+    OpenRun,
+    encode_segment,
+    failed,
+    parked,
+    run_prefix,
+    segment_key,
+)
 from onceflow.agents.run import Run
 from onceflow.event import Event, home_slot
 from onceflow.state.ledger import Records
@@ -31,8 +41,12 @@ class Disk:
         return sorted(each for each in self.held.items() if each[0].startswith(prefix))
 
 
-@agent("works", on="t")
+@agent("works", on="t", deadline=60)
 async def works(run: Run, event: Event) -> None: ...
+
+
+SOURCE: Any = SimpleNamespace(topic="t", partition=0, is_inbox=True, grant=SimpleNamespace(slot=SLOT))
+BEGUN = Arrived(SOURCE, 0, NOW, b"", None, INCOMING, works).begun()
 
 
 @pytest.fixture
@@ -51,11 +65,9 @@ def open_runs(disk: Disk) -> OpenRuns:
 
 def kept(disk: Disk, open_runs: OpenRuns) -> TenantMemory:
     """The ledger holds a failed run, as the grant has said."""
-    source: Any = SimpleNamespace(topic="t", partition=0)
-    begun = Arrived(source, 0, NOW, b"", None, INCOMING, works).begun()
     end = {FAILED: failed("works", "no", "why", NOW)}
     disk.held = {
-        segment_key("acme", KEY, 0): encode_segment(begun, {}),
+        segment_key("acme", KEY, 0): encode_segment(BEGUN, {}),
         segment_key("acme", KEY, 1): encode_segment(None, end),
     }
     open_runs.plan("acme", Due(b"", run_prefix("acme", KEY)), NOW + FAILED_KEPT_MS)
@@ -86,3 +98,11 @@ def test_with_its_slot_it_is_forgotten(disk: Disk, open_runs: OpenRuns) -> None:
     assert memory.failed(KEY) is not None
     open_runs.forget([SLOT])
     assert open_runs.failed == set()
+
+
+def test_the_deadline_of_a_parked_run_is_known_to_the_next_owner_of_its_slot(open_runs: OpenRuns) -> None:
+    journal = {PARKED: parked("works", "unknown-outcome", "?", "")}
+    ready: Any = SimpleNamespace(inputs=[SOURCE], runs=[OpenRun("acme", KEY, BEGUN, journal, 1)], kept=[])
+    assert [(tenant, resumed.key) for tenant, resumed in open_runs.resume(ready)] == [("acme", KEY)]
+    assert open_runs.due(NOW + 59_999, lambda tenant: True) == []
+    assert open_runs.due(NOW + 60_000, lambda tenant: True) == [("acme", Due(KEY))]

@@ -8,7 +8,7 @@ import pytest
 
 from onceflow.agents import lane
 from onceflow.agents.agent import agent
-from onceflow.agents.call import Call
+from onceflow.agents.call import Call, RetryPolicy
 from onceflow.agents.calls import Asleep, Completed, Record, RunFailed, StartCall, WaitBegun
 from onceflow.agents.commands import Command, resolution
 from onceflow.agents.happenings import (
@@ -396,6 +396,79 @@ def test_a_deadline_that_nobody_needs_any_more_changes_nothing() -> None:
     tenant.now = NOW + MINUTE
     tenant.take(Due(KEY))
     assert tenant.outcome == Completed("found")
+
+
+# --- Parked runs: a time that is over changes nothing, but for the deadline ---
+
+
+@tool(effect="keyed", retry=RetryPolicy(attempts=1))
+async def pay(call: Call) -> str: ...  # type: ignore[empty-body]
+
+
+@tool(effect="keyed", on_unknown="reconcile", retry=RetryPolicy(attempts=1))
+async def seal(call: Call) -> str: ...  # type: ignore[empty-body]
+
+
+@seal.compensate
+async def unseal(call: Call, result: str | None) -> None: ...
+
+
+@seal.reconcile
+async def find_seal(call: Call) -> str: ...  # type: ignore[empty-body]
+
+
+def test_the_time_of_a_wait_that_has_ended_does_not_wake_a_run_that_is_parked() -> None:
+    @agent("pays", on="t")
+    async def pays(run: Run, event: Event) -> str:
+        await run.wait_for("signed", event.id, timeout=60)
+        return await run.call(pay)
+
+    tenant = Tenant(pays)
+    tenant.event(pays)
+    tenant.signalled(signal())
+    tenant.answer(TimeoutError())
+    assert len(tenant.parked) == 1
+    segments = tenant.memory.saved(KEY).segments
+    tenant.now = NOW + MINUTE
+    tenant.take(Due(KEY))
+    tenant.commit()
+    assert (tenant.started, tenant.memory.saved(KEY).segments) == ([], segments)
+    tenant.take(Commanded(tenant.source, 11, 3, Command("again", "acme", KEY.hex(), segments)))
+    tenant.answer("p-1")
+    assert tenant.outcome == Completed("p-1")
+
+
+def test_a_parked_run_whose_deadline_is_over_goes_on_and_is_parked_no_more() -> None:
+    @agent("seals", on="t", deadline=60)
+    async def seals(run: Run, event: Event) -> str:
+        return await run.call(seal)
+
+    tenant = Tenant(seals)
+    tenant.event(seals)
+    tenant.answer(TimeoutError())
+    tenant.answer(ConnectionError())
+    assert tenant.memory.saved(KEY).parked
+    tenant.now = NOW + MINUTE
+    tenant.take(Due(KEY))
+    assert tenant.answer("s-1").kind == "reconcile"
+    tenant.begin_anew()
+    tenant.resume()
+    assert tenant.answer(None).kind == "undo"
+    assert tenant.outcome.code == "expired"
+
+
+def test_the_deadline_of_a_run_that_only_a_person_can_end_is_over_once() -> None:
+    @agent("pays", on="t", deadline=60)
+    async def pays(run: Run, event: Event) -> str:
+        return await run.call(pay)
+
+    tenant = Tenant(pays)
+    tenant.event(pays)
+    tenant.answer(TimeoutError())
+    tenant.now = NOW + MINUTE
+    for _ in range(3):
+        tenant.take(Due(KEY))
+    assert [parked.reason for parked in tenant.parked] == ["unknown-outcome"] * 2
 
 
 # --- Whose it is ---

@@ -10,7 +10,17 @@ from typing import Literal
 
 import msgspec
 
-from onceflow.agents.journal import CALL_FAILED, FAILING, NIL, OUTCOME_UNKNOWN, PARKED, UNDO, Entry, OpenRun
+from onceflow.agents.journal import (
+    CALL_FAILED,
+    FAILING,
+    NIL,
+    OUTCOME_UNKNOWN,
+    PARKED,
+    UNDO,
+    Entry,
+    OpenRun,
+    settled,
+)
 
 HEADER = "onceflow-command"
 CANCELLED = "cancelled"
@@ -51,7 +61,7 @@ def resolution(command: Command, run: OpenRun) -> Mapping[str, Entry] | str:
     if command.action == "cancel":
         news = {FAILING: Entry(run.begun.agent, 0, b"", None, (CANCELLED, "cancelled by an operator"))}
         if run.parked and parked is not None:
-            news[PARKED] = _settled(run)
+            news[PARKED] = settled(run.begun.agent)
             place = parked.arguments.decode()
             if place and not place.startswith(UNDO):  # it stays unknown, and is undone where that can be
                 error = (OUTCOME_UNKNOWN, f"{run.journal[place].tool}: cancelled while nobody knew")
@@ -64,7 +74,7 @@ def resolution(command: Command, run: OpenRun) -> Mapping[str, Entry] | str:
     place = parked.arguments.decode()
     if not place:  # a replay differs from the record
         if command.action == "again":
-            return {PARKED: _settled(run)}
+            return {PARKED: settled(run.begun.agent)}
         return "no call's outcome is in question: write --again, once its agent is mended, or cancel the run"
     known = run.journal[place]
     if command.action == "result":
@@ -78,8 +88,4 @@ def resolution(command: Command, run: OpenRun) -> Mapping[str, Entry] | str:
     else:
         assert known.intent is not None
         outcome = msgspec.structs.replace(known, intent=msgspec.structs.replace(known.intent, again=True))
-    return {place: outcome, PARKED: _settled(run)}
-
-
-def _settled(run: OpenRun) -> Entry:
-    return Entry(run.begun.agent, 0, b"", NIL)
+    return {place: outcome, PARKED: settled(run.begun.agent)}

@@ -38,6 +38,7 @@ from onceflow.agents.journal import (
     FAILED_KEPT_MS,
     FAILING,
     GONE,
+    PARKED,
     Entry,
     OpenRun,
     encode_segment,
@@ -45,6 +46,7 @@ from onceflow.agents.journal import (
     run_prefix,
     segment_key,
     segment_keys,
+    settled,
 )
 from onceflow.agents.keys import Keys, Told
 from onceflow.agents.machine import Machine, begin
@@ -149,6 +151,8 @@ class InFlight:
         if saved is not None:
             run.journal, run.segments = saved.journal, saved.segments
             arrived.saved = None
+            if saved.parked:
+                run.record(PARKED, settled(agent.name))
             for place, entry in news.items():
                 run.record(place, entry)
         elif arrived.redrive is not None and not self._redriven(run, arrived.redrive):
@@ -158,11 +162,11 @@ class InFlight:
             run.journal = self._journal_of(arrived)
         if run.segments and FAILING not in run.journal and self._watch.deaths_of(arrived.key):
             run.record(FAILING, Entry(agent.name, 0, b"", None, (Reason.POISON, poison.WHY)))
-        if agent.deadline_s is not None:
-            due_ms = ends_by(arrived)
-            self._decided.due.append((Due(arrived.key), due_ms))
-            if run.segments and self._now_ms >= due_ms and FAILING not in run.journal:
+        if due_ms := ends_by_ms(arrived, run.journal):
+            if run.segments and self._now_ms >= due_ms:
                 run.record(FAILING, Entry(agent.name, 0, b"", None, out_of_time(arrived)))
+            else:
+                self._decided.due.append((Due(arrived.key), due_ms))
         self._under_way(run, run.begin(event, self._now_ms))
 
     def _on_record(self, arrived: Arrived, news: Mapping[str, Entry]) -> Mapping[str, Entry]:
@@ -356,14 +360,19 @@ class InFlight:
 
     # --- runs that sleep ---
 
-    def _called(self, key: bytes) -> Arrived | None:
-        """A sleeping run, to go on with."""
+    def _called(self, key: bytes, *, is_due: bool = False) -> Arrived | None:
+        """A sleeping run, to go on with. `is_due`: a time is over; for one that is parked, only its deadline counts."""
         inbox = self._sleepers.wakes(key)
         arrived = self._memory.run(key, inbox)
         if isinstance(arrived, str):
             log.warning("a run cannot go on: %s", arrived, extra={"run": key.hex(), "tenant": self.tenant})
             self._sleepers.sleeps(key, inbox)
             return None
+        if is_due and arrived.saved is not None and arrived.saved.parked:
+            due_ms = ends_by_ms(arrived, arrived.saved.journal)
+            if not 0 < due_ms <= self._now_ms:
+                self._sleepers.sleeps(key, inbox)
+                return None
         self._lines.wakes(key)
         return arrived
 
@@ -371,10 +380,12 @@ class InFlight:
         return next((run for run in self._runs if run.token.key == key), None)
 
 
-def ends_by(arrived: Arrived) -> int:
-    """When a run's deadline is over (ms): counted from when its event was sent."""
-    assert arrived.agent.deadline_s is not None
-    return arrived.time_ms + int(arrived.agent.deadline_s * 1000)
+def ends_by_ms(arrived: Arrived, journal: Mapping[str, Entry]) -> int:
+    """When a run's deadline is over: counted from when its event was sent; 0: it has none, or fails already."""
+    deadline_s = arrived.agent.deadline_s
+    if deadline_s is None or FAILING in journal:
+        return 0
+    return arrived.time_ms + int(deadline_s * 1000)
 
 
 def out_of_time(arrived: Arrived) -> tuple[str, str]:

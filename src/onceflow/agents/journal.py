@@ -150,6 +150,11 @@ def parked(agent: str, reason: str, message: str, place: str) -> Entry:
     return Entry(agent, 0, place.encode(), None, (reason, message))
 
 
+def settled(agent: str) -> Entry:
+    """The entry at PARKED of a run that goes on."""
+    return Entry(agent, 0, b"", NIL)
+
+
 def expired(known: Entry) -> Entry:
     """The outcome of a wait whose time is over: a sleep has ended, a signal did not come."""
     wait = known.wait

@@ -33,7 +33,7 @@ from onceflow.agents.happenings import (
     Signalled,
     Sleeping,
 )
-from onceflow.agents.in_flight import NOTHING, InFlight, ends_by, out_of_time
+from onceflow.agents.in_flight import NOTHING, InFlight, ends_by_ms, out_of_time
 from onceflow.agents.journal import GONE, Entry, kept_until_ms
 from onceflow.agents.loop import Answered
 from onceflow.agents.machine import Machine
@@ -157,9 +157,9 @@ class Lane(InFlight):
             self._lines.enter(sleeping.key, sleeping.line, None, sleeping.turn)
             self._lines.sleeps(sleeping.key)
 
-    def _wake(self, key: bytes, news: Mapping[str, Entry] = NOTHING) -> None:
+    def _wake(self, key: bytes, news: Mapping[str, Entry] = NOTHING, *, is_due: bool = False) -> None:
         """Let a sleeping run go on."""
-        arrived = self._called(key)
+        arrived = self._called(key, is_due=is_due)
         if arrived is not None:
             self._begin(arrived, news)
 
@@ -177,9 +177,9 @@ class Lane(InFlight):
                 unclaimed = None if signal.taken else signal
                 self._decided.note(Noted(None, NO_OFFSET, 0, ((key, None),), 0, unclaimed))
         elif self._sleepers.asleep(due.key):
-            self._wake(due.key)
+            self._wake(due.key, is_due=True)
         elif (run := self._awake(due.key)) is not None and run.token.source.grant.live:
-            if run.agent.deadline_s is not None and self._now_ms >= ends_by(run.token):
+            if 0 < ends_by_ms(run.token, run.journal) <= self._now_ms:
                 self._cancel(run, *out_of_time(run.token))
             else:
                 self._note(run, run.due(self._now_ms))

@@ -7,6 +7,7 @@ from typing import Any
 
 from onceflow.agents.agent import Routes
 from onceflow.agents.happenings import Arrived, Due, Happening, Resumed, Sleeping
+from onceflow.agents.in_flight import ends_by_ms
 from onceflow.agents.journal import NUMBER_BYTES, OpenRun, open_runs, run_prefix, runs_of
 from onceflow.agents.order import in_turn
 from onceflow.agents.shared import Shared, decode_shared
@@ -55,10 +56,13 @@ class OpenRuns:
             without_agent += isinstance(arrived, str)
             if isinstance(arrived, str) or not goes_on:
                 yield saved.tenant, Sleeping(saved.key, inbox, saved.begun.line, saved.begun.turn)
+                due_ms = 0 if isinstance(arrived, str) else ends_by_ms(arrived, saved.journal)
+                if saved.parked and due_ms:
+                    self.plan(saved.tenant, Due(saved.key), due_ms)
             else:
                 yield saved.tenant, Resumed(arrived)
-        for tenant, record, due_ms in ready.kept:
-            self.plan(tenant, Due(b"", record), due_ms)
+        for tenant, record, until_ms in ready.kept:
+            self.plan(tenant, Due(b"", record), until_ms)
         if without_agent:
             log.warning(
                 "runs wait for the version of their agent that they began with: list it in the flow again",
