@@ -1,6 +1,6 @@
 """Waits: how a run falls asleep and goes on, which signal ends which wait, and what a person may decide."""
 
-from datetime import timedelta
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -8,7 +8,7 @@ import pytest
 
 from onceflow.agents import lane
 from onceflow.agents.agent import agent
-from onceflow.agents.call import Call, RetryPolicy
+from onceflow.agents.call import Call
 from onceflow.agents.calls import Asleep, Completed, Record, RunFailed, StartCall, WaitBegun
 from onceflow.agents.commands import Command, resolution
 from onceflow.agents.happenings import (
@@ -222,6 +222,42 @@ def test_a_signal_is_read_or_says_what_is_missing(document: bytes, says: Any) ->
     assert found == says if isinstance(says, Signal) else says in str(found)
 
 
+@pytest.mark.parametrize("early", [False, True])
+def test_a_wait_whose_time_is_over_takes_no_signal_though_its_run_is_awake(early: bool) -> None:
+    @agent("both", on="t")
+    async def both(run: Run, event: Event) -> str:
+        async def hurried() -> None:
+            with suppress(WaitExpired):
+                await run.wait_for("signed", "x", timeout=10)
+
+        await run.gather(hurried(), run.call(ask, id="x"))
+        return (await run.wait_for("signed", "x")).event_id
+
+    tenant = Tenant(both)
+    tenant.event(both)
+    tenant.now += 10_000
+    tenant.take(Due(KEY))
+    if early:
+        tenant.signalled(signal(id="x"))
+    tenant.answer("asked")
+    if not early:
+        tenant.signalled(signal(id="x"))
+    assert tenant.outcome == Completed("s-1")
+
+
+def test_a_run_that_was_cancelled_takes_no_signal_while_its_calls_are_waited_for() -> None:
+    @agent("both", on="t")
+    async def both(run: Run, event: Event) -> None:
+        await run.gather(run.call(escalate, id="x"), run.call(ask, id="x"), run.wait_for("signed", "x"))
+
+    tenant = Tenant(both)
+    tenant.event(both)
+    tenant.commit()
+    tenant.take(Commanded(tenant.source, 11, 3, Command("cancel", "acme", KEY.hex())))
+    ((_, value),) = tenant.signalled(signal(id="x")).changes
+    assert not decode_kept(value or b"").taken, "the next wait may have it"
+
+
 # --- Polling, and what follows a time-out ---
 
 
@@ -336,139 +372,6 @@ def test_a_run_that_is_not_parked_is_not_resolved(tenant: Tenant) -> None:
 
 def test_nil_is_what_a_sleep_returns() -> None:
     assert msgspec.msgpack.decode(NIL) is None
-
-
-# --- Deadlines ---
-
-
-@agent("hurries", on="t", deadline=timedelta(minutes=5))
-async def hurries(run: Run, event: Event) -> str:
-    await run.call(reserve)
-    return str(await run.wait_for("signed", event.id))
-
-
-@agent("reads", on="t", deadline=60)
-async def reads(run: Run, event: Event) -> str | None:
-    return await run.call(ask, id="x")
-
-
-@tool(effect="keyed")
-async def reserve(call: Call) -> str: ...  # type: ignore[empty-body]
-
-
-@reserve.compensate
-async def release(call: Call, result: str | None) -> None: ...
-
-
-@pytest.mark.parametrize("crash", [False, True])
-def test_a_run_whose_deadline_is_over_fails_and_undoes_what_stands(crash: bool) -> None:
-    tenant = Tenant(hurries)
-    tenant.event(hurries)
-    tenant.answer("r-1")
-    assert tenant.asleep
-    tenant.now = NOW + 5 * MINUTE
-    if crash:
-        tenant.begin_anew()
-        tenant.resume()
-    else:
-        tenant.take(Due(KEY))
-    assert tenant.answer(None).kind == "undo"
-    assert tenant.outcome.code == "expired"
-    assert tenant.memory.failed(KEY), "kept, to be redriven"
-
-
-def test_one_that_only_reads_ends_at_once_and_its_call_is_given_up() -> None:
-    tenant = Tenant(reads)
-    tenant.event(reads)
-    tenant.now = NOW + MINUTE - 1
-    tenant.take(Due(KEY))
-    assert tenant.ended == []
-    tenant.now = NOW + MINUTE
-    tenant.take(Due(KEY))
-    assert tenant.outcome.code == "expired"
-    assert (tenant.abandoned, tenant.lane.idle) == (1, True)
-
-
-def test_a_deadline_that_nobody_needs_any_more_changes_nothing() -> None:
-    tenant = Tenant(reads)
-    tenant.event(reads)
-    tenant.answer("found")
-    tenant.now = NOW + MINUTE
-    tenant.take(Due(KEY))
-    assert tenant.outcome == Completed("found")
-
-
-# --- Parked runs: a time that is over changes nothing, but for the deadline ---
-
-
-@tool(effect="keyed", retry=RetryPolicy(attempts=1))
-async def pay(call: Call) -> str: ...  # type: ignore[empty-body]
-
-
-@tool(effect="keyed", on_unknown="reconcile", retry=RetryPolicy(attempts=1))
-async def seal(call: Call) -> str: ...  # type: ignore[empty-body]
-
-
-@seal.compensate
-async def unseal(call: Call, result: str | None) -> None: ...
-
-
-@seal.reconcile
-async def find_seal(call: Call) -> str: ...  # type: ignore[empty-body]
-
-
-def test_the_time_of_a_wait_that_has_ended_does_not_wake_a_run_that_is_parked() -> None:
-    @agent("pays", on="t")
-    async def pays(run: Run, event: Event) -> str:
-        await run.wait_for("signed", event.id, timeout=60)
-        return await run.call(pay)
-
-    tenant = Tenant(pays)
-    tenant.event(pays)
-    tenant.signalled(signal())
-    tenant.answer(TimeoutError())
-    assert len(tenant.parked) == 1
-    segments = tenant.memory.saved(KEY).segments
-    tenant.now = NOW + MINUTE
-    tenant.take(Due(KEY))
-    tenant.commit()
-    assert (tenant.started, tenant.memory.saved(KEY).segments) == ([], segments)
-    tenant.take(Commanded(tenant.source, 11, 3, Command("again", "acme", KEY.hex(), segments)))
-    tenant.answer("p-1")
-    assert tenant.outcome == Completed("p-1")
-
-
-def test_a_parked_run_whose_deadline_is_over_goes_on_and_is_parked_no_more() -> None:
-    @agent("seals", on="t", deadline=60)
-    async def seals(run: Run, event: Event) -> str:
-        return await run.call(seal)
-
-    tenant = Tenant(seals)
-    tenant.event(seals)
-    tenant.answer(TimeoutError())
-    tenant.answer(ConnectionError())
-    assert tenant.memory.saved(KEY).parked
-    tenant.now = NOW + MINUTE
-    tenant.take(Due(KEY))
-    assert tenant.answer("s-1").kind == "reconcile"
-    tenant.begin_anew()
-    tenant.resume()
-    assert tenant.answer(None).kind == "undo"
-    assert tenant.outcome.code == "expired"
-
-
-def test_the_deadline_of_a_run_that_only_a_person_can_end_is_over_once() -> None:
-    @agent("pays", on="t", deadline=60)
-    async def pays(run: Run, event: Event) -> str:
-        return await run.call(pay)
-
-    tenant = Tenant(pays)
-    tenant.event(pays)
-    tenant.answer(TimeoutError())
-    tenant.now = NOW + MINUTE
-    for _ in range(3):
-        tenant.take(Due(KEY))
-    assert [parked.reason for parked in tenant.parked] == ["unknown-outcome"] * 2
 
 
 # --- Whose it is ---

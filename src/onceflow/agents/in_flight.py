@@ -252,6 +252,7 @@ class InFlight:
                 self._runs.discard(run)
                 self._capacity.ended(arrived.key)
                 if type(effect) is Asleep:
+                    self._sleepers.keep(arrived.key, run.awaits)
                     self._sleepers.sleeps(arrived.key, self._memory.inbox(arrived.source))
                     self._decided.due.append((Due(arrived.key), effect.due_ms))
                     self._put_down(arrived.key)

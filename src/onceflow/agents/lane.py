@@ -188,7 +188,7 @@ class Lane(InFlight):
         """A wait has begun: a signal that came early may end it."""
         awaited = looked.awaited
         wait = awaited.wait
-        if not looked.source.grant.live or not self._sleepers.awaited(awaited):
+        if not looked.source.grant.live or not self._sleepers.awaited(awaited) or self._is_over(awaited):
             return
         known = self._memory.signals(signal_prefix(self.tenant, wait.type, wait.id))
         early = [
@@ -214,7 +214,7 @@ class Lane(InFlight):
         )
         if any(known_key == key for known_key, _ in known):
             self._decided.note(Noted(*at))  # a copy
-        elif (awaited := self._sleepers.taking(signal)) is not None:
+        elif (awaited := self._taking(signal)) is not None:
             self._decided.note(self._taken(*at, key, kept))
             self._deliver(awaited, signal)
         elif in_burst((each for _, each in known), signal, given.time_ms):
@@ -223,6 +223,17 @@ class Lane(InFlight):
             value = encode_kept(kept)
             self._memory.put(key, value)
             self._decided.note(Noted(*at, ((key, value),), given.time_ms + KEPT_MS))
+
+    def _taking(self, signal: Signal) -> Awaited | None:
+        """The oldest wait that a signal ends."""
+        while (awaited := self._sleepers.taking(signal)) is not None and self._is_over(awaited):
+            self._sleepers.over(awaited)
+        return awaited
+
+    def _is_over(self, awaited: Awaited) -> bool:
+        """Whether the run goes on with something else meanwhile: its time was over, or the run fails."""
+        run = None if self._sleepers.asleep(awaited.key) else self._awake(awaited.key)
+        return run is not None and not run.awaits(awaited.place)
 
     def _taken(self, source: Any, offset: int, size: int, key: bytes, kept: Kept) -> Noted:
         """A signal ends a wait: it is remembered without its contents."""

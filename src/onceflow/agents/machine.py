@@ -151,6 +151,10 @@ class Machine(Asking, eq=False):
         self.record(place, msgspec.structs.replace(self.journal[place], result=result))
         return self._go_on()
 
+    def awaits(self, place: str) -> bool:
+        """Whether a signal could still end the wait at this place."""
+        return self._end is None and place in self._waits
+
     def due(self, now_ms: int) -> list[Effect]:
         """The time of waits may be over."""
         over = [place for place, wait in self._waits.items() if 0 < wait.due_ms <= now_ms]

@@ -3,6 +3,7 @@
 Of each, only its key is held here, and what it waits for; the rest is in the ledger, and read when it goes on.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from onceflow.agents.journal import Wait
@@ -56,6 +57,11 @@ class Sleepers:
         """The oldest wait that a signal ends."""
         known = self._awaited.get((signal.type, signal.id), ())
         return next((awaited for awaited in known if ends(awaited.wait, signal)), None)
+
+    def keep(self, key: bytes, is_open: Callable[[str], bool]) -> None:
+        """Of the waits of a run, only those that are open at their place go on."""
+        for awaited in [each for each in self._waits.get(key, ()) if not is_open(each.place)]:
+            self.over(awaited)
 
     def over(self, ended: Awaited) -> None:
         """A wait has ended."""
