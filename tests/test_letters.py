@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from onceflow.agents.agent import agent
-from onceflow.agents.calls import Completed
-from onceflow.agents.happenings import Arrivals, Ended, EndedAtOnce
+from onceflow.agents.calls import Completed, RunFailed
+from onceflow.agents.happenings import Arrivals, Ended, EndedAtOnce, Redrive
 from onceflow.agents.run import Run
 from onceflow.event import Event, Incoming, Reason, home_slot, idempotency_key
 from onceflow.state.seen import seen_key, tenant_prefix
@@ -86,3 +86,13 @@ def test_a_completion_is_read_at_a_glance_as_it_is_read_in_full() -> None:
     for broken in (b"", b"{}", value[:20], value[:59], value[:27] + b"x" * 32 + value[59:]):
         with pytest.raises(ValueError, match=r"."):
             run_of_completion(broken, b"acme", SLOT)
+
+
+def test_the_dead_letter_of_a_redrive_that_never_began_names_the_run_that_failed() -> None:
+    arrived = arrivals(1).one(0)
+    arrived.redrive, arrived.root = Redrive(b"f" * 16, b"r" * 16, "letters/3/17", 4), b"r" * 16
+    _, letter = LETTERS.outcome(Ended(arrived, RunFailed("invalid-data", "no", "")), NOW)
+    assert letter is not None
+    headers = dict(letter.headers)
+    names = ("onceflow-run", "onceflow-root", "onceflow-kept")
+    assert [headers[name] for name in names] == [(b"f" * 16).hex().encode(), (b"r" * 16).hex().encode(), b"4"]

@@ -8,9 +8,10 @@ from onceflow.agents.agent import agent
 from onceflow.agents.call import Call
 from onceflow.agents.calls import Completed, RunFailed
 from onceflow.agents.commands import Command
-from onceflow.agents.happenings import Commanded, Due
+from onceflow.agents.happenings import Commanded, Due, Redrive
 from onceflow.agents.run import Run
 from onceflow.agents.tool import tool
+from onceflow.errors import Failed
 from onceflow.event import Event
 from tests.tenant import NOW, Tenant
 
@@ -137,3 +138,58 @@ def test_one_that_stands_behind_another_can_be_cancelled(asleep: bool) -> None:
         tenant.answer("ok")
         tenant.answer("ok")
     assert [type(end) for end in ends(tenant)] == [RunFailed, Completed, Completed]
+
+
+@pytest.mark.parametrize("crash", [False, True])
+@pytest.mark.parametrize("awake", [False, True])
+def test_a_redrive_behind_another_run_knows_what_its_failed_run_has_done(crash: bool, awake: bool) -> None:
+    @tool(effect="blind")
+    async def transfer(call: Call) -> str: ...  # type: ignore[empty-body]
+
+    fails = [True]
+
+    @agent("pays", on="t", order_by="source")
+    async def pays(run: Run, event: Event) -> str:
+        if event.id == "evt-2":
+            if awake:
+                await run.call(look, 2)
+            await run.sleep(60)
+            return "slept"
+        done = await run.call(transfer)
+        if fails:
+            raise Failed("broken")
+        return done
+
+    tenant = Tenant(pays)
+    failed = tenant.event(pays)
+    tenant.answer("t-1")
+    letter = Redrive(failed, failed, "f.dead-letters/3/17", tenant.ended.pop().segments)
+    fails.clear()
+    sleeper = tenant.event(pays, 2)
+    again = tenant.event(pays, redrive=letter)
+    if awake:
+        tenant.answer("ok")
+    assert tenant.memory.failed(failed) is None
+    if crash:
+        tenant.begin_anew()
+        tenant.resume()
+    assert not tenant.started, "it is not its turn"
+    tenant.now += 60_000
+    tenant.take(Due(sleeper))
+    assert [(ended.arrived.key, ended.outcome) for ended in tenant.ended] == [
+        (sleeper, Completed("slept")),
+        (again, Completed("t-1")),
+    ]
+    assert tenant.memory.records == {}
+
+
+def test_one_whose_failed_run_is_forgotten_is_refused_behind_a_sleeping_run_too() -> None:
+    tenant = Tenant(sleeps)
+    first = tenant.event(sleeps, 2)
+    tenant.event(sleeps, redrive=Redrive(b"f" * 16, b"f" * 16, "f.dead-letters/3/17", 2))
+    last = tenant.event(sleeps, 3)
+    assert [end.code for end in ends(tenant)] == ["redrive-refused"]
+    for key in (first, last):
+        tenant.now += 60_000
+        tenant.take(Due(key))
+    assert ends(tenant)[1:] == [Completed("evt-2"), Completed("evt-3")]

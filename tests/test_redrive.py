@@ -183,6 +183,41 @@ def test_what_is_kept_goes_when_it_is(how: str) -> None:
     assert tenant.memory.records == {}
 
 
+def never_begun(tenant: Tenant, how: str) -> None:
+    """The sale is redriven, and that ends before it begins."""
+
+    @agent("sells", on="t")
+    async def choosy(run: Run, event: Event[dict[str, str]]) -> None: ...
+
+    if how == "cancelled":
+        tenant.capacity.closed = True
+    tenant.event(choosy if how == "invalid-data" else sells, redrive=LETTER)
+    if how == "cancelled":
+        tenant.take(Commanded(tenant.source, 9, 1, Command("cancel", "acme", LETTER.key.hex())))
+        tenant.capacity.closed = False
+
+
+@pytest.mark.parametrize("how", ["invalid-data", "cancelled"])
+def test_one_that_ended_before_it_began_leaves_to_redrive_what_it_was_to_go_on_from(how: str) -> None:
+    tenant = Tenant(sells)
+    failed_sale(tenant)
+    never_begun(tenant, how)
+    ended = tenant.ended[-1]
+    assert ended.outcome.code == how  # type: ignore[union-attr]
+    run, kept = ended.to_redrive
+    assert (run, kept) == (KEY, LETTER.segments)
+    tenant.event(sells, redrive=Redrive(run, KEY, "f.dead-letters/3/18", kept))
+    assert names(tenant) == ["charge"], "neither is the mail sent again, nor the price asked for"
+
+
+def test_what_was_refused_is_refused_again() -> None:
+    tenant = Tenant(sells)
+    tenant.event(sells, redrive=LETTER)
+    run, kept = tenant.ended[-1].to_redrive
+    tenant.event(sells, redrive=Redrive(run, KEY, "f.dead-letters/3/18", kept))
+    assert [ended.outcome.code for ended in tenant.ended] == ["redrive-refused"] * 2  # type: ignore[union-attr]
+
+
 # --- The same event again, later than dedup remembers: a run with the key of one that is kept ---
 
 

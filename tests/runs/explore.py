@@ -202,10 +202,11 @@ class Schedule:
             self.log.sent.append(Sent(command=Command("cancel", TENANT, run.key.hex())))
 
     def _redrive(self) -> None:
-        arrived, kept = self.random.choice(self.log.letters)
-        offset = self.log.letters.index((arrived, kept))
-        root = arrived.root or arrived.key
-        again = Redrive(arrived.key, root, f"letters/0/{offset}", kept)
+        offset = self.random.randrange(len(self.log.letters))
+        arrived = self.log.letters[offset].arrived
+        run, kept = self.log.letters[offset].to_redrive
+        root = arrived.root or run
+        again = Redrive(run, root, f"letters/0/{offset}", kept)
         self._redriven.add(root)
         self.log.sent.append(Sent(event=arrived.incoming, redrive=again))
 

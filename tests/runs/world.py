@@ -65,7 +65,7 @@ class Log:
         self.finished: set[int] = set()
         self.ledger: dict[bytes, bytes] = {}
         self.completions: dict[bytes, Completed | RunFailed] = {}
-        self.letters: list[tuple[Arrived, int]] = []  # of failed runs, and what is kept of each
+        self.letters: list[Ended] = []  # of failed runs
 
     def commit(self, decided: Decided) -> None:
         """A transaction."""
@@ -86,7 +86,7 @@ class Log:
         if ended.segments == 0:
             self.finished.add(ended.arrived.offset)
         if isinstance(ended.outcome, RunFailed):
-            self.letters.append((ended.arrived, ended.segments if ended.kept else 0))
+            self.letters.append(ended)
 
     def write(self, records: Iterable[Change]) -> None:
         for key, value in records:

@@ -208,6 +208,17 @@ class Ended(msgspec.Struct, frozen=True):
     changes: Sequence[Change] = ()  # of the ledger
     kept: bool = False  # what the ledger has is kept, to be redriven
 
+    @property
+    def to_redrive(self) -> tuple[bytes, int]:
+        """The run that is to be done anew, and how many segments are kept of it.
+
+        A redrive that ended before it began has forgotten nothing of the run that failed: it is that one still.
+        """
+        redrive = self.arrived.redrive
+        if redrive is not None and redrive.segments and not self.segments:
+            return redrive.run, redrive.segments
+        return self.arrived.key, self.segments if self.kept else 0
+
 
 class EndedAtOnce(msgspec.Struct, frozen=True):
     """Runs ended without having asked for anything; what their agent returned."""

@@ -155,10 +155,12 @@ class InFlight:
                 run.record(PARKED, settled(agent.name))
             for place, entry in news.items():
                 run.record(place, entry)
-        elif arrived.redrive is not None and not self._redriven(run, arrived.redrive):
-            self._ended(arrived, RunFailed(REFUSED, NOT_KEPT, ""))
-            return
-        elif self._journals and not run.segments:
+        elif arrived.redrive is not None and arrived.redrive.segments:
+            found = self._redriven(arrived, arrived.redrive)
+            if found is None:
+                return
+            run.journal, run.segments = found
+        elif self._journals:
             run.journal = self._journal_of(arrived)
         if run.segments and FAILING not in run.journal and self._watch.deaths_of(arrived.key):
             run.record(FAILING, Entry(agent.name, 0, b"", None, (Reason.POISON, poison.WHY)))
@@ -179,19 +181,20 @@ class InFlight:
         saved.journal = {p: e for p, e in {**saved.journal, **news}.items() if e is not GONE}
         return NOTHING
 
-    def _redriven(self, run: Machine, redrive: Redrive) -> bool:
-        """Begin with what is kept of the failed run, in the decision that forgets that; whether it is still there."""
-        if not redrive.segments:
-            return True
+    def _redriven(self, arrived: Arrived, redrive: Redrive) -> tuple[dict[str, Entry], int] | None:
+        """The journal that a redrive has from its failed run, and its segments: on record in the decision that forgets
+        what was kept. None: that is gone, and the redrive has ended.
+        """
         kept = self._memory.failed(redrive.run)
         if kept is None:
-            return False
-        run.journal = journal = redriven(kept.journal)
-        for portion in chunks(journal):
-            self._write(run.token, Record(run.segments, portion))
-            run.segments += 1
+            self._ended(arrived, RunFailed(REFUSED, NOT_KEPT, ""))
+            return None
+        journal = redriven(kept.journal)
+        portions = chunks(journal)
+        for number, portion in enumerate(portions):
+            self._write(arrived, Record(number, portion))
         self._decided.note(self._forgotten(kept))
-        return True
+        return journal, len(portions)
 
     def _journal_of(self, arrived: Arrived) -> dict[str, Entry]:
         journal = self._journals.pop(arrived.key, None)
@@ -347,13 +350,16 @@ class InFlight:
 
     def _put_aside(self, arrived: Arrived) -> None:
         """Into the ledger, as a run that has not begun."""
-        self._write(arrived, Record(0, {}))
+        if arrived.redrive is None or not arrived.redrive.segments:
+            self._write(arrived, Record(0, {}))
+        elif self._redriven(arrived, arrived.redrive) is None:
+            return
         self._sleepers.sleeps(arrived.key, self._memory.inbox(arrived.source))
 
     def _next(self, follower: Follower | None) -> None:
         if follower is None:
             return
-        arrived = follower.arrived or self._called(follower.key)
+        arrived = follower.arrived or self._called(follower.key, by_itself=True)
         if arrived is None:
             self._put_down(follower.key)
         else:
@@ -361,15 +367,15 @@ class InFlight:
 
     # --- runs that sleep ---
 
-    def _called(self, key: bytes, *, is_due: bool = False) -> Arrived | None:
-        """A sleeping run, to go on with. `is_due`: a time is over; for one that is parked, only its deadline counts."""
+    def _called(self, key: bytes, *, by_itself: bool = False) -> Arrived | None:
+        """A sleeping run, to go on with. By itself one that is parked does so only when its deadline is over."""
         inbox = self._sleepers.wakes(key)
         arrived = self._memory.run(key, inbox)
         if isinstance(arrived, str):
             log.warning("a run cannot go on: %s", arrived, extra={"run": key.hex(), "tenant": self.tenant})
             self._sleepers.sleeps(key, inbox)
             return None
-        if is_due and arrived.saved is not None and arrived.saved.parked:
+        if by_itself and arrived.saved is not None and arrived.saved.parked:
             due_ms = ends_by_ms(arrived, arrived.saved.journal)
             if not 0 < due_ms <= self._now_ms:
                 self._sleepers.sleeps(key, inbox)

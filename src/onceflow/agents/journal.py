@@ -130,7 +130,7 @@ class OpenRun(msgspec.Struct):
 
     @property
     def begun_at_all(self) -> bool:
-        """Whether its agent was ever called; otherwise it waits for the run before it."""
+        """Whether it has a journal; otherwise it waits for the run before it (a redrive that waits has one already)."""
         return bool(self.journal)
 
     @property

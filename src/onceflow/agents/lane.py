@@ -157,9 +157,9 @@ class Lane(InFlight):
             self._lines.enter(sleeping.key, sleeping.line, None, sleeping.turn)
             self._lines.sleeps(sleeping.key)
 
-    def _wake(self, key: bytes, news: Mapping[str, Entry] = NOTHING, *, is_due: bool = False) -> None:
+    def _wake(self, key: bytes, news: Mapping[str, Entry] = NOTHING, *, by_itself: bool = False) -> None:
         """Let a sleeping run go on."""
-        arrived = self._called(key, is_due=is_due)
+        arrived = self._called(key, by_itself=by_itself)
         if arrived is not None:
             self._begin(arrived, news)
 
@@ -177,7 +177,7 @@ class Lane(InFlight):
                 unclaimed = None if signal.taken else signal
                 self._decided.note(Noted(None, NO_OFFSET, 0, ((key, None),), 0, unclaimed))
         elif self._sleepers.asleep(due.key):
-            self._wake(due.key, is_due=True)
+            self._wake(due.key, by_itself=True)
         elif (run := self._awake(due.key)) is not None and run.token.source.grant.live:
             if 0 < ends_by_ms(run.token, run.journal) <= self._now_ms:
                 self._cancel(run, *out_of_time(run.token))

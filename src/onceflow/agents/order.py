@@ -22,7 +22,7 @@ class Follower(NamedTuple):
 def in_turn(runs: Iterable[OpenRun]) -> Iterator[tuple[OpenRun, bool]]:
     """What the ledger holds of a slot, those of one line as they stood in it; and whether each goes on now."""
     first: set[tuple[str, bytes]] = set()
-    for run in sorted(runs, key=lambda run: (not run.begun_at_all, run.begun.turn)):
+    for run in sorted(runs, key=lambda run: run.begun.turn):  # the first has none, or the lowest
         line = (run.tenant, run.begun.line)
         behind = bool(run.begun.line) and line in first
         first.add(line)

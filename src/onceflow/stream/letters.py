@@ -63,6 +63,7 @@ class Letters:
         value, failed = self._values.of(ended, now_ms)
         if failed is None:
             return value, None
+        run, kept = ended.to_redrive
         letter = self.dead_letter(
             arrived.source,
             arrived.offset,
@@ -73,9 +74,9 @@ class Letters:
             tenant=arrived.incoming.tenant,
             slot=arrived.source.grant.slot,
             origin=arrived.origin,
-            run=arrived.key.hex(),
+            run=run.hex(),
             root=arrived.root.hex(),
-            kept=ended.segments if ended.kept else 0,
+            kept=kept,
         )
         return value, letter
 
