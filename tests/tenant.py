@@ -26,6 +26,7 @@ from onceflow.agents.poison import Watch
 from onceflow.agents.shared import Shared, decode_shared
 from onceflow.agents.signals import Kept, Signal, decode_kept
 from onceflow.event import Incoming
+from onceflow.state.ledger import Change
 
 NOW = 1_800_000_000_000
 INCOMING = Incoming("acme", "erp", "evt-1", "t", None, b"7")
@@ -49,7 +50,8 @@ class Memory:
         runs = runs_of(sorted(self.records.items()))
         return next((run for run in runs if run.failed and run.key == key), None)
 
-    def put(self, key: bytes, value: bytes | None) -> None:
+    def put(self, change: Change) -> None:
+        key, value = change
         if value is None:
             del self.records[key]
         else:

@@ -8,7 +8,7 @@ import pytest
 from onceflow.agents.journal import segment_key
 from onceflow.agents.shared import shared_key
 from onceflow.state import ledger as module
-from onceflow.state.ledger import Changes, Ledger, LedgerPosition, Records, group_of
+from onceflow.state.ledger import Change, Changes, Ledger, LedgerPosition, Records, group_of
 from onceflow.state.store import Store
 
 RUN = segment_key("acme", b"r" * 16, 0)
@@ -131,15 +131,45 @@ def test_the_worker_sees_what_was_decided_from_then_on(ledger: Ledger) -> None:
     def seen() -> list[bytes]:
         return [value for _, value in records.scan(SLOT, RUN[:-4])]
 
-    first, second = (RUN, b"a"), (NEXT, b"b")
-    for record in (first, second):
-        records.put(group, *record)
+    first, second, deleted = (RUN, b"a"), (NEXT, b"b"), (RUN, None)
+    for change in (first, second):
+        records.put(group, change)
     assert seen() == [b"a", b"b"]
     records.committed(ledger.write(put(first, second), {SLOT: AT}))
     assert seen() == [b"a", b"b"]
-    records.put(group, RUN, None)
+    records.put(group, deleted)
     assert seen() == [b"b"]
-    records.committed(ledger.write(put((RUN, None)), {SLOT: LATER}))
+    records.committed(ledger.write(put(deleted), {SLOT: LATER}))
     assert (seen(), len(records)) == ([b"b"], 1)
     records.committed(ledger.flush())
     assert (seen(), len(records)) == ([b"b"], 0)
+
+
+def test_a_later_deletion_is_known_until_that_very_one_is_on_disk(ledger: Ledger) -> None:
+    """The worker is told of the first when the second is decided already, and the record between them is on disk."""
+    records, group = Records(ledger), group_of(SLOT, b"acme")
+
+    def decided(value: bytes | None) -> Change:
+        change = (SHARED, value)
+        records.put(group, change)
+        return change
+
+    for value in (b"held by a", None):
+        records.committed(ledger.write(put(decided(value)), {SLOT: AT}))
+    told = ledger.write(put(decided(b"held by b")), {SLOT: AT})
+    second = decided(None)
+    records.committed(told)
+    records.committed(ledger.flush())
+    assert held(ledger) == [(SHARED, b"held by b")]
+    assert records.scan(SLOT, SHARED) == []
+    records.committed(ledger.write(put(second), {SLOT: LATER}))
+    records.committed(ledger.flush())
+    assert (records.scan(SLOT, SHARED), held(ledger), len(records)) == ([], [], 0)
+
+
+def test_what_was_not_told_of_a_slot_that_is_dropped_never_is(ledger: Ledger) -> None:
+    """Its next grant has decided otherwise meanwhile."""
+    ledger.write(put((SHARED, None)), {SLOT: AT})
+    ledger.catch_up({}, {})
+    ledger.drop(SLOT)
+    assert ledger.flush() == {}

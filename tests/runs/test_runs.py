@@ -171,8 +171,9 @@ def a_signal_taken_is_kept_for_the_next_wait(patch: pytest.MonkeyPatch) -> None:
 
     def generous(self: Lane, source: Any, offset: int, size: int, key: bytes, kept: Any) -> Any:
         noted = taken(self, source, offset, size, key, kept)
-        self._memory.put(key, msgspec.msgpack.encode(kept))
-        return noted._replace(changes=((key, msgspec.msgpack.encode(kept)),))
+        change = (key, msgspec.msgpack.encode(kept))
+        self._memory.put(change)
+        return noted._replace(changes=(change,))
 
     replace(patch, Lane, "_taken", generous)
 

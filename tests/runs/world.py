@@ -237,7 +237,8 @@ class Cell:
         found = runs_of(self._scan(run_prefix(TENANT, key)))
         return found[0] if found and found[0].failed else None
 
-    def put(self, key: bytes, value: bytes | None) -> None:
+    def put(self, change: Change) -> None:
+        key, value = change
         if value is None:
             self.records.pop(key, None)
         else:

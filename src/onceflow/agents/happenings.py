@@ -334,5 +334,5 @@ class Memory(Protocol):
     def failed(self, key: bytes) -> OpenRun | None:
         """What is kept of a run that has failed."""
 
-    def put(self, key: bytes, value: bytes | None) -> None:
-        """Take note of a record that was decided."""
+    def put(self, change: Change) -> None:
+        """Take note of a change that was decided; the same object goes to the outbox."""

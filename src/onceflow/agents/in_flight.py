@@ -290,8 +290,9 @@ class InFlight:
                 decided.note(self._forgotten(kept))  # it has failed before, longer ago than dedup remembers
             value = encode_segment(arrived.begun(), record.entries)
             decided.begun.append(arrived)
-        self._memory.put(key, value)
-        decided.ledger.append((key, value))
+        change = (key, value)
+        self._memory.put(change)
+        decided.ledger.append(change)
         decided.calls += record.calls
 
     def _end(self, arrived: Arrived, outcome: Any, segments: int) -> None:
@@ -329,8 +330,8 @@ class InFlight:
         return Noted(*at, changes)
 
     def _put(self, changes: Iterable[Change]) -> None:
-        for key, value in changes:
-            self._memory.put(key, value)
+        for change in changes:
+            self._memory.put(change)
 
     # --- runs of which one follows another ---
 

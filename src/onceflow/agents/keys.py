@@ -70,8 +70,9 @@ class Keys:
         """The time of a record may be over."""
         known = self._memory.shared(key)
         if known is not None and forgotten(known, now_ms):
-            self._memory.put(key, None)
-            yield Noted(None, NO_OFFSET, 0, ((key, None),))
+            change = (key, None)
+            self._memory.put(change)
+            yield Noted(None, NO_OFFSET, 0, (change,))
 
     def lost(self) -> None:
         """The tenant's slot is gone."""
@@ -118,8 +119,7 @@ class Keys:
             yield from self._asked(ask, self._memory.shared(shared_key(self._tenant, digest)), now_ms)
 
     def _note(self, digest: bytes, record: Shared | None) -> Noted:
-        key = shared_key(self._tenant, digest)
-        value = None if record is None else encode_shared(record)
-        self._memory.put(key, value)
+        change = (shared_key(self._tenant, digest), None if record is None else encode_shared(record))
+        self._memory.put(change)
         until_ms = 0 if record is None or record.holder != NOBODY else record.until_ms
-        return Noted(None, NO_OFFSET, 0, ((key, value),), until_ms)
+        return Noted(None, NO_OFFSET, 0, (change,), until_ms)

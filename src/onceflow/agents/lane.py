@@ -173,9 +173,10 @@ class Lane(InFlight):
                 self._decided.note(self._forgotten(kept))
         elif due.record:
             for key, signal in self._memory.signals(due.record):
-                self._memory.put(key, None)
+                forgotten = (key, None)
+                self._memory.put(forgotten)
                 unclaimed = None if signal.taken else signal
-                self._decided.note(Noted(None, NO_OFFSET, 0, ((key, None),), 0, unclaimed))
+                self._decided.note(Noted(None, NO_OFFSET, 0, (forgotten,), 0, unclaimed))
         elif self._sleepers.asleep(due.key):
             self._wake(due.key, by_itself=True)
         elif (run := self._awake(due.key)) is not None and run.token.source.grant.live:
@@ -220,9 +221,9 @@ class Lane(InFlight):
         elif in_burst((each for _, each in known), signal, given.time_ms):
             self._decided.note(Noted(*at))
         else:
-            value = encode_kept(kept)
-            self._memory.put(key, value)
-            self._decided.note(Noted(*at, ((key, value),), given.time_ms + KEPT_MS))
+            change = (key, encode_kept(kept))
+            self._memory.put(change)
+            self._decided.note(Noted(*at, (change,), given.time_ms + KEPT_MS))
 
     def _taking(self, signal: Signal) -> Awaited | None:
         """The oldest wait that a signal ends."""
@@ -237,9 +238,9 @@ class Lane(InFlight):
 
     def _taken(self, source: Any, offset: int, size: int, key: bytes, kept: Kept) -> Noted:
         """A signal ends a wait: it is remembered without its contents."""
-        value = encode_kept(msgspec.structs.replace(kept, taken=True, value=None, headers=None))
-        self._memory.put(key, value)
-        return Noted(source, offset, size, ((key, value),), kept.time_ms + KEPT_MS)
+        change = (key, encode_kept(msgspec.structs.replace(kept, taken=True, value=None, headers=None)))
+        self._memory.put(change)
+        return Noted(source, offset, size, (change,), kept.time_ms + KEPT_MS)
 
     def _deliver(self, awaited: Awaited, signal: Signal) -> None:
         result = msgspec.msgpack.encode(signal)

@@ -42,7 +42,7 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = RLock()  # guards what is gathered
-        self._gathered: dict[int, dict[bytes, bytes | None]] = {}  # slot -> Kafka key -> the last value
+        self._gathered: dict[int, dict[bytes, Change]] = {}  # slot -> Kafka key -> the last change
         self._positions: dict[int, LedgerPosition] = {}
         self._written: dict[int, list[Change]] = {}  # and nobody was told yet
         self._since = 0  # records that were gathered since the last write
@@ -64,15 +64,17 @@ class Ledger:
             for slot, records in changes.items():
                 self._since += len(records)
                 gathered, of_slot = self._gathered.setdefault(slot, {}), spared.setdefault(slot, [])
-                for key, value in records:
-                    if value is None and gathered.get(key) is not None and _is_segment(key):
-                        del gathered[key]
-                        of_slot.append((key, None))
-                        continue
-                    if value is not None and gathered.get(key, value) is None:
-                        self._flush()  # its deletion may be of an older one, on disk: that is not to be forgotten
-                        gathered = self._gathered.setdefault(slot, {})
-                    gathered[key] = value
+                for change in records:
+                    key, value = change
+                    if (before := gathered.get(key)) is not None:
+                        if value is None and before[1] is not None and _is_segment(key):
+                            del gathered[key]
+                            of_slot.append(change)
+                            continue
+                        if value is not None and before[1] is None:
+                            self._flush()  # its deletion may be of an older one, on disk: that is not to be forgotten
+                            gathered = self._gathered.setdefault(slot, {})
+                    gathered[key] = change
             self._positions.update(positions)
             if self._since >= GATHERED_MAX or time.monotonic() - self._written_at > GATHERED_S:
                 self._flush()
@@ -82,7 +84,8 @@ class Ledger:
         """Take records that are read again. None is spared: a write that was cut short may have left it on disk."""
         with self._lock:
             self._flush()
-            self._write({slot: dict(records) for slot, records in changes.items()}, positions)
+            last = {slot: {change[0]: change for change in records} for slot, records in changes.items()}
+            self._write(last, positions)
 
     def flush(self) -> Changes:
         """Write what was gathered; return it, with what was written since the last `write`."""
@@ -93,16 +96,16 @@ class Ledger:
     def _flush(self) -> None:
         self._write(self._gathered, self._positions)
         for slot, gathered in self._gathered.items():
-            self._written.setdefault(slot, []).extend(gathered.items())
+            self._written.setdefault(slot, []).extend(gathered.values())
         self._gathered, self._positions, self._since = {}, {}, 0
         self._written_at = time.monotonic()
 
     def _write(
-        self, changes: Mapping[int, dict[bytes, bytes | None]], positions: Mapping[int, LedgerPosition]
+        self, changes: Mapping[int, dict[bytes, Change]], positions: Mapping[int, LedgerPosition]
     ) -> None:
         """Records first, then the positions: the view is never ahead of where it says it stands."""
         for slot, records in changes.items():
-            begin, all_of_them = slot.to_bytes(2, "big"), [*records.items()]
+            begin, all_of_them = slot.to_bytes(2, "big"), [*records.values()]
             for first in range(0, len(all_of_them), BATCH_RECORDS):
                 batch = all_of_them[first : first + BATCH_RECORDS]
                 self._store.write(
@@ -129,10 +132,11 @@ class Ledger:
             yield key[2:], value
 
     def drop(self, slot: int) -> None:
-        """Forget a slot: its records and its position, together."""
+        """Forget a slot: its records and its position, together, and what nobody was told of it yet."""
         begin = slot.to_bytes(2, "big")
         with self._lock:
             self._gathered.pop(slot, None)
+            self._written.pop(slot, None)
             self._positions.pop(slot, None)
             self._store.delete_prefix(begin, [_position_key(slot)])
 
@@ -145,42 +149,42 @@ class Ledger:
 class Records:
     """The ledger as the worker sees it: the view, and above it what was decided since and isn't in the view yet.
 
-    One thread. `put` what goes to the outbox; `committed` takes it off again once the view has it.
+    One thread. `put` the change that goes to the outbox; `committed` takes it off again once the view has it: that very
+    one, for a later deletion is equal to an earlier one.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._newer: dict[
-            bytes, dict[bytes, bytes | None]
-        ] = {}  # slot and tenant -> key -> value; None: deleted
+        self._newer: dict[bytes, dict[bytes, Change]] = {}  # slot and tenant -> key -> the last change
 
-    def put(self, group: bytes, key: bytes, value: bytes | None) -> None:
-        """Take note of a record that was decided; `group`: as `group_of` makes it."""
+    def put(self, group: bytes, change: Change) -> None:
+        """Take note of what was decided of a record; `group`: as `group_of` makes it."""
         newer = self._newer.get(group)
         if newer is None:
             newer = self._newer[group] = {}
-        newer[key] = value
+        newer[change[0]] = change
 
     def scan(self, slot: int, prefix: bytes) -> list[tuple[bytes, bytes]]:
         """The slot's records whose Kafka keys begin with `prefix` (tenant, 00, …), as (Kafka key, value), by key."""
         found: dict[bytes, bytes | None] = dict(self._ledger.records(slot, prefix))
         newer = self._newer.get(group_of(slot, prefix.partition(b"\0")[0]), {})
-        newer = {key: value for key, value in newer.items() if key.startswith(prefix)}
-        if newer:
-            found = dict(sorted((found | newer).items()))
+        changed = dict([change for key, change in newer.items() if key.startswith(prefix)])
+        if changed:
+            found = dict(sorted((found | changed).items()))
         return [(key, value) for key, value in found.items() if value is not None]
 
     def committed(self, changes: Changes) -> None:
         """The view has these records."""
         for slot, records in changes.items():
             begin, tenant, group = slot.to_bytes(2, "big"), b"\0", b""
-            newer: dict[bytes, bytes | None] = {}
-            for key, value in records:
+            newer: dict[bytes, Change] = {}
+            for change in records:
+                key = change[0]
                 if not key.startswith(tenant):
                     tenant = key[: key.find(b"\0") + 1]
                     group = begin + tenant[:-1]
                     newer = self._newer.get(group, {})
-                if newer.get(key, b"") is value:
+                if newer.get(key) is change:
                     del newer[key]
                     if not newer:
                         del self._newer[group]

@@ -13,7 +13,7 @@ from onceflow.agents.order import in_turn
 from onceflow.agents.shared import Shared, decode_shared
 from onceflow.agents.signals import Kept, decode_kept
 from onceflow.event import home_slot
-from onceflow.state.ledger import Records, group_of
+from onceflow.state.ledger import Change, Records, group_of
 from onceflow.state.seen import Judge, identity_key, seen_key, tenant_prefix
 from onceflow.stream.content import Grant, Input
 from onceflow.stream.grants import Ready
@@ -143,8 +143,9 @@ class TenantMemory:
         found = runs_of(self._runs.records.scan(self._slot, prefix))
         return found[0] if found and found[0].failed else None
 
-    def put(self, key: bytes, value: bytes | None) -> None:
-        """Take note of a record that was decided."""
-        self._runs.records.put(self._group, key, value)
+    def put(self, change: Change) -> None:
+        """Take note of a change that was decided."""
+        self._runs.records.put(self._group, change)
+        key, value = change
         if value is None and self._runs.failed:
             self._runs.failed.discard(key[:-NUMBER_BYTES])

@@ -8,6 +8,7 @@ from onceflow.agents.happenings import Arrived
 from onceflow.agents.journal import OpenRun, open_runs, run_prefix, runs_of
 from onceflow.agents.shared import Shared, decode_shared
 from onceflow.agents.signals import Kept, decode_kept
+from onceflow.state.ledger import Change
 
 
 class MemoryLedger:
@@ -19,7 +20,8 @@ class MemoryLedger:
         self._agents = {(agent.name, agent.version): agent for agent in agents}
         self._inbox = inbox
 
-    def put(self, key: bytes, value: bytes | None) -> None:
+    def put(self, change: Change) -> None:
+        key, value = change
         self.newer[key] = value
 
     def commit(self) -> None:
