@@ -303,17 +303,50 @@ def test_its_compensation_keeps_its_key_when_the_process_dies_in_it(tenant: Tena
     assert (again.kind, again.call.key) == ("undo", before)
 
 
+def resolve(tenant: Tenant, key: bytes, action: Any) -> None:
+    """A person says how a call came out."""
+    segments = tenant.memory.saved(key).segments
+    command = Command(action, "acme", key.hex(), segments, result=msgspec.Raw(b'"seen"'))
+    tenant.take(Commanded(tenant.source, 9, 1, command))
+
+
 def test_a_persons_word_counts_while_nothing_else_is_known() -> None:
-    """Both wait for a person; what the first one says frees the call, and the second run asks anew."""
+    """Both wait for a person; what the first is told frees the call, the second is told that it happened."""
     tenant = Tenant(writes)
-    keys = [tenant.event(writes, number) for number in (1, 2)]
+    first, second = (tenant.event(writes, number) for number in (1, 2))
     tenant.answer(TimeoutError())
-    for key, action in zip(keys, ("fail", "result"), strict=True):
-        segments = tenant.memory.saved(key).segments
-        command = Command(action, "acme", key.hex(), segments, result=msgspec.Raw(b'"seen"'))  # type: ignore[arg-type]
-        tenant.take(Commanded(tenant.source, 9, 1, command))
-    assert tenant.answer("l-2").tool.name == "letter"
-    assert tenant.ended[-1].outcome == Completed("l-2")
+    resolve(tenant, first, "fail")
+    resolve(tenant, second, "result")
+    tenant.commit()
+    assert tenant.started == []
+    assert tenant.ended[-1].outcome == Completed("seen")
+
+
+def test_where_more_is_known_meanwhile_the_run_asks_anew() -> None:
+    tenant = Tenant(writes)
+    first, second = (tenant.event(writes, number) for number in (1, 2))
+    tenant.answer(TimeoutError())
+    resolve(tenant, first, "again")
+    resolve(tenant, second, "again")
+    assert tenant.answer("l-1").tool.name == "letter"
+    assert (tenant.started, outcomes(tenant)) == ([], [Completed("l-1")] * 2)
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["forgotten", "about to be"])
+@pytest.mark.parametrize(("action", "sent"), [("result", 0), ("fail", 0), ("again", 1)])
+def test_a_persons_word_counts_when_the_ttl_is_over(told: bool, action: str, sent: int) -> None:
+    tenant = Tenant(writes)
+    run = tenant.event(writes)
+    tenant.answer(TimeoutError())
+    (key,) = {noted.changes[0][0] for noted in tenant.noted if noted.changes}
+    tenant.now += 26 * 3_600_000
+    if told:
+        tenant.take(Due(b"", key))
+    resolve(tenant, run, action)
+    tenant.commit()
+    assert len(tenant.started) == sent
+    if action == "result":
+        assert tenant.outcome == Completed("seen")
 
 
 def test_a_run_parked_over_anothers_call_is_in_the_ledger_with_that_call(tenant: Tenant) -> None:

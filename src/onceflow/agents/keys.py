@@ -51,12 +51,17 @@ class Keys:
                 yield self._note(effect.digest, undone(known))
             yield from self._tell(effect.digest, now_ms)
 
-    def settled_by_others(self, place: str, entry: Entry) -> bool:
-        """Whether a person speaks of a shared call of which, meanwhile, more is known: its run asks anew."""
+    def settled_by_others(self, place: str, entry: Entry, now_ms: int) -> bool:
+        """Whether a person speaks of a shared call of which, meanwhile, more is known: its run asks anew.
+
+        Of one that is forgotten the word counts; only to make it again the run asks anew, for all that do so.
+        """
         if entry.intent is None or not entry.intent.shared or place.startswith(UNDO):
             return False
         known = self._memory.shared(shared_key(self._tenant, entry.intent.shared))
-        return known is None or not known.unknown
+        if known is None or forgotten(known, now_ms):
+            return entry.open
+        return not known.unknown
 
     def resolved(self, digest: bytes, by: tuple[bytes, str], outcome: Entry, now_ms: int) -> Iterator[Told]:
         """A person has said how a call, or its compensation, came out; open: that it is to be made again."""

@@ -293,7 +293,7 @@ class Lane(InFlight):
             return news
         if not isinstance(news, Arrived):
             self._watch.forgive(key)
-            asks = [place for place, entry in news.items() if self._keys.settled_by_others(place, entry)]
+            asks = [p for p, entry in news.items() if self._keys.settled_by_others(p, entry, self._now_ms)]
             for place, entry in news.items():
                 if entry.intent is not None and entry.intent.shared and place not in asks:
                     told = self._keys.resolved(entry.intent.shared, (key, place), entry, self._now_ms)
