@@ -2,6 +2,7 @@
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import TopicPartition
@@ -10,7 +11,9 @@ from typer.testing import CliRunner
 from onceflow import cli, devkafka
 from onceflow.errors import ConfigError
 from tests.conftest import PrivateKafka
+from tests.crash.cells import Cell
 from tests.crash.checker import Event
+from tests.crash.load import Record
 from tests.crash.scene import OWN, Scene
 from tests.waiting import wait_until
 
@@ -32,6 +35,26 @@ def completed(scene: Scene, tenant: str) -> int:
     return sum(1 for output in found if output.key == tenant.encode())
 
 
+def make_anew(scene: Scene, topic: str, partitions: int) -> None:
+    scene.admin.delete_topics([topic])[topic].result(20)
+    wait_until(lambda: topic not in scene.admin.list_topics(timeout=5).topics, 20, "the topic is gone")
+    scene.topic(topic, partitions)
+
+
+def finish_one(scene: Scene, topic: str) -> None:
+    """A record that is no event, and wait until its dead letter is committed: so is what was decided before."""
+    assert scene.load is not None
+    scene.load.send(Record(topic, 0, "", b"{", [], None, "undecodable"))
+    scene.load.flush()
+    letters = scene.outputs.found[f"{scene.flow}.dead-letters"]
+    scene.wait(lambda: scene.outputs.more() and letters, "a dead letter")
+
+
+def anything(_event: Event, _data: Any) -> str:
+    """Any completion's data is right."""
+    return ""
+
+
 def test_a_new_tenants_topic_is_found_and_one_made_anew_is_read_from_its_start(scene: Scene) -> None:
     """Both while the cell runs; and what the old topic of that name held is still known as done."""
     scene.seed(91)
@@ -43,13 +66,73 @@ def test_a_new_tenants_topic_is_found_and_one_made_anew_is_read_from_its_start(s
     send(scene, "newcomer", range(10))
     scene.wait(lambda: completed(scene, "newcomer") == 10, "the new tenant's events are done")
 
-    name = scene.own_prefix + "newcomer"
-    scene.admin.delete_topics([name])[name].result(20)
-    wait_until(lambda: name not in scene.admin.list_topics(timeout=5).topics, 20, "the topic is gone")
-    scene.topic(name, 2)
+    make_anew(scene, scene.own_prefix + "newcomer", 2)
     send(scene, "newcomer", range(5, 13))  # five copies, at the offsets of others, and three that are new
     scene.wait(lambda: completed(scene, "newcomer") == 13, "the events of the topic made anew are done")
     scene.finish()
+
+
+def gated(scene: Scene, tmp_path: Path) -> tuple[Cell, Path, Path]:
+    """A cell whose runs wait in their last call, the file that notes their calls, and the one that lets them end."""
+    notes, gate = tmp_path / "notes", tmp_path / "gate"
+    notes.touch()
+    files = {"CRASH_NOTES": str(notes), "CRASH_GATE": str(gate), "CRASH_HIDDEN": str(tmp_path / "hidden")}
+    return scene.cell("a", "tests.crash.hiding_flow", **files), notes, gate
+
+
+def log_says(cell: Cell, what: str, topic: str) -> bool:
+    return any(line.get("message") == what and line.get("topic") == topic for line in cell.lines())
+
+
+def test_an_input_that_is_not_listed_for_a_moment_loses_nothing(scene: Scene, tmp_path: Path) -> None:
+    """Its record under way was read again, as a duplicate of itself, and so was finished before its run ended."""
+    scene.seed(94)
+    cell, notes, gate = gated(scene, tmp_path)
+    topic, hidden = scene.own_prefix + OWN[0], tmp_path / "hidden"
+    send(scene, OWN[0], range(1))
+    cell.start()
+    scene.wait(lambda: "check" in notes.read_text(), "a run is under way")
+    hidden.write_text(topic)
+    scene.wait(lambda: log_says(cell, "an input is gone", topic), "its input is not listed")
+    hidden.unlink()
+    send(scene, OWN[0], range(1, 3))
+    scene.wait(lambda: notes.read_text().count("check") == 3, "it is listed again, and read on")
+    finish_one(scene, topic)
+    cell.kill()
+    gate.touch()
+    cell.start()
+    scene.wait(lambda: completed(scene, OWN[0]) == 3, "all are done")
+    scene.finish(agent="steps", contents=anything)
+
+
+def test_a_topic_made_anew_waits_for_what_is_under_way_of_the_old_one(scene: Scene, tmp_path: Path) -> None:
+    """A copy of it would be its duplicate otherwise, and lost with it if the cell dies; nobody else waits."""
+    scene.seed(95)
+    cell, notes, gate = gated(scene, tmp_path)
+    name = scene.own_prefix + "newcomer"
+    scene.topic(name, 2)
+    send(scene, "newcomer", range(1))
+    cell.start()
+    scene.wait(lambda: "check" in notes.read_text(), "a run is under way")
+    make_anew(scene, name, 2)
+    send(scene, "newcomer", range(3))
+    scene.wait(lambda: log_says(cell, "an input is new", name), "the new topic is found")
+    send(scene, OWN[0], range(1))
+    scene.wait(lambda: notes.read_text().count("check") == 2, "others' events are taken up")
+    finish_one(scene, scene.own_prefix + OWN[0])
+    cell.kill()
+    cell.start()
+    scene.wait(
+        lambda: notes.read_text().count("check") == 6, "the new topic's events are under way, and the other's"
+    )
+    gate.touch()
+    scene.wait(lambda: completed(scene, "newcomer") == 3, "each is done")
+    make_anew(scene, name, 2)
+    send(scene, "newcomer", range(2, 5))
+    scene.wait(
+        lambda: completed(scene, "newcomer") == 5, "what comes when nothing is under way is done at once"
+    )
+    assert cell.statuses == [-signal.SIGKILL]
 
 
 def test_a_partition_with_lost_records_is_paused_and_reported_and_the_others_go_on(scene: Scene) -> None:

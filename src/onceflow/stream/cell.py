@@ -52,6 +52,7 @@ class Cell:
     ) -> None:
         self.name = name
         self.inputs: dict[Partition, Input] = {}
+        self._gone: set[Input] = set()  # with events under way
         self._inbox = Names.of(flow).inbox
         self._grants: dict[int, Grant] = {}
         self._members: dict[Grant, str | None] = {}  # which member of the group each was given to
@@ -117,6 +118,8 @@ class Cell:
             raise fault("an input cannot be read", exception.args[0]) from exception
         for input in wanted:
             self.inputs[input.topic, input.partition] = input
+            input.gone = False
+            self._gone.discard(input)
         others = [self._at(input) for input in wanted if not input.is_inbox and not input.blocked]
         if others:
             self._consumer.incremental_assign(others)
@@ -125,9 +128,14 @@ class Cell:
                 self._consumer.resume([TopicPartition(input.topic, input.partition)])
         return True
 
+    def outlived(self, input: Input) -> bool:
+        """Whether events are under way of another topic that had this one's name before."""
+        return any(gone.topic == input.topic and gone is not input and gone.unfinished for gone in self._gone)
+
     def drop(self, input: Input) -> None:
-        """Stop reading an input that is gone."""
+        """Stop reading an input that is gone; what is under way of it goes on."""
         input.gone = True
+        self._gone = {gone for gone in self._gone if gone.unfinished} | {input}
         del self.inputs[input.topic, input.partition]
         if not input.blocked:
             self._consumer.incremental_unassign([TopicPartition(input.topic, input.partition)])
@@ -212,10 +220,12 @@ class Cell:
         ended = [input for input in self.inputs.values() if not input.grant.live]
         for input in ended:
             del self.inputs[input.topic, input.partition]
+        no_more = {input for input in self._gone if not input.grant.live}
+        self._gone -= no_more
         others = [TopicPartition(i.topic, i.partition) for i in ended if not i.is_inbox and not i.blocked]
         consumer.incremental_unassign([TopicPartition(p.topic, p.partition) for p in partitions] + others)
         log.info("slots %s", how, extra={"slots": len(gone), "owned": len(self._grants)})
-        self._lost(gone, ended)
+        self._lost(gone, [*ended, *no_more])
 
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():

@@ -67,7 +67,7 @@ class Input:
         self.unfinished_bytes = 0  # of their values
         self.paused = False
         self.slow_since: float | None = None
-        self.gone = False  # its topic was deleted
+        self.gone = False  # its topic is not listed (any more), or is another one of the same name
         self.blocked = ""  # why it isn't read until an operator acts; "" = it is
 
     def __repr__(self) -> str:

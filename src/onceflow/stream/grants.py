@@ -54,19 +54,33 @@ class Ready(NamedTuple):
 
 
 class Added(NamedTuple):
-    """News for the worker: an input of a grant that is settled already."""
+    """News for the worker: an input of a grant that is settled already. One that was removed may be back."""
 
     input: Input
 
+    @property
+    def grant(self) -> Grant:
+        return self.input.grant
+
 
 class Removed(NamedTuple):
-    """News for the worker: this partition is gone, or the topic is another one of the same name now."""
+    """News for the worker: this input's topic is not listed, or is another one of the same name now."""
 
-    partition: Partition
-    topic_id: str  # of the input to remove
+    input: Input
+
+    @property
+    def grant(self) -> Grant:
+        return self.input.grant
 
 
 News = Ready | Added | Removed
+
+
+def news_follow(earlier: News, later: News) -> bool:
+    """Whether these must be taken in the order in which they came: they are of the same partition."""
+    if isinstance(earlier, Ready) or isinstance(later, Ready):
+        return False
+    return (earlier.input.topic, earlier.input.partition) == (later.input.topic, later.input.partition)
 
 
 class Grants:
@@ -97,7 +111,9 @@ class Grants:
         self._remaining = remaining
         self._tasks: SimpleQueue[tuple[str, list[Grant]]] = SimpleQueue()
         self._news: SimpleQueue[News] = SimpleQueue()
-        self._settled: dict[Grant, dict[Partition, str]] = {}  # grant -> its inputs' topic ids
+        self._settled: dict[Grant, dict[Partition, Input]] = {}  # its inputs
+        self._missing: dict[Grant, dict[Partition, Input]] = {}  # those whose topic is not listed any more
+        self._replaced: set[str] = set()  # ids of topics that were made anew
         self._written: dict[Grant, dict[Partition, Progress]] = {}  # what F.progress held at the grant
         self._cleaned: dict[int, int] = {}
         self._reader: Consumer | None = None
@@ -182,6 +198,7 @@ class Grants:
         self._outbox.retire(grants)
         for grant in grants:
             self._settled.pop(grant, None)
+            self._missing.pop(grant, None)
             self._written.pop(grant, None)
             self._views.drop(grant.slot)
 
@@ -223,7 +240,7 @@ class Grants:
             input, progress = self._input(inbox, grant.slot, grant, written[grant.slot].get(at), firsts[at])
             self._outbox.track([(input, progress)])
             claims.append(Claim(grant, input))
-            self._inputs_of(grant)[at] = inbox.id
+            self._inputs_of(grant)[at] = input
         self._outbox.claim(claims)
         for claim in claims:
             # A closed or failed outbox settles no claim: then not one of them may be waited for.
@@ -264,7 +281,7 @@ class Grants:
                 input, tracker = self._input(topic, partition, grant, progress, firsts[at])
                 tracked.append((input, tracker))
                 inputs.append(input)
-                self._inputs_of(grant)[at] = topic.id
+                self._inputs_of(grant)[at] = input
             self._outbox.track(tracked)
             self._written[grant] = dict(written[grant.slot])
             held = list(self._views.ledger.records(grant.slot))
@@ -301,7 +318,7 @@ class Grants:
                 progress.passed(first)
         return input, progress
 
-    def _inputs_of(self, grant: Grant) -> dict[Partition, str]:
+    def _inputs_of(self, grant: Grant) -> dict[Partition, Input]:
         return self._settled.setdefault(grant, {})
 
     def _topics(self) -> dict[str, Topic]:
@@ -309,38 +326,56 @@ class Grants:
         return self._cluster.topics(names)
 
     def _look_for_topics(self) -> None:
-        """Find topics that are new, gone, or another one of the same name."""
+        """Find topics that are new, gone, back, or another one of the same name.
+
+        One listing proves nothing: a broker may lag behind, or a right be taken away for a moment. So an input that is
+        gone is kept with its progress, and is the same one when its topic is back: what is under way of it is known.
+        """
         try:
-            topics = self._topics()
+            listed = self._topics().items()
+            topics = {name: topic for name, topic in listed if topic.id not in self._replaced}
             grants = {grant.slot: grant for grant in self._settled if grant.live}
             new: list[tuple[Topic, int, Grant]] = []
             for topic in topics.values():
                 for partition in range(topic.partitions):
                     slot = slot_of_input(topic.name, partition, self._slots, self._settings)
                     grant = grants.get(slot)
-                    if grant is not None and self._settled[grant].get((topic.name, partition)) != topic.id:
-                        new.append((topic, partition, grant))
+                    if grant is not None:
+                        known = self._settled[grant].get((topic.name, partition))
+                        if known is None or known.topic_id != topic.id:
+                            new.append((topic, partition, grant))
             firsts = self._cluster.first_offsets((topic.name, partition) for topic, partition, _ in new)
         except (KafkaAway, KafkaException) as error:
             log.debug("topics could not be looked up; asked again soon", extra={"cause": str(error)})
             self._cluster.renew()
             return
         for grant in grants.values():
-            for at, topic_id in list(self._settled[grant].items()):
-                known = topics.get(at[0])
-                if at[0] != self._names.inbox and (known is None or known.id != topic_id):
+            for at, input in list(self._settled[grant].items()):
+                now = topics.get(at[0])
+                if not input.is_inbox and (now is None or now.id != input.topic_id):
                     log.info("an input is gone", extra={"topic": at[0], "partition": at[1]})
-                    del self._settled[grant][at]
-                    self._news.put(Removed(at, topic_id))
+                    self._missing.setdefault(grant, {})[at] = self._settled[grant].pop(at)
+                    self._news.put(Removed(input))
         for topic, partition, grant in new:
-            at = (topic.name, partition)
-            written = self._written.get(grant, {}).get(at)
-            input, progress = self._input(topic, partition, grant, written, firsts[at])
-            self._outbox.track([(input, progress)])
-            self._settled[grant][at] = topic.id
+            input = self._added(topic, partition, grant, firsts[topic.name, partition])
+            self._settled[grant][topic.name, partition] = input
             self._news.put(Added(input))
-            log.info("an input is new", extra={"topic": topic.name, "partition": partition})
         self._wake()
+
+    def _added(self, topic: Topic, partition: int, grant: Grant, first: int) -> Input:
+        """The input of a partition that is listed now."""
+        at = (topic.name, partition)
+        about = {"topic": topic.name, "partition": partition}
+        missing = self._missing.get(grant, {}).pop(at, None)
+        if missing is not None and missing.topic_id == topic.id:
+            log.info("an input is back", extra=about)
+            return missing
+        if missing is not None:
+            self._replaced.add(missing.topic_id)
+        input, progress = self._input(topic, partition, grant, self._written.get(grant, {}).get(at), first)
+        self._outbox.track([(input, progress)])
+        log.info("an input is new", extra=about)
+        return input
 
     def _clean_inboxes(self) -> None:
         """Delete the finished records of the inboxes, which have no retention of their own."""

@@ -87,7 +87,7 @@ class Reading:
             commit = self._committed.popleft()
             news.append(commit)
             for input, (count, size) in commit.finished.items():
-                if input.grant.live and not input.gone:
+                if input.grant.live:
                     input.unfinished -= count
                     input.unfinished_bytes -= size
                     self.unfinished -= count

@@ -250,7 +250,7 @@ class Outbox:
         new = [end for end in new if end.input.grant in pair.grants]
         self._settle_progress(new)
         finished = [end for end in self._kept if end.input.grant in pair.grants] + new
-        moved = {input for input in passed if input in self._progress}
+        moved = {input for input in passed if input in self._progress and not input.gone}
         return Transaction(pair, number, finished, claims, moved, sequence)
 
     def _due_in_s(self) -> float | None:
@@ -290,9 +290,8 @@ class Outbox:
         owned = [claim for claim in claims if claim.grant in pair.grants]
         if finished or owned or passed:
             started_at = time.monotonic()
-            # A topic that was deleted has no offsets; its name may be another topic's by now.
             inputs = {end.input for end in finished}
-            written = {i for i in (*inputs, *(claim.inbox for claim in owned), *passed) if not i.gone}
+            written = {*inputs, *(claim.inbox for claim in owned), *passed}
             touched = written | {self._inboxes[input.grant] for input in (*inputs, *written)}
             try:
                 delivered = self._transactions.commit(
@@ -341,7 +340,9 @@ class Outbox:
         return records
 
     def _offsets(self, inputs: Iterable[Input]) -> list[TopicPartition]:
-        return [TopicPartition(i.topic, i.partition, self._progress[i].lowest) for i in inputs]
+        # A topic that was deleted has no offsets; its name may be another topic's by now.
+        wanted = [input for input in inputs if not input.gone]
+        return [TopicPartition(i.topic, i.partition, self._progress[i].lowest) for i in wanted]
 
     def _remember(self, finished: Contents, delivered: Delivered, took_s: float) -> None:
         """After the commit: calls are sent; the clock, the view, and then the inlet."""

@@ -32,7 +32,7 @@ from onceflow.stream.content import Committed, Ends, Grant, Input, Pair, Reads, 
 from onceflow.stream.dedup import Dedup
 from onceflow.stream.ends import ends_of
 from onceflow.stream.flags import Flags
-from onceflow.stream.grants import Added, Grants, News, Ready, Removed
+from onceflow.stream.grants import Added, Grants, News, Ready, Removed, news_follow
 from onceflow.stream.identity import Identity, take_identity
 from onceflow.stream.inlet import Doorbell, Reading
 from onceflow.stream.letters import Letters
@@ -341,26 +341,37 @@ class Runtime:
         for news in [*postponed, *self._grants.news()]:
             if self.stopping and type(news) is not Removed:
                 continue  # nothing more begins; but what is committed must know of a topic that is gone
-            if type(news) is Ready and news.grant.live:
-                finished = finished_by(news.inputs)
-                if not self._cell.read(news.inputs):
+            if news.grant.live:
+                waits = any(news_follow(earlier, news) for earlier in self._postponed)
+                if waits or not self._take(news, happenings):
                     self._postponed.append(news)
-                    continue
-                for input in news.inputs:
-                    if input.blocked:
-                        self._cell.block(input, input.blocked)
-                for tenant, resumed in self._open_runs.resume(news):
-                    happenings.setdefault(tenant, []).append(resumed)
-                for tenant, lane in self.lanes.items():
-                    if lane.has_journals and home_slot(tenant, self._slots) == news.grant.slot:
-                        happenings.setdefault(tenant, []).append(Settled(finished))
-            elif type(news) is Added and news.input.grant.live:
-                self._cell.read([news.input])
-            elif type(news) is Removed:
-                input_ = self._cell.inputs.get(news.partition)
-                if input_ is not None and input_.topic_id == news.topic_id:
-                    self._reading.forget([input_])
-                    self._cell.drop(input_)
+
+    def _take(self, news: News, happenings: dict[str, list[Happening]]) -> bool:
+        """Act on news; False: that must wait."""
+        if type(news) is Ready:
+            return self._begin(news, happenings)
+        if type(news) is Added:
+            # A copy of what is under way would count as its duplicate; and that has no record any more, should
+            # this process die.
+            return not self._cell.outlived(news.input) and self._cell.read([news.input])
+        assert type(news) is Removed
+        self._cell.drop(news.input)
+        return True
+
+    def _begin(self, ready: Ready, happenings: dict[str, list[Happening]]) -> bool:
+        """Go on with the runs of a settled grant, and read its inputs; False: that must wait."""
+        finished = finished_by(ready.inputs)
+        if not self._cell.read(ready.inputs):
+            return False
+        for input in ready.inputs:
+            if input.blocked:
+                self._cell.block(input, input.blocked)
+        for tenant, resumed in self._open_runs.resume(ready):
+            happenings.setdefault(tenant, []).append(resumed)
+        for tenant, lane in self.lanes.items():
+            if lane.has_journals and home_slot(tenant, self._slots) == ready.grant.slot:
+                happenings.setdefault(tenant, []).append(Settled(finished))
+        return True
 
     def _end_soon(self, busy: bool) -> None:
         """While stopping: raise StopIteration once no run is in flight, or the grace period is over."""
