@@ -82,7 +82,7 @@ def test_the_disk_is_not_asked_for_what_is_kept_of_a_failed_run_unless_there_is_
     assert disk.reads == 0
     assert memory.failed(KEY) is not None
     for number in (0, 1):
-        memory.put(segment_key("acme", KEY, number), None)
+        memory.put((segment_key("acme", KEY, number), None))
     assert (memory.failed(KEY), disk.reads) == (None, 1)
 
 

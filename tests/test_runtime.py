@@ -62,7 +62,7 @@ def test_a_slot_that_comes_is_not_settled(ending: Any, asked: list[Any]) -> None
     [
         (Ready(GRANT, [INPUT], [], []), []),
         (Added(INPUT), []),
-        (Removed((INPUT.topic, INPUT.partition), INPUT.topic_id), [("forget", [INPUT]), ("drop", INPUT)]),
+        (Removed(INPUT), [("drop", INPUT)]),
     ],
 )
 def test_nothing_is_read_any_more_and_what_is_gone_is_gone(
