@@ -39,6 +39,14 @@ def stands(journal: Mapping[str, Entry], place: str) -> bool:
     return entry.result is not None or entry.open or (entry.error is not None and entry.error[0] in MAY_STAND)
 
 
+def cannot_be_left(journal: Mapping[str, Entry], place: str) -> bool:
+    """Whether a run that fails must come to this call: to undo it, or to say how it came out, for which others wait."""
+    intent = journal[place].intent
+    if intent is None or place.startswith(SPECIAL) or not stands(journal, place):
+        return False
+    return intent.undoable or (bool(intent.shared) and journal[place].open)
+
+
 def retried(journal: Mapping[str, Entry]) -> dict[str, Entry]:
     """The journal with which a run is tried again: as it was, up to the last effect that stands."""
     calls = _upto_the_last_effect(journal)

@@ -40,7 +40,9 @@ class Asking(DurableCalls, eq=False):
                 return None
 
     def _on_record(self, entry: Entry, tool: Tool[Any, Any], place: str, call: Call) -> Entry | None:
-        """The outcome on record of this call; None: it has none. Another call on record parks a run of the ledger."""
+        """The outcome on record of this call; None: it has none. Another call on record parks a run of the ledger, or
+        ends the replay of one that fails.
+        """
         same = entry.tool == tool.name and entry.arguments == call.fingerprint
         if same and (entry.version == tool.version or (self.segments and not entry.open)):
             return None if entry.open else entry
@@ -48,10 +50,12 @@ class Asking(DurableCalls, eq=False):
             was = f"{entry.tool} version {entry.version}"
             now = f"{tool.name} version {tool.version}" + (" with other arguments" if not same else "")
             self._differs(f"call {place} on record is {was}, replay asks for {now}")
+            if self._end is not None:
+                self._asked.pop(place, None)  # what is on record is not for this tool to undo
         return None
 
     def _differs(self, message: str) -> None:
-        if self._parking is None:
+        if self._parking is None and self._end is None:
             self._parking = (Reason.NONDETERMINISTIC, message, "")
 
     def wait(self, place: str, name: str, wait: Wait) -> Entry | None:

@@ -51,7 +51,8 @@ class DurableCalls(RunState, eq=False):
             made_ms = known.intent.made_ms
         send_by_ms = self.now_ms + int(started.delay_s * 1000) + SEND_WITHIN_MS
         shared = self._digest(place.removeprefix(UNDO)) if tool.scope == "tenant" else b""
-        intent = Intent(call.key, call.attempt, made_ms, send_by_ms, False, shared)
+        undoable = tool.compensation is not None
+        intent = Intent(call.key, call.attempt, made_ms, send_by_ms, False, shared, undoable=undoable)
         self.record(place, Entry(tool.name, tool.version, call.fingerprint, None, None, intent))
         if started.send_by_ms != send_by_ms:
             started = waiting.started = msgspec.structs.replace(started, send_by_ms=send_by_ms)

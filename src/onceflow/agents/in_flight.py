@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from onceflow.agents import poison
-from onceflow.agents.anew import redriven
+from onceflow.agents.anew import cannot_be_left, redriven
 from onceflow.agents.calls import (
     Asleep,
     Completed,
@@ -135,7 +135,10 @@ class InFlight:
         try:
             data = agent.decode(arrived.incoming.data)
         except InvalidData as error:
-            self._end(arrived, failure(error), 0 if saved is None else saved.segments)
+            if saved is None:
+                self._end(arrived, failure(error), 0)
+            else:
+                self._unreadable(arrived, saved, news, error)
             return
         event = Event(arrived.incoming, arrived.key.hex(), data)
         if saved is None and arrived.redrive is None and not self._journals and agent.deadline_s is None:
@@ -170,6 +173,26 @@ class InFlight:
             else:
                 self._decided.due.append((Due(arrived.key), due_ms))
         self._under_way(run, run.begin(event, self._now_ms))
+
+    def _unreadable(
+        self, arrived: Arrived, saved: OpenRun, news: Mapping[str, Entry], error: InvalidData
+    ) -> None:
+        """A run of the ledger whose agent does not take the event any more: what it has done waits for a person."""
+        self._on_record(arrived, news)
+        failing = saved.journal.get(FAILING)
+        if not saved.journal:
+            self._end(arrived, failure(error), saved.segments)
+        elif (
+            failing is not None
+            and failing.error
+            and not any(cannot_be_left(saved.journal, place) for place in saved.journal)
+        ):
+            self._end(arrived, RunFailed(*failing.error, ""), saved.segments)
+        else:
+            agent, run = arrived.agent, Machine(arrived.agent, arrived, saved.journal, saved.segments)
+            taken_by = f"agent {agent.name} version {agent.version}"
+            message = f"the event's data are not what {taken_by} takes any more: {error}"
+            self._under_way(run, run.park(Reason.NONDETERMINISTIC, message, self._now_ms))
 
     def _on_record(self, arrived: Arrived, news: Mapping[str, Entry]) -> Mapping[str, Entry]:
         """What a journal has got is on record before its run goes on, which may be later; what is left to record."""

@@ -46,6 +46,7 @@ class Intent(msgspec.Struct, array_like=True, frozen=True, gc=False):
     shared: bytes = b""  # of a call of scope `tenant`: the digest of its key
     asks: bool = False  # only a person may say how it came out: its run failed, and is redriven
     kept: bool = False  # by a redrive, from the run that failed: there was nothing to undo
+    undoable: bool = False  # its tool has a compensation
 
 
 class Wait(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -113,7 +113,7 @@ class Machine(Asking, eq=False):
         if self.segments:
             failing = self.journal.get(FAILING)
             if failing is not None and failing.error is not None:
-                self._end = RunFailed(*failing.error, "")
+                self._end, self._fails = RunFailed(*failing.error, ""), True
             again = self.journal.get(AGAIN)
             if again is not None and again.open and self._end is None:
                 if self._postponed(AGAIN):
@@ -172,7 +172,7 @@ class Machine(Asking, eq=False):
             return []
         self.now_ms = now_ms
         self._effects = []
-        self._end = RunFailed(code, message, "")
+        self._end, self._fails = RunFailed(code, message, ""), True
         postponed = [place for place in self._waits if self.journal[place].retry is not None]
         self._waits = EMPTY
         if self._parking is not None and self._parking[0] == Reason.NONDETERMINISTIC:
@@ -299,7 +299,8 @@ class Machine(Asking, eq=False):
     def _unasked(self) -> str:
         """An effect on record that the agent has not asked for; "" if there is none.
 
-        A redriven run that fails again need not come to what it has kept.
+        A redriven run that fails again need not come to what it has kept; one that fails whatever its agent does, only
+        to what is to be undone.
         """
         asked = self._asked
         if asked.keys() == self.journal.keys():
@@ -308,7 +309,8 @@ class Machine(Asking, eq=False):
         for place, entry in self.journal.items():
             if entry.intent is None or place[0] in SPECIAL or place in asked:
                 continue
-            if not (fails and entry.intent.kept):
+            left = entry.intent.kept or (self._fails and not anew.cannot_be_left(self.journal, place))
+            if not (fails and left):
                 return f"call {place} of {entry.tool}"
         return ""
 

@@ -47,6 +47,7 @@ class RunState(msgspec.Struct, eq=False):
     _held: list[StartCall] = NONE  # calls whose intent is among them
     _asked: dict[str, tuple[Tool[Any, Any], Call]] = {}  # effects, in the order of asking
     _end: Completed | RunFailed | None = None  # once no call is under way, and what stands is undone
+    _fails: bool = False  # whatever its agent does: it was cancelled, or has failed before
     _parking: tuple[str, str, str] | None = None  # reason, message and place, once no call is under way
     _waits: dict[str, Wait] = EMPTY  # that the agent waits for
 
