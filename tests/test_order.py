@@ -140,6 +140,16 @@ def test_one_that_stands_behind_another_can_be_cancelled(asleep: bool) -> None:
     assert [type(end) for end in ends(tenant)] == [RunFailed, Completed, Completed]
 
 
+def test_what_comes_after_a_cancel_behind_a_sleeping_run_holds_no_input() -> None:
+    tenant = Tenant(sleeps)
+    for number in (2, 3, 4):
+        tenant.event(sleeps, number)
+    tenant.take(Commanded(tenant.source, 9, 1, Command("cancel", "acme", tenant.event_key(3).hex())))
+    key = tenant.event(sleeps, 5)
+    assert tenant.lane.waiting == 0
+    assert not tenant.memory.saved(key).begun_at_all
+
+
 @pytest.mark.parametrize("crash", [False, True])
 @pytest.mark.parametrize("awake", [False, True])
 def test_a_redrive_behind_another_run_knows_what_its_failed_run_has_done(crash: bool, awake: bool) -> None:

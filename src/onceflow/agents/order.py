@@ -69,8 +69,10 @@ class Lines:
         return events
 
     def wakes(self, key: bytes) -> None:
-        """A run goes on."""
-        self._asleep.discard(self._line.get(key, b""))
+        """A run goes on. One that is not the first of its line, and was cancelled, wakes only itself."""
+        line = self._line.get(key, b"")
+        if self._first.get(line) == key:
+            self._asleep.discard(line)
 
     def behind_a_sleeper(self, arrived: Arrived) -> bool:
         """Whether an event that has just entered must go to the ledger."""
