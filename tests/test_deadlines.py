@@ -70,6 +70,18 @@ def test_one_that_only_reads_ends_at_once_and_its_call_is_given_up() -> None:
     assert (tenant.abandoned, tenant.lane.idle) == (1, True)
 
 
+def test_nobody_is_told_of_the_deadline_of_a_run_that_ended_at_once() -> None:
+    @agent("computes", on="t", deadline=60)
+    async def computes(run: Run, event: Event) -> int:
+        return 1
+
+    tenant = Tenant(computes, reads)
+    tenant.event(computes)
+    assert (tenant.outcome, tenant.due_ms) == (Completed(1), 0)
+    tenant.event(reads, 2)
+    assert tenant.due_ms == NOW + MINUTE
+
+
 def test_a_deadline_that_nobody_needs_any_more_changes_nothing() -> None:
     tenant = Tenant(reads)
     tenant.event(reads)

@@ -22,6 +22,7 @@ from onceflow.agents.run import Run
 from onceflow.event import Event, home_slot
 from onceflow.state.ledger import Records
 from onceflow.state.seen import BrokerClock, Judge
+from onceflow.stream import open_runs as module
 from onceflow.stream.open_runs import OpenRuns, TenantMemory
 from tests.tenant import INCOMING, KEY, NOW
 
@@ -106,3 +107,20 @@ def test_the_deadline_of_a_parked_run_is_known_to_the_next_owner_of_its_slot(ope
     assert [(tenant, resumed.key) for tenant, resumed in open_runs.resume(ready)] == [("acme", KEY)]
     assert open_runs.due(NOW + 59_999, lambda tenant: True) == []
     assert open_runs.due(NOW + 60_000, lambda tenant: True) == [("acme", Due(KEY))]
+
+
+def test_the_times_of_runs_that_have_ended_are_not_held_until_they_are_over(
+    open_runs: OpenRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "DUE_MAX", 10)
+    journal = {PARKED: parked("works", "unknown-outcome", "?", "")}
+    ready: Any = SimpleNamespace(inputs=[SOURCE], runs=[OpenRun("acme", KEY, BEGUN, journal, 1)], kept=[])
+    open_runs._due_max = module.DUE_MAX
+    assert [*open_runs.resume(ready)]
+    open_runs.plan("acme", Due(b"", b"acme\0s"), NOW)
+    for number in range(100):
+        open_runs.plan("acme", Due(number.to_bytes(16, "little")), NOW + 1)
+    assert len(open_runs._due) <= 11
+    due = open_runs.due(NOW + 60_000, lambda tenant: True)
+    assert ("acme", Due(KEY)) in due
+    assert ("acme", Due(b"", b"acme\0s")) in due

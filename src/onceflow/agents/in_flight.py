@@ -167,12 +167,13 @@ class InFlight:
             run.journal = self._journal_of(arrived)
         if run.segments and FAILING not in run.journal and self._watch.deaths_of(arrived.key):
             run.record(FAILING, Entry(agent.name, 0, b"", None, (Reason.POISON, poison.WHY)))
-        if due_ms := ends_by_ms(arrived, run.journal):
-            if run.segments and self._now_ms >= due_ms:
-                run.record(FAILING, Entry(agent.name, 0, b"", None, out_of_time(arrived)))
-            else:
-                self._decided.due.append((Due(arrived.key), due_ms))
+        due_ms = ends_by_ms(arrived, run.journal)
+        if run.segments and 0 < due_ms <= self._now_ms:
+            run.record(FAILING, Entry(agent.name, 0, b"", None, out_of_time(arrived)))
+            due_ms = 0
         self._under_way(run, run.begin(event, self._now_ms))
+        if due_ms and (run in self._runs or self._sleepers.asleep(arrived.key)):
+            self._decided.due.append((Due(arrived.key), due_ms))
 
     def _unreadable(
         self, arrived: Arrived, saved: OpenRun, news: Mapping[str, Entry], error: InvalidData

@@ -263,6 +263,10 @@ class Judge:
         if identity is not None:
             self._holders[identity] = run[-16:]
 
+    def holds(self, run: bytes) -> bool:
+        """Whether a run is in flight: until its completion is committed."""
+        return run in self._in_flight
+
     def committed(self, runs: Iterable[bytes], identities: Iterable[bytes]) -> None:
         """Take keys whose completions are committed, and in the view, off the table."""
         self._in_flight.difference_update(runs)

@@ -18,6 +18,8 @@ from onceflow.state.seen import Judge, identity_key, seen_key, tenant_prefix
 from onceflow.stream.content import Grant, Input
 from onceflow.stream.grants import Ready
 
+DUE_MAX = 10_000  # times that are held before those of runs that have ended are looked for
+
 log = logging.getLogger(__name__)
 
 
@@ -41,6 +43,7 @@ class OpenRuns:
         self.inbox_of = inbox_of
         self._with_identity = with_identity
         self._due: list[tuple[int, str, Due]] = []
+        self._due_max = DUE_MAX
         self.failed: set[bytes] = set()  # what the Kafka keys of failed runs that are kept begin with
 
     def memory(self, tenant: str) -> "TenantMemory":
@@ -85,8 +88,19 @@ class OpenRuns:
     def plan(self, tenant: str, due: Due, due_ms: int) -> None:
         """Tell the tenant's lane at this time."""
         heapq.heappush(self._due, (due_ms, tenant, due))
+        if len(self._due) > self._due_max:
+            self._tidy()
         if due.record.partition(b"\0")[2][:1] == b"r":
             self.failed.add(due.record)
+
+    def _tidy(self) -> None:
+        """Drop the times of runs that have ended: a deadline may be days away."""
+        self._due = [each for each in self._due if not each[2].key or self._is_open(each[1], each[2].key)]
+        heapq.heapify(self._due)
+        self._due_max = max(DUE_MAX, 2 * len(self._due))
+
+    def _is_open(self, tenant: str, key: bytes) -> bool:
+        return self._judge.holds(seen_key(tenant_prefix(home_slot(tenant, self._slots), tenant), key))
 
     def forget(self, slots: Iterable[int]) -> None:
         """Slots are lost: their next owner tells their lanes."""
