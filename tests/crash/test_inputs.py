@@ -135,6 +135,23 @@ def test_a_topic_made_anew_waits_for_what_is_under_way_of_the_old_one(scene: Sce
     assert cell.statuses == [-signal.SIGKILL]
 
 
+def test_a_topic_made_anew_before_the_cell_has_looked_ends_nobody(scene: Scene) -> None:
+    """Its old offset is out of range then: the input is paused for that, until it is seen to be another one."""
+    scene.seed(96)
+    cell = scene.cell("a", ONCEFLOW_TOPICS_REFRESH="5")
+    name = scene.own_prefix + "newcomer"
+    scene.topic(name, 1)
+    send(scene, "newcomer", range(5))
+    cell.start()
+    scene.wait(lambda: completed(scene, "newcomer") == 5, "the first five are done")
+    make_anew(scene, name, 1)
+    scene.wait(lambda: log_says(cell, "an input is new", name), "it is found")
+    send(scene, "newcomer", range(5, 8))
+    scene.wait(lambda: completed(scene, "newcomer") == 8, "the events of the topic made anew are done")
+    assert not cell.statuses
+    scene.finish()
+
+
 def test_a_partition_with_lost_records_is_paused_and_reported_and_the_others_go_on(scene: Scene) -> None:
     """Never a silent jump over events that retention has deleted before they were done."""
     scene.seed(92)

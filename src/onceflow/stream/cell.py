@@ -8,7 +8,8 @@ committed first (bounded), while the slot is still ours.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -120,12 +121,11 @@ class Cell:
             self.inputs[input.topic, input.partition] = input
             input.gone = False
             self._gone.discard(input)
-        others = [self._at(input) for input in wanted if not input.is_inbox and not input.blocked]
-        if others:
-            self._consumer.incremental_assign(others)
-        for input in wanted:
-            if input.is_inbox and not input.blocked:
-                self._consumer.resume([TopicPartition(input.topic, input.partition)])
+            input.assigned = input.is_inbox  # by the group
+        open_ = [input for input in wanted if not input.blocked]
+        self._assign(input for input in open_ if not input.is_inbox)
+        with _as_fault("an input cannot be read"):
+            self._consumer.resume([self._at(input) for input in open_ if input.is_inbox])
         return True
 
     def outlived(self, input: Input) -> bool:
@@ -137,8 +137,7 @@ class Cell:
         input.gone = True
         self._gone = {gone for gone in self._gone if gone.unfinished} | {input}
         del self.inputs[input.topic, input.partition]
-        if not input.blocked:
-            self._consumer.incremental_unassign([TopicPartition(input.topic, input.partition)])
+        self._unassign(input)
 
     def block(self, input: Input, reason: str) -> None:
         """Pause an input until an operator acts."""
@@ -146,16 +145,14 @@ class Cell:
             "an input is paused until an operator accepts the loss; the others go on",
             extra={"topic": input.topic, "partition": input.partition, "cause": reason},
         )
-        was_read, input.blocked = not input.blocked, reason
-        if was_read:
-            self.pause([input])
+        input.blocked = reason
+        self.pause([input])
 
     def unblock(self, input: Input, offset: int) -> None:
         """Go on with a blocked input from this offset: an operator has accepted that what lay before is lost."""
-        if input.paused:  # it was read before
-            self._consumer.incremental_unassign([TopicPartition(input.topic, input.partition)])
-        input.blocked, input.paused, input.next_offset = "", False, offset
-        self._consumer.incremental_assign([self._at(input)])
+        self._unassign(input)
+        input.blocked, input.next_offset = "", offset
+        self._assign([input])
         log.info(
             "an input goes on, its loss accepted",
             extra={"topic": input.topic, "partition": input.partition, "offset": offset},
@@ -163,7 +160,7 @@ class Cell:
 
     def pause(self, inputs: Iterable[Input]) -> None:
         """Stop fetching these inputs (what was fetched is thrown away: pause rarely and for long)."""
-        wanted = [input for input in inputs if not input.paused]
+        wanted = [input for input in inputs if input.assigned and not input.paused]
         for input in wanted:
             input.paused = True
         if wanted:
@@ -182,6 +179,24 @@ class Cell:
         wanted = {(i.topic, i.partition): i for i in inputs}
         found = self._consumer.position([TopicPartition(*at) for at in wanted])
         return {wanted[at.topic, at.partition]: at.offset for at in found if at.offset >= 0}
+
+    def _assign(self, inputs: Iterable[Input]) -> None:
+        """Let the consumer have these inputs, each at its `next_offset`."""
+        wanted = [input for input in inputs if not input.assigned]
+        if wanted:
+            with _as_fault("an input cannot be read"):
+                self._consumer.incremental_assign([self._at(input) for input in wanted])
+        for input in wanted:
+            input.assigned = True
+
+    def _unassign(self, input: Input) -> None:
+        """Take an input from the consumer, if it has it; the next time it is not paused."""
+        if input.assigned:
+            with _as_fault("an input cannot be left"):
+                if input.paused:
+                    self._consumer.resume([self._at(input)])
+                self._consumer.incremental_unassign([self._at(input)])
+        input.assigned = input.paused = False
 
     def _at(self, input: Input) -> TopicPartition:
         return TopicPartition(input.topic, input.partition, input.next_offset)
@@ -222,8 +237,11 @@ class Cell:
             del self.inputs[input.topic, input.partition]
         no_more = {input for input in self._gone if not input.grant.live}
         self._gone -= no_more
-        others = [TopicPartition(i.topic, i.partition) for i in ended if not i.is_inbox and not i.blocked]
-        consumer.incremental_unassign([TopicPartition(p.topic, p.partition) for p in partitions] + others)
+        others = [TopicPartition(i.topic, i.partition) for i in ended if i.assigned and not i.is_inbox]
+        with _as_fault("slots cannot be given up"):
+            consumer.incremental_unassign([TopicPartition(p.topic, p.partition) for p in partitions] + others)
+        for input in ended:
+            input.assigned = False
         log.info("slots %s", how, extra={"slots": len(gone), "owned": len(self._grants)})
         self._lost(gone, [*ended, *no_more])
 
@@ -232,6 +250,15 @@ class Cell:
             self._fatal = error
         else:
             self._away.note(error)
+
+
+@contextmanager
+def _as_fault(what: str) -> Iterator[None]:
+    """A refusal of the consumer ends the cell as what a restart settles."""
+    try:
+        yield
+    except KafkaException as exception:
+        raise fault(what, exception.args[0]) from exception
 
 
 class _AwayLines:

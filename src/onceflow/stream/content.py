@@ -29,6 +29,7 @@ class Input:
     """A partition that a granted slot reads. Compared by identity; counters belong to the worker's thread."""
 
     __slots__ = (
+        "assigned",
         "blocked",
         "gone",
         "grant",
@@ -65,6 +66,7 @@ class Input:
         self.skip: Skip | None = None
         self.unfinished = 0  # events read whose end isn't committed
         self.unfinished_bytes = 0  # of their values
+        self.assigned = False  # the consumer has it, paused or not
         self.paused = False
         self.slow_since: float | None = None
         self.gone = False  # its topic is not listed (any more), or is another one of the same name

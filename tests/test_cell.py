@@ -1,0 +1,156 @@
+"""A cell's inputs: what the consumer has of them. What it does in a group is shown in tests/crash."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from onceflow.config import Settings
+from onceflow.errors import Fault
+from onceflow.stream import cell as module
+from onceflow.stream.cell import Cell
+from onceflow.stream.content import Grant, Input
+
+SLOT = 3
+AT = ("events.acme", 0)
+
+
+class FakeConsumer:
+    """Refuses what librdkafka refuses: to assign what is assigned, to take off what is not."""
+
+    def __init__(self, _properties: Any, logger: Any) -> None:
+        self.assigned: dict[tuple[str, int], int] = {}
+        self.paused: set[tuple[str, int]] = set()
+        self.hooks: dict[str, Callable[..., None]] = {}
+
+    def subscribe(self, _topics: list[str], **hooks: Callable[..., None]) -> None:
+        self.hooks = hooks
+
+    def memberid(self) -> str:
+        return "member"
+
+    def consumer_group_metadata(self) -> str:
+        return "metadata"
+
+    def seek(self, _partition: TopicPartition) -> None: ...
+
+    def incremental_assign(self, partitions: list[TopicPartition]) -> None:
+        for each in partitions:
+            if (each.topic, each.partition) in self.assigned:
+                raise KafkaException(KafkaError(KafkaError._CONFLICT))
+            self.assigned[each.topic, each.partition] = each.offset
+
+    def incremental_unassign(self, partitions: list[TopicPartition]) -> None:
+        for each in partitions:
+            if self.assigned.pop((each.topic, each.partition), None) is None:
+                raise KafkaException(KafkaError(KafkaError._INVALID_ARG))
+
+    def pause(self, partitions: list[TopicPartition]) -> None:
+        self.paused |= {(each.topic, each.partition) for each in partitions}
+
+    def resume(self, partitions: list[TopicPartition]) -> None:
+        self.paused -= {(each.topic, each.partition) for each in partitions}
+
+
+class World:
+    """A cell with one slot, whose consumer is a fake."""
+
+    def __init__(self) -> None:
+        self.lost: list[Input] = []
+        self.cell = Cell(
+            "flow",
+            "cell",
+            Settings(),
+            granted=lambda _: None,
+            revoking=lambda _pair, _leaving: None,
+            lost=lambda _grants, inputs: self.lost.extend(inputs),
+        )
+        self.consumer: Any = self.cell._consumer
+        self._group = [TopicPartition("flow.inbox", SLOT)]
+        self.consumer.hooks["on_assign"](self.consumer, self._group)
+        self.grant = self.cell.grants[SLOT]
+        self.inbox = Input("flow.inbox", SLOT, self.grant, topic_id="inbox", is_inbox=True)
+        assert self.cell.read([self.inbox])
+
+    def input(self, *, blocked: str = "", topic_id: str = "old") -> Input:
+        input = Input(*AT, self.grant, topic_id=topic_id, tenant="acme")
+        input.next_offset, input.blocked = 5, blocked
+        assert self.cell.read([input])
+        return input
+
+    def revoke(self) -> None:
+        self.consumer.hooks["on_revoke"](self.consumer, self._group)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(module, "Consumer", FakeConsumer)
+    return World()
+
+
+def test_an_input_is_read_from_its_next_offset(world: World) -> None:
+    world.input()
+    assert world.consumer.assigned[AT] == 5
+    assert not world.consumer.paused
+
+
+def test_a_blocked_topic_that_is_made_anew_is_read(world: World) -> None:
+    """It ended the cell: what was blocked while it was read was never taken from the consumer."""
+    old = world.input()
+    world.cell.block(old, "its offset is no longer there")
+    world.cell.drop(old)
+    new = world.input(topic_id="new")
+    assert world.cell.inputs[AT] is new
+    assert (world.consumer.assigned[AT], world.consumer.paused) == (5, set())
+
+
+@pytest.mark.parametrize("read_before", [True, False])
+@pytest.mark.parametrize("full", [True, False])
+def test_a_blocked_input_goes_on(world: World, read_before: bool, full: bool) -> None:
+    """Also when the cell was full meanwhile, and paused all it had: an input that it never had is not taken off."""
+    input = world.input(blocked="" if read_before else "records are lost")
+    if read_before:
+        world.cell.block(input, "records are lost")
+    if full:
+        world.cell.pause(world.cell.inputs.values())
+    world.cell.unblock(input, 9)
+    assert world.consumer.assigned[AT] == 9
+    assert AT not in world.consumer.paused
+
+
+@pytest.mark.parametrize("blocked", ["", "when granted", "while read"])
+def test_of_a_slot_that_goes_nothing_is_left(world: World, blocked: str) -> None:
+    input = world.input(blocked="records are lost" if blocked == "when granted" else "")
+    if blocked == "while read":
+        world.cell.block(input, "records are lost")
+    world.revoke()
+    assert not world.consumer.assigned
+    assert {*world.lost} == {world.inbox, input}
+
+
+def test_of_a_slot_that_goes_an_input_that_is_gone_is_told_with_the_others(world: World) -> None:
+    """Its events under way are on the books."""
+    input = world.input()
+    world.cell.drop(input)
+    world.revoke()
+    assert {*world.lost} == {world.inbox, input}
+
+
+def test_an_input_that_is_back_goes_on_where_it_was(world: World) -> None:
+    input = world.input()
+    world.cell.pause([input])
+    input.next_offset, input.unfinished = 8, 1
+    world.cell.drop(input)
+    assert AT not in world.consumer.assigned
+    assert not world.cell.outlived(input)
+    assert world.cell.outlived(Input(*AT, world.grant, topic_id="new"))
+    assert world.cell.read([input])
+    assert (world.consumer.assigned[AT], world.consumer.paused) == (8, set())
+    assert not input.gone
+
+
+def test_what_the_consumer_refuses_is_settled_by_a_restart(world: World) -> None:
+    world.input()
+    with pytest.raises(Fault, match="an input cannot be read"):
+        world.cell.read([Input(*AT, Grant(SLOT), topic_id="another")])
