@@ -37,11 +37,12 @@ _SHARE_OF_EVENTS = 10_000  # events over which the share of forwarded ones is ta
 
 
 class Poll(NamedTuple):
-    """What one poll brought: happenings by tenant, ends, and what was read."""
+    """What one poll brought: happenings by tenant, ends, what was read, and inputs whose loss was accepted."""
 
     arrived: dict[str, list[Happening]]
     ends: Ends
     reads: list[Reads]
+    passed: list[Reads]
 
 
 class Reading:
@@ -146,7 +147,7 @@ class Reading:
             self._read_at.append((time.monotonic(), count))
             self._forwarded.count(count, sum(1 for end in ends if end.verdict == "forwarded"))
         accepted, self._accepted = self._accepted, []
-        return Poll(arrived, ends, [*accepted, *(Reads(i, o, i.next_offset) for i, o in reads.items())])
+        return Poll(arrived, ends, [Reads(i, o, i.next_offset) for i, o in reads.items()], accepted)
 
     def _without_errors(self, messages: list[Message]) -> list[Message]:
         errors = [message for message in messages if message.error() is not None]

@@ -317,7 +317,7 @@ class Runtime:
         if not self._reading.has_room():
             return Ends()
         poll = self._reading.poll()
-        self.outbox.polled(self._cell.pair(), poll.reads, self._passed)
+        self.outbox.polled(self._cell.pair(), poll.reads, [*self._passed, *poll.passed])
         self._passed = []
         for tenant, arrived in poll.arrived.items():
             happenings.setdefault(tenant, []).extend(arrived)
