@@ -1,5 +1,6 @@
-"""The runtime: what a cell that was asked to end still does with its slots. The rest is shown in tests/crash."""
+"""The order in which a cell takes what it hears of its grants. The rest is shown in tests/crash."""
 
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,69 +8,85 @@ import pytest
 
 from onceflow.agents.agent import routes
 from onceflow.config import Settings
-from onceflow.stream.content import Grant, Input, Pair
+from onceflow.stream.content import Grant, Input
 from onceflow.stream.grants import Added, News, Ready, Removed
-from onceflow.stream.runtime import REVOKE_S, Runtime
+from onceflow.stream.runtime import Runtime
 
-GRANT = Grant(3)
-INPUT = Input("events", 3, GRANT, topic_id="id")
-PAIR = Pair("metadata", frozenset([GRANT]))
+
+class World:
+    """A cell's runtime, as far as news go: `done` is what it has done about them."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, str]] = []
+        self.heard: list[News] = []
+        self.not_begun: set[Grant] = set()  # the client has not begun with these slots
+        self.outlived: set[str] = set()  # topics whose name another one had, of which events are under way
+        self.runtime = Runtime("flow", Settings(), routes([]), SimpleNamespace(), None)  # type: ignore[arg-type]
+        parts: Any = self.runtime
+        parts._grants = SimpleNamespace(news=lambda: self.heard)
+        parts._open_runs = SimpleNamespace(resume=self._resume)
+        parts._cell = SimpleNamespace(
+            read=self._read,
+            drop=lambda input: self.done.append(("drop", input.topic)),
+            outlived=lambda input: input.topic in self.outlived,
+        )
+
+    def hear(self, *news: News) -> list[tuple[str, str]]:
+        """What is done about news."""
+        self.done, self.heard = [], [*news]
+        self.runtime._take_news({})
+        return self.done
+
+    def _read(self, inputs: Iterable[Input]) -> bool:
+        wanted = list(inputs)
+        if any(input.is_inbox and input.grant in self.not_begun for input in wanted):
+            return False
+        self.done += [("read", input.topic) for input in wanted]
+        return True
+
+    def _resume(self, ready: Ready) -> Iterable[Any]:
+        self.done.append(("resume", str(ready.grant.slot)))
+        return ()
 
 
 @pytest.fixture
-def asked() -> list[Any]:
-    """What the runtime asks of its parts."""
-    return []
+def world() -> World:
+    return World()
 
 
-@pytest.fixture
-def ending(asked: list[Any]) -> Any:
-    """A runtime that was asked to end, with as much of its parts as its slots need."""
-    nothing: Any = SimpleNamespace()
-    runtime: Any = Runtime("flow", Settings(), routes([]), nothing, None)
-    runtime.outbox = SimpleNamespace(
-        flush=lambda timeout_s, pair: not asked.append(("flush", timeout_s, pair)),
-        polled=lambda pair, reads: asked.append(("polled", pair)),
-    )
-    runtime._grants = SimpleNamespace(assigned=lambda grants: asked.append(("assigned", grants)))
-    runtime._reading = SimpleNamespace(forget=lambda inputs: asked.append(("forget", inputs)))
-    runtime._cell = SimpleNamespace(
-        inputs={(INPUT.topic, INPUT.partition): INPUT},
-        pair=lambda: PAIR,
-        read=lambda inputs: asked.append(("read", inputs)),
-        drop=lambda input: asked.append(("drop", input)),
-    )
-    runtime.stop()
-    return runtime
+def ready(grant: Grant, *inputs: Input) -> Ready:
+    inbox = Input("inbox", grant.slot, grant, topic_id="inbox", is_inbox=True)
+    return Ready(grant, [inbox, *inputs], [], [])
 
 
-def test_what_is_pending_of_a_slot_that_goes_is_committed_first(ending: Any, asked: list[Any]) -> None:
-    """As ever: a result that came within the grace is not given up because slots move."""
-    leaving = Grant(4)
-    ending._revoking(PAIR, [leaving])
-    assert asked == [("flush", REVOKE_S, PAIR)]
-    assert leaving.leaving
+def test_nothing_is_read_of_a_grant_before_its_runs_go_on(world: World) -> None:
+    """An event that an open run holds would be judged as the first of its key."""
+    late, other = Grant(1), Grant(2)
+    world.not_begun = {late}
+    known, new = (Input(name, 0, late, topic_id=name) for name in ("known", "new"))
+    elsewhere = Input("elsewhere", 0, other, topic_id="elsewhere")
+    first = world.hear(ready(late, known), Added(new), ready(other), Added(elsewhere))
+    assert first == [("read", "inbox"), ("resume", "2"), ("read", "elsewhere")]
+    assert world.hear(Removed(known)) == []
+    world.not_begun = set()
+    then = [("read", "inbox"), ("read", "known"), ("resume", "1"), ("read", "new"), ("drop", "known")]
+    assert world.hear() == then
+    assert world.hear() == []
 
 
-def test_a_slot_that_comes_is_not_settled(ending: Any, asked: list[Any]) -> None:
-    """The outbox knows of it, or it would commit under a pair of the past."""
-    ending._granted([GRANT])
-    assert asked == [("polled", PAIR)]
+def test_a_topic_made_anew_waits_and_others_do_not(world: World) -> None:
+    grant = Grant(1)
+    world.outlived = {"anew"}
+    anew, other = (Input(name, 0, grant, topic_id=name) for name in ("anew", "other"))
+    assert world.hear(Added(anew), Added(other)) == [("read", "other")]
+    assert world.hear(Removed(anew), Removed(other)) == [("drop", "other")]
+    world.outlived = set()
+    assert world.hear() == [("read", "anew"), ("drop", "anew")]
 
 
-@pytest.mark.parametrize(
-    ("news", "does"),
-    [
-        (Ready(GRANT, [INPUT], [], []), []),
-        (Added(INPUT), []),
-        (Removed(INPUT), [("drop", INPUT)]),
-    ],
-)
-def test_nothing_is_read_any_more_and_what_is_gone_is_gone(
-    ending: Any, asked: list[Any], news: News, does: list[Any]
-) -> None:
-    """Offsets of a topic that was deleted would be refused with all that is to be committed."""
-    happenings: dict[str, Any] = {}
-    ending._grants.news = lambda: [news]
-    ending._take_news(happenings)
-    assert (asked, happenings) == (does, {})
+def test_news_of_a_slot_that_is_lost_are_forgotten(world: World) -> None:
+    grant = Grant(1)
+    world.not_begun = {grant}
+    assert world.hear(ready(grant)) == []
+    grant.live, world.not_begun = False, set()
+    assert world.hear(Removed(Input("gone", 0, grant, topic_id="gone"))) == []

@@ -77,9 +77,11 @@ News = Ready | Added | Removed
 
 
 def news_follow(earlier: News, later: News) -> bool:
-    """Whether these must be taken in the order in which they came: they are of the same partition."""
-    if isinstance(earlier, Ready) or isinstance(later, Ready):
+    """Whether `later` must wait for `earlier`: nothing is read of a grant before its runs go on."""
+    if earlier.grant is not later.grant:
         return False
+    if isinstance(earlier, Ready) or isinstance(later, Ready):
+        return True
     return (earlier.input.topic, earlier.input.partition) == (later.input.topic, later.input.partition)
 
 

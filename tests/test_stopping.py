@@ -1,0 +1,75 @@
+"""The runtime: what a cell that was asked to end still does with its slots. The rest is shown in tests/crash."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from onceflow.agents.agent import routes
+from onceflow.config import Settings
+from onceflow.stream.content import Grant, Input, Pair
+from onceflow.stream.grants import Added, News, Ready, Removed
+from onceflow.stream.runtime import REVOKE_S, Runtime
+
+GRANT = Grant(3)
+INPUT = Input("events", 3, GRANT, topic_id="id")
+PAIR = Pair("metadata", frozenset([GRANT]))
+
+
+@pytest.fixture
+def asked() -> list[Any]:
+    """What the runtime asks of its parts."""
+    return []
+
+
+@pytest.fixture
+def ending(asked: list[Any]) -> Any:
+    """A runtime that was asked to end, with as much of its parts as its slots need."""
+    nothing: Any = SimpleNamespace()
+    runtime: Any = Runtime("flow", Settings(), routes([]), nothing, None)
+    runtime.outbox = SimpleNamespace(
+        flush=lambda timeout_s, pair: not asked.append(("flush", timeout_s, pair)),
+        polled=lambda pair, reads: asked.append(("polled", pair)),
+    )
+    runtime._grants = SimpleNamespace(assigned=lambda grants: asked.append(("assigned", grants)))
+    runtime._reading = SimpleNamespace(forget=lambda inputs: asked.append(("forget", inputs)))
+    runtime._cell = SimpleNamespace(
+        inputs={(INPUT.topic, INPUT.partition): INPUT},
+        pair=lambda: PAIR,
+        read=lambda inputs: asked.append(("read", inputs)),
+        drop=lambda input: asked.append(("drop", input)),
+    )
+    runtime.stop()
+    return runtime
+
+
+def test_what_is_pending_of_a_slot_that_goes_is_committed_first(ending: Any, asked: list[Any]) -> None:
+    """As ever: a result that came within the grace is not given up because slots move."""
+    leaving = Grant(4)
+    ending._revoking(PAIR, [leaving])
+    assert asked == [("flush", REVOKE_S, PAIR)]
+    assert leaving.leaving
+
+
+def test_a_slot_that_comes_is_not_settled(ending: Any, asked: list[Any]) -> None:
+    """The outbox knows of it, or it would commit under a pair of the past."""
+    ending._granted([GRANT])
+    assert asked == [("polled", PAIR)]
+
+
+@pytest.mark.parametrize(
+    ("news", "does"),
+    [
+        (Ready(GRANT, [INPUT], [], []), []),
+        (Added(INPUT), []),
+        (Removed(INPUT), [("drop", INPUT)]),
+    ],
+)
+def test_nothing_is_read_any_more_and_what_is_gone_is_gone(
+    ending: Any, asked: list[Any], news: News, does: list[Any]
+) -> None:
+    """Offsets of a topic that was deleted would be refused with all that is to be committed."""
+    happenings: dict[str, Any] = {}
+    ending._grants.news = lambda: [news]
+    ending._take_news(happenings)
+    assert (asked, happenings) == (does, {})
