@@ -95,6 +95,17 @@ def test_an_input_is_read_from_its_next_offset(world: World) -> None:
     assert not world.consumer.paused
 
 
+def test_an_input_with_lost_records_is_reported_and_not_read(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whenever it is found: at the grant or later."""
+    input = world.input(blocked="records are lost")
+    assert AT not in world.consumer.assigned
+    assert world.cell.inputs[AT] is input
+    (line,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert (line.__dict__["topic"], line.__dict__["cause"]) == ("events.acme", "records are lost")
+
+
 def test_a_blocked_topic_that_is_made_anew_is_read(world: World) -> None:
     """It ended the cell: what was blocked while it was read was never taken from the consumer."""
     old = world.input()

@@ -105,7 +105,10 @@ class Cell:
         return Pair(metadata, frozenset(g for g in self._grants.values() if self._members[g] == member))
 
     def read(self, inputs: Iterable[Input]) -> bool:
-        """Begin to read inputs of a settled grant, each at its `next_offset`; False: try again after a poll."""
+        """Begin to read inputs of a settled grant, each at its `next_offset`; False: try again after a poll.
+
+        Those that are blocked are reported, and wait.
+        """
         wanted = list(inputs)
         try:
             for input in wanted:
@@ -122,6 +125,8 @@ class Cell:
             input.gone = False
             self._gone.discard(input)
             input.assigned = input.is_inbox  # by the group
+            if input.blocked:
+                self.block(input, input.blocked)
         open_ = [input for input in wanted if not input.blocked]
         self._assign(input for input in open_ if not input.is_inbox)
         with _as_fault("an input cannot be read"):

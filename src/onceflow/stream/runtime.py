@@ -363,9 +363,6 @@ class Runtime:
         finished = finished_by(ready.inputs)
         if not self._cell.read(ready.inputs):
             return False
-        for input in ready.inputs:
-            if input.blocked:
-                self._cell.block(input, input.blocked)
         for tenant, resumed in self._open_runs.resume(ready):
             happenings.setdefault(tenant, []).append(resumed)
         for tenant, lane in self.lanes.items():
