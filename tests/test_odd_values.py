@@ -3,22 +3,29 @@
 import uuid
 from collections.abc import Callable
 from enum import StrEnum
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from onceflow.agents.agent import Agent, agent
 from onceflow.agents.call import LINEAGE_MAX, Call, RetryPolicy
 from onceflow.agents.calls import Completed, RunFailed, StartCall, UnusableResult
-from onceflow.agents.journal import Entry, runs_of
+from onceflow.agents.journal import Entry, Unreadable, encode_segment, read_runs, runs_of, segment_key
 from onceflow.agents.run import Run
 from onceflow.agents.signals import Signal
 from onceflow.agents.tool import tool
-from onceflow.errors import TEXT_MAX, Failed, GiveUp, RunError, as_text
-from onceflow.event import Event
-from tests.tenant import Tenant
+from onceflow.errors import TEXT_MAX, ConfigError, Failed, GiveUp, RunError, as_text
+from onceflow.event import Event, home_slot
+from onceflow.state.seen import seen_key, tenant_prefix
+from onceflow.stream.content import Grant, Input
+from onceflow.stream.grants import Ready
+from onceflow.stream.open_runs import OpenRuns
+from tests.tenant import KEY, Tenant
 
 ONCE = RetryPolicy(attempts=1)
+SLOT = home_slot("acme", 16)
 
 
 @tool(effect="read", retry=ONCE)
@@ -148,6 +155,72 @@ def test_what_a_call_has_found_is_kept_as_text_and_not_too_much_of_it() -> None:
     (mine, ids), *_ = lineage
     assert (mine, ids[:2], len(ids[2])) == ("acme", ["1", "?"], 200)
     assert sum(len(ids) for _, ids in lineage) == LINEAGE_MAX
+
+
+# --- What the ledger holds and cannot be read ---
+
+
+async def sleeps(run: Run, event: Event) -> None:
+    await run.sleep(5)
+
+
+def numbers_for_texts(value: bytes) -> bytes:
+    """A segment as another version might have written it."""
+    number, begun, entries = msgspec.msgpack.decode(value)
+    return msgspec.msgpack.encode(
+        (number, begun, {place: [7, *entry[1:]] for place, entry in entries.items()})
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "why"),
+    [
+        (numbers_for_texts, "Expected `str`, got `int`"),
+        (lambda value: encode_segment(None, {}), "its first segment is not there"),
+        (lambda value: value[:20], "truncated"),
+        (lambda value: b"\xc0", "no format"),
+        (lambda value: b"", "truncated"),
+    ],
+)
+def test_a_run_that_cannot_be_read_does_not_go_on_and_all_others_do(
+    spoiled: Callable[[bytes], bytes], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    by = agent_of(sleeps)
+    tenant = Tenant(by)
+    keys = [tenant.event(by, number) for number in (1, 2, 3)]
+    records = tenant.memory.records
+    (at,) = [each for each in records if keys[0] in each]
+    records[at] = spoiled(records[at])
+    records[segment_key("acme", keys[0], 1)] = encode_segment(None, {})
+    runs, (unreadable,) = read_runs(sorted(records.items()))
+    assert {run.key for run in runs} == {*keys[1:]}
+    assert (unreadable.tenant, unreadable.key) == ("acme", keys[0])
+    assert why in unreadable.why
+
+    assert {run.key for run in runs_of(sorted(records.items()))} == {*keys[1:]}
+    (line,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert (line.tenant, line.run) == ("acme", keys[0].hex())  # type: ignore[attr-defined]
+    assert "its records stay in F.ledger; start the version of onceflow that wrote them" in line.message
+
+
+def test_a_record_of_a_newer_format_is_no_single_run_s_fault() -> None:
+    tenant = begun(agent_of(sleeps))
+    (at,) = tenant.memory.records
+    tenant.memory.records[at] = msgspec.msgpack.encode((99, None, {}))
+    with pytest.raises(ConfigError, match="format 99"):
+        runs_of(tenant.memory.records.items())
+
+
+def test_the_event_of_a_run_that_cannot_be_read_is_not_done_as_a_new_one() -> None:
+    held: list[bytes] = []
+    judge: Any = SimpleNamespace(hold=lambda seen, identity: held.append(seen))
+    grant = Grant(SLOT)
+    inbox = Input("F.inbox", SLOT, grant, topic_id="id", is_inbox=True)
+    none: Any = None
+    runs = OpenRuns(none, none, judge, 16, lambda _: inbox, with_identity=True)
+    ready = Ready(grant, [inbox], [], [], [Unreadable("acme", KEY, "truncated")])
+    assert [*runs.resume(ready)] == []
+    assert held == [seen_key(tenant_prefix(SLOT, "acme"), KEY)]
 
 
 # --- Waits ---

@@ -10,7 +10,7 @@ from onceflow.agents.call import Call, RetryPolicy
 from onceflow.agents.calls import Completed, RunFailed
 from onceflow.agents.commands import Command
 from onceflow.agents.happenings import Commanded, Due, Redrive
-from onceflow.agents.journal import FAILED_KEPT_MS, Entry, Intent, failed_runs, run_prefix
+from onceflow.agents.journal import FAILED_KEPT_MS, Entry, Intent, failed_runs, run_prefix, runs_of
 from onceflow.agents.run import Run
 from onceflow.agents.tool import tool
 from onceflow.errors import CallFailed, Failed, GiveUp, OutcomeUnknown, RetryLater
@@ -171,7 +171,7 @@ def test_a_call_that_may_have_happened_asks_for_a_person_and_is_never_made_again
 def test_what_is_kept_goes_when_it_is(how: str) -> None:
     tenant = Tenant(sells)
     failed_sale(tenant)
-    assert failed_runs(sorted(tenant.memory.records.items())) == [
+    assert failed_runs(runs_of(sorted(tenant.memory.records.items()))) == [
         ("acme", run_prefix("acme", KEY), NOW + FAILED_KEPT_MS)
     ]
     if how == "discarded":

@@ -13,8 +13,10 @@ says when the run is tried again; UNDONE + place, how often the effect of the ca
 the run has failed for good, and is kept to be redriven.
 """
 
+import logging
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import NamedTuple
 
 import msgspec
 
@@ -30,6 +32,8 @@ AGAIN = "^"
 UNDONE = "%"
 FAILED = "."
 SPECIAL = (FAILING, PARKED, UNDO, AGAIN, UNDONE, FAILED)  # what the places that are no call's own begin with
+
+log = logging.getLogger("onceflow.run")
 
 _RUN_KEY_BYTES = 16
 NUMBER_BYTES = 4
@@ -146,6 +150,22 @@ class OpenRun(msgspec.Struct):
         return parked is not None and parked.error is not None
 
 
+class Unreadable(NamedTuple):
+    """A run of which the ledger holds a record that cannot be read: it does not go on, and all others do."""
+
+    tenant: str
+    key: bytes
+    why: str
+
+    def report(self) -> None:
+        """Say so, with the remedy."""
+        log.error(
+            "a run cannot be read from the ledger, and does not go on: its records stay in F.ledger; start the version "
+            "of onceflow that wrote them",
+            extra={"run": self.key.hex(), "tenant": self.tenant, "cause": self.why},
+        )
+
+
 def parked(agent: str, reason: str, message: str, place: str) -> Entry:
     """The entry at PARKED: a person must say how the call at `place` ("": none) came out."""
     return Entry(agent, 0, place.encode(), None, (reason, message))
@@ -211,39 +231,52 @@ def open_runs(records: Iterable[tuple[bytes, bytes]]) -> list[OpenRun]:
     return [run for run in runs_of(records) if not run.failed]
 
 
-def failed_runs(records: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, bytes, int]]:
+def failed_runs(runs: Iterable[OpenRun]) -> list[tuple[str, bytes, int]]:
     """What is kept of failed runs, as (tenant, what their Kafka keys begin with, until when)."""
-    return [
-        (run.tenant, run_prefix(run.tenant, run.key), kept_until_ms(run))
-        for run in runs_of(records)
-        if run.failed
-    ]
+    return [(run.tenant, run_prefix(run.tenant, run.key), kept_until_ms(run)) for run in runs if run.failed]
 
 
 def runs_of(records: Iterable[tuple[bytes, bytes]]) -> list[OpenRun]:
+    """The runs that these records hold, as `read_runs` does; those that cannot be read are reported."""
+    runs, unreadable = read_runs(records)
+    for each in unreadable:
+        each.report()
+    return runs
+
+
+def read_runs(records: Iterable[tuple[bytes, bytes]]) -> tuple[list[OpenRun], list[Unreadable]]:
     """The runs that these records of one slot hold, in the order of their keys; `records`: (Kafka key, value), sorted.
 
     Raises ConfigError for a record of a newer format.
     """
-    runs: list[OpenRun] = []
+    runs: dict[tuple[str, bytes], OpenRun] = {}
+    unreadable: dict[tuple[str, bytes], Unreadable] = {}
     for record_key, value in records:
         tenant, _, rest = record_key.partition(b"\0")
         if rest[:1] != b"r":
             continue
         run_key, number = rest[1 : 1 + _RUN_KEY_BYTES], int.from_bytes(rest[1 + _RUN_KEY_BYTES :], "big")
-        segment = _decoded(value)
-        if not runs or runs[-1].key != run_key or runs[-1].tenant != tenant.decode():
-            if segment.begun is None:
-                raise ValueError(
-                    f"the ledger holds segment {number} of run {run_key.hex()} without its first"
-                )
-            runs.append(OpenRun(tenant.decode(), run_key, segment.begun, {}, 0))
-        runs[-1].journal |= segment.entries
-        runs[-1].segments = number + 1
-    for run in runs:
+        at = (tenant.decode(), run_key)
+        if at in unreadable:
+            check_format(value)
+            continue
+        try:
+            segment = _decoded(value)
+            run = runs.get(at)
+            if run is None:
+                if segment.begun is None:
+                    raise ValueError("its first segment is not there")
+                run = runs[at] = OpenRun(*at, segment.begun, {}, 0)
+        except ValueError as error:
+            unreadable[at] = Unreadable(*at, f"segment {number}: {error}")
+            continue
+        run.journal |= segment.entries
+        run.segments = number + 1
+    found = [run for at, run in runs.items() if at not in unreadable]
+    for run in found:
         for place in [place for place, entry in run.journal.items() if not entry.tool]:
             del run.journal[place]
-    return runs
+    return found, [*unreadable.values()]
 
 
 def entries_of(change: Change) -> dict[str, Entry]:
@@ -254,8 +287,11 @@ def entries_of(change: Change) -> dict[str, Entry]:
 
 
 def check_format(value: bytes) -> None:
-    """Raise ConfigError for a record of a newer format."""
-    number = msgspec.msgpack.decode(value)[0]
+    """Raise ConfigError for a record of a newer format, ValueError for what has none."""
+    head = msgspec.msgpack.decode(value)
+    number = head[0] if isinstance(head, list) and head else None
+    if not isinstance(number, int):
+        raise ValueError("it has no format")  # noqa: TRY004 (of the record, not of an argument)
     if number > FORMAT:
         raise ConfigError(
             f"F.ledger holds records of format {number}; this version knows {FORMAT}. Run the version of "

@@ -14,14 +14,14 @@ The same thread looks for topics that are new, gone, or deleted and made anew.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import NamedTuple
 
 from confluent_kafka import Consumer, KafkaException
 
-from onceflow.agents.journal import OpenRun, failed_runs, open_runs
+from onceflow.agents.journal import OpenRun, Unreadable, failed_runs, read_runs
 from onceflow.agents.shared import remembered
 from onceflow.agents.signals import kept_signals
 from onceflow.config import Settings
@@ -51,6 +51,7 @@ class Ready(NamedTuple):
     kept: list[
         tuple[str, bytes, int]
     ]  # signals, and calls of scope `tenant`: tenant, Kafka key, until when (ms)
+    unreadable: Sequence[Unreadable] = ()
 
 
 class Added(NamedTuple):
@@ -287,12 +288,14 @@ class Grants:
             self._outbox.track(tracked)
             self._written[grant] = dict(written[grant.slot])
             held = list(self._views.ledger.records(grant.slot))
+            runs, unreadable = read_runs(held)
             self._news.put(
                 Ready(
                     grant,
                     inputs,
-                    open_runs(held),
-                    [*kept_signals(held), *remembered(held), *failed_runs(held)],
+                    [run for run in runs if not run.failed],
+                    [*kept_signals(held), *remembered(held), *failed_runs(runs)],
+                    unreadable,
                 )
             )
         self._wake()

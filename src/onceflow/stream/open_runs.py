@@ -54,6 +54,9 @@ class OpenRuns:
         """Go on with the runs of a slot; their keys are known from before its first event on."""
         inbox = next(input for input in ready.inputs if input.is_inbox)
         without_agent = 0
+        for each in ready.unreadable:
+            each.report()
+            self._judge.hold(seen_key(tenant_prefix(inbox.grant.slot, each.tenant), each.key), None)
         for saved, goes_on in in_turn(ready.runs):
             arrived = self.arrived(saved, inbox)
             without_agent += isinstance(arrived, str)
