@@ -17,6 +17,8 @@ from onceflow.agents.happenings import (
     Resumed,
     Signalled,
     Sleeping,
+    WriteEnd,
+    unwritten,
 )
 from onceflow.agents.journal import OpenRun, open_runs, run_prefix, runs_of
 from onceflow.agents.lane import Lane
@@ -76,8 +78,9 @@ class Memory:
 class Tenant:
     """A lane, the ledger of its tenant, and what it decided. `name`: the tenant's."""
 
-    def __init__(self, *agents: Agent[Any, Any], name: str = "acme") -> None:
+    def __init__(self, *agents: Agent[Any, Any], name: str = "acme", write_end: WriteEnd = unwritten) -> None:
         self.name = name
+        self.write_end = write_end
         self.source = SimpleNamespace(topic="events", partition=3, grant=SimpleNamespace(live=True))
         self.memory = Memory(name, self.source, agents)
         self.now = NOW
@@ -96,7 +99,8 @@ class Tenant:
         self.started.clear()
         self.held = []
         self.capacity = Capacity(runs_per_lane=10, runs_per_cell=10, watch=watch)
-        self.lane = Lane(self.name, self.capacity, self.started.extend, self.abandon, self.memory)
+        calls = (self.started.extend, self.abandon)
+        self.lane = Lane(self.name, self.capacity, *calls, self.memory, write_end=self.write_end)
 
     def abandon(self, runs: Iterable[Any]) -> None:
         """Their calls are given up."""

@@ -8,8 +8,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from pydantic import BaseModel, model_serializer
 
 from onceflow.agents.agent import Agent, agent
+from onceflow.agents.anew import stands
 from onceflow.agents.call import LINEAGE_MAX, Call, RetryPolicy
 from onceflow.agents.calls import Completed, RunFailed, StartCall, UnusableResult
 from onceflow.agents.journal import Entry, Unreadable, encode_segment, read_runs, runs_of, segment_key
@@ -17,8 +19,9 @@ from onceflow.agents.run import Run
 from onceflow.agents.signals import Signal
 from onceflow.agents.tool import tool
 from onceflow.errors import TEXT_MAX, ConfigError, Failed, GiveUp, RunError, as_text
-from onceflow.event import Event, home_slot
+from onceflow.event import Event, Reason, home_slot
 from onceflow.state.seen import seen_key, tenant_prefix
+from onceflow.stream.completion_values import CompletionValues
 from onceflow.stream.content import Grant, Input
 from onceflow.stream.grants import Ready
 from onceflow.stream.open_runs import OpenRuns
@@ -34,6 +37,10 @@ async def read(call: Call) -> str: ...  # type: ignore[empty-body]
 
 @tool(effect="keyed", retry=ONCE)
 async def pay(call: Call) -> str: ...  # type: ignore[empty-body]
+
+
+@tool(effect="keyed", retry=ONCE)
+async def hold(call: Call) -> str: ...  # type: ignore[empty-body]
 
 
 class Rude(Exception):  # noqa: N818
@@ -221,6 +228,62 @@ def test_the_event_of_a_run_that_cannot_be_read_is_not_done_as_a_new_one() -> No
     ready = Ready(grant, [inbox], [], [], [Unreadable("acme", KEY, "truncated")])
     assert [*runs.resume(ready)] == []
     assert held == [seen_key(tenant_prefix(SLOT, "acme"), KEY)]
+
+
+# --- What an agent returns ---
+
+VALUES = CompletionValues("flow", 1_000_000)
+
+
+@hold.compensate
+async def let_go(call: Call, result: str) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("value", "code"), [(object(), Reason.AGENT_FAILED), ("x" * 1_100_000, Reason.TOO_LARGE)]
+)
+def test_a_run_whose_value_makes_no_completion_is_undone_and_kept(value: Any, code: str) -> None:
+    async def returns(run: Run, event: Event) -> Any:
+        await run.call(pay)
+        await run.call(hold)
+        return value
+
+    tenant = Tenant(agent_of(returns), write_end=VALUES.written)
+    tenant.event(tenant.memory.agents["odd"])
+    tenant.answer("p")
+    tenant.answer("h")
+    assert tenant.ended == []
+    tenant.begin_anew()  # it has failed, whatever happens now
+    tenant.resume()
+    undo = tenant.answer(None)
+    assert (undo.kind, undo.tool.name, undo.undone) == ("undo", "hold", "h")
+    (ended,) = tenant.ended
+    assert isinstance(ended.outcome, RunFailed)
+    assert (ended.outcome.code, ended.kept) == (code, True)
+    written, failed = VALUES.of(ended, tenant.now)
+    assert (b'"odd.failed"' in written, failed) == (True, ended.outcome)
+    assert stands(journal(tenant), "0"), "what a redrive keeps"
+
+
+def test_what_a_run_has_returned_is_encoded_once() -> None:
+    encoded = []
+
+    class Told(BaseModel):
+        @model_serializer
+        def plain(self) -> str:
+            encoded.append(self)
+            return "told"
+
+    async def returns(run: Run, event: Event) -> Any:
+        await run.call(pay)
+        return Told()
+
+    tenant = Tenant(agent_of(returns), write_end=VALUES.written)
+    tenant.event(tenant.memory.agents["odd"])
+    tenant.answer("p")
+    written, failed = VALUES.of(tenant.ended[0], tenant.now)
+    assert (b'"data":"told"' in written, failed, len(encoded)) == (True, None, 1)
+    assert tenant.memory.records == {}
 
 
 # --- Waits ---

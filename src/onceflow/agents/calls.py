@@ -113,6 +113,7 @@ class Completed(msgspec.Struct, frozen=True):
     """The run's end: what the agent returned."""
 
     value: Any
+    written: bytes = b""  # its completion, once the value is known to make one
 
 
 class RunFailed(NamedTuple):

@@ -32,6 +32,8 @@ from onceflow.agents.happenings import (
     Memory,
     Noted,
     Redrive,
+    WriteEnd,
+    unwritten,
 )
 from onceflow.agents.journal import (
     FAILED,
@@ -76,10 +78,12 @@ class InFlight:
         memory: Memory,
         snapshot: bytes | None = None,
         flags: AskFlag = no_flags,
+        write_end: WriteEnd = unwritten,
     ) -> None:
         self.tenant = tenant
         self._memory = memory
         self._flags = flags
+        self._write_end = write_end
         self._sleepers = Sleepers()
         self._lines = Lines()
         self._keys = Keys(tenant, memory)
@@ -261,8 +265,10 @@ class InFlight:
 
     # --- what runs decide ---
 
-    def _note(self, run: Machine, effects: Iterable[Effect]) -> None:
+    def _note(self, run: Machine, effects: Sequence[Effect]) -> None:
         arrived: Arrived = run.token
+        if effects and type(effects[-1]) is Completed:
+            effects = [*effects[:-1], *self._written(run, effects[-1])]
         about_keys: list[KeyEffect] = []  # last: what they lead to may be this run's end
         for effect in effects:
             if type(effect) is StartCall:
@@ -295,6 +301,11 @@ class InFlight:
 
         for each in about_keys:
             self._told(self._keys.take(each, self._now_ms))
+
+    def _written(self, run: Machine, end: Completed) -> Sequence[Effect]:
+        """The end with its completion; a value that makes none fails the run, while what it did can still be undone."""
+        found = self._write_end(run.token, end, self._now_ms)
+        return run.fail(found, self._now_ms) if type(found) is RunFailed else [found]
 
     def _told(self, told: Iterable[Told]) -> None:
         for each in told:

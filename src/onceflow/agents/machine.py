@@ -189,6 +189,13 @@ class Machine(Asking, eq=False):
                 self._give_up(place)
         return self._settled()
 
+    def fail(self, end: RunFailed, now_ms: int) -> list[Effect]:
+        """What the agent has returned cannot be its completion: the run that has just ended fails instead."""
+        self.now_ms = now_ms
+        self._effects = []
+        self._fails(end)
+        return self._settled()
+
     def park(self, reason: str, message: str, now_ms: int) -> list[Effect]:
         """A run of the ledger does not go on: a person must decide about it."""
         self.now_ms = now_ms
@@ -234,10 +241,16 @@ class Machine(Asking, eq=False):
             self.ended = True
             return [end]
         if self._end is None:
-            self._end = end
-            if type(end) is RunFailed and self._stands():
-                self.record(FAILING, Entry(self.agent.name, 0, b"", None, (end.code, end.message)))
+            if type(end) is RunFailed:
+                self._fails(end)
+            else:
+                self._end = end
         return self._settled()
+
+    def _fails(self, end: RunFailed) -> None:
+        self._end = end
+        if self._stands():
+            self.record(FAILING, Entry(self.agent.name, 0, b"", None, (end.code, end.message)))
 
     def _begin_again(self, delay_s: float) -> list[Effect]:
         """The run waits, to be done anew; what it has done and what that was based on stays as it is."""

@@ -47,24 +47,29 @@ class CompletionValues:
     def of(self, ended: Ended, now_ms: int) -> tuple[bytes, RunFailed | None]:
         """How a run ended, and how it failed, if it did."""
         arrived, outcome = ended.arrived, ended.outcome
-        types = self._types_of(arrived.agent.name)
         if type(outcome) is Completed:
-            try:
-                value = self._encoded(arrived, types[0], outcome.value, now_ms)
-            except Exception as error:  # noqa: BLE001 (whatever has no JSON fails its own run)
-                text = f"what the agent returned has no JSON: {type(error).__name__}: {as_text(error)}"
-                outcome = RunFailed(Reason.AGENT_FAILED, as_text(text, 1_000), "")
-            else:
-                if len(value) <= self._bytes_max:
-                    return value, None
-                outcome = RunFailed(
-                    Reason.TOO_LARGE,
-                    f"the agent's return value makes a completion of {len(value)} bytes, at most {self._bytes_max} fit",
-                    "",
-                )
-        assert type(outcome) is RunFailed
+            outcome = self.written(arrived, outcome, now_ms)
+        if isinstance(outcome, Completed):
+            return outcome.written, None
         failure = _Failure(outcome.code, outcome.message[:TEXT_MAX])
-        return self._encoded(arrived, types[1], failure, now_ms), outcome
+        return self._encoded(arrived, self._types_of(arrived.agent.name)[1], failure, now_ms), outcome
+
+    def written(self, arrived: Arrived, end: Completed, now_ms: int) -> Completed | RunFailed:
+        """The end of a run that returned a value, with its completion; or how the run fails, if there can be none.
+
+        Asked before a run that has changed something is let go: what it did is then undone, and kept for a redrive.
+        """
+        if end.written:
+            return end
+        try:
+            value = self._encoded(arrived, self._types_of(arrived.agent.name)[0], end.value, now_ms)
+        except Exception as error:  # noqa: BLE001 (whatever has no JSON fails its own run)
+            text = f"what the agent returned has no JSON: {type(error).__name__}: {as_text(error)}"
+            return RunFailed(Reason.AGENT_FAILED, as_text(text, 1_000), "")
+        if len(value) <= self._bytes_max:
+            return Completed(end.value, value)
+        text = f"the agent's return value makes a completion of {len(value)} bytes, at most {self._bytes_max} fit"
+        return RunFailed(Reason.TOO_LARGE, text, "")
 
     def of_all(self, ended: EndedAtOnce, now_ms: int) -> list[bytes]:
         """How runs ended that returned a value at once; empty: one of these fails its run, which is seen one by one."""

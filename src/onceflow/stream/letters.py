@@ -29,7 +29,7 @@ class Letters:
         self._names = names
         self.completions_topic = names.completions
         value_max = min(value_bytes, sizes[names.completions] - _OVERHEAD_BYTES)
-        self._values = CompletionValues(flow, value_max)
+        self.values = CompletionValues(flow, value_max)
         self._forwarded_max = sizes[names.inbox] - _OVERHEAD_BYTES
         share = (sizes[names.dead_letters] - _OVERHEAD_BYTES) // 4
         self._letter_max = 2 * share  # value and headers, as they came
@@ -60,7 +60,7 @@ class Letters:
     def outcome(self, ended: Ended, now_ms: int) -> tuple[bytes, Outgoing | None]:
         """How a run ended: the value of its completion, and the dead letter of one that failed."""
         arrived = ended.arrived
-        value, failed = self._values.of(ended, now_ms)
+        value, failed = self.values.of(ended, now_ms)
         if failed is None:
             return value, None
         run, kept = ended.to_redrive
@@ -201,7 +201,7 @@ class Letters:
     def completions(self, ended: EndedAtOnce, now_ms: int) -> Iterator[Finished]:
         """The ends of runs that ended at once."""
         arrivals = ended.arrivals
-        written = self._values.of_all(ended, now_ms)
+        written = self.values.of_all(ended, now_ms)
         if not written:
             for index, value in enumerate(ended.values):
                 yield self.completion(Ended(arrivals.one(index), Completed(value)), now_ms)

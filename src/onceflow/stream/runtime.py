@@ -251,7 +251,9 @@ class Runtime:
         if lane is None:
             memory = self._open_runs.memory(tenant)
             calls = (self.executor.start, self.executor.abandon)
-            lane = Lane(tenant, self.capacity, *calls, memory, snapshot, self._flags)
+            lane = Lane(
+                tenant, self.capacity, *calls, memory, snapshot, self._flags, self._letters.values.written
+            )
             self.lanes[tenant] = lane
         return lane
 

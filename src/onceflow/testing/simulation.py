@@ -160,7 +160,8 @@ class Simulation:
         self._happenings, self._decided, self._calls, self._due = [], Decided(), [], []
         capacity = Capacity(runs_per_lane=1_000, runs_per_cell=1_000)
         calls = (self._calls.extend, lambda runs: None)
-        self._lane = Lane(self._tenant, capacity, *calls, self._ledger, flags=self._flag)
+        more: Any = {"flags": self._flag, "write_end": self._values.written}
+        self._lane = Lane(self._tenant, capacity, *calls, self._ledger, **more)
         for saved, goes_on in in_turn(open_runs(self._ledger.scan(b""))):
             if not goes_on:
                 self._happenings.append(Sleeping(saved.key, self._source, saved.begun.line, saved.begun.turn))
