@@ -1,7 +1,9 @@
 """What tools, agents and people give may be odd: it concerns its own run, and the ledger can always be read back."""
 
+import math
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +16,12 @@ from onceflow.agents.agent import Agent, agent
 from onceflow.agents.anew import stands
 from onceflow.agents.call import LINEAGE_MAX, Call, RetryPolicy
 from onceflow.agents.calls import Completed, RunFailed, StartCall, UnusableResult
+from onceflow.agents.gates import Allowance, Gate
 from onceflow.agents.journal import Entry, Unreadable, encode_segment, read_runs, runs_of, segment_key
 from onceflow.agents.run import Run
 from onceflow.agents.signals import Signal
 from onceflow.agents.tool import tool
-from onceflow.errors import TEXT_MAX, ConfigError, Failed, GiveUp, RunError, as_text
+from onceflow.errors import AFTER_MAX_S, TEXT_MAX, ConfigError, Failed, GiveUp, RetryLater, RunError, as_text
 from onceflow.event import Event, Reason, home_slot
 from onceflow.state.seen import seen_key, tenant_prefix
 from onceflow.stream.completion_values import CompletionValues
@@ -41,6 +44,10 @@ async def pay(call: Call) -> str: ...  # type: ignore[empty-body]
 
 @tool(effect="keyed", retry=ONCE)
 async def hold(call: Call) -> str: ...  # type: ignore[empty-body]
+
+
+@tool(effect="keyed")
+async def later(call: Call) -> str: ...  # type: ignore[empty-body]
 
 
 class Rude(Exception):  # noqa: N818
@@ -162,6 +169,73 @@ def test_what_a_call_has_found_is_kept_as_text_and_not_too_much_of_it() -> None:
     (mine, ids), *_ = lineage
     assert (mine, ids[:2], len(ids[2])) == ("acme", ["1", "?"], 200)
     assert sum(len(ids) for _, ids in lineage) == LINEAGE_MAX
+
+
+# --- Times ---
+
+
+@pytest.mark.parametrize(
+    ("after", "seconds"),
+    [
+        (None, None),
+        (30, 30),
+        ("30", 30),
+        (" 1.5 ", 1.5),
+        (timedelta(minutes=1), 60),
+        (-3, 0),
+        (1e17, AFTER_MAX_S),
+        (math.inf, AFTER_MAX_S),
+        (math.nan, None),
+        (10**400, None),
+        ("Wed, 21 Oct 2026 07:28:00 GMT", None),
+        (["30"], None),
+    ],
+)
+def test_a_delay_is_a_number_of_seconds_whatever_a_header_said(after: Any, seconds: float | None) -> None:
+    assert RetryLater("busy", after=after).after_s == seconds
+
+
+class BareLater(RetryLater):
+    """One whose author has forgotten `super().__init__`."""
+
+    def __init__(self) -> None: ...
+
+
+LATERS = [RetryLater(after="30"), RetryLater(after=math.inf), RetryLater(after=10**30), BareLater()]
+
+
+@pytest.mark.parametrize("error", LATERS)
+def test_a_tool_that_is_to_be_called_later_is(error: RetryLater) -> None:
+    gate = Gate(running=1)
+    assert gate.ended(Allowance(), 1.0, error) is (error.after_s is not None)
+
+    async def calls(run: Run, event: Event) -> str:
+        return await run.call(later)
+
+    tenant = begun(agent_of(calls))
+    tenant.answer(error)
+    assert tenant.asleep or tenant.started
+    assert journal(tenant)["0"].open
+
+
+@pytest.mark.parametrize("error", LATERS)
+def test_so_is_an_agent(error: RetryLater) -> None:
+    async def raises(run: Run, event: Event) -> None:
+        raise error
+
+    tenant = begun(agent_of(raises))
+    assert (tenant.ended, tenant.asleep) == ([], True)
+    assert journal(tenant)
+
+
+@pytest.mark.parametrize("seconds", [1e17, 1e300])
+def test_a_wait_may_be_as_long_as_it_likes(seconds: float) -> None:
+    async def waits(run: Run, event: Event) -> None:
+        await run.sleep(seconds)
+
+    tenant = begun(agent_of(waits))
+    assert datetime.fromtimestamp(tenant.due_ms / 1000, UTC).year > 2100
+    assert journal(tenant)
 
 
 # --- What the ledger holds and cannot be read ---

@@ -13,9 +13,11 @@ RunError                  what agents and tools raise and catch
 └── KeyReused             raised to an agent: other arguments under the same call key
 """
 
+import math
 from datetime import timedelta
 
 TEXT_MAX = 4_000  # characters
+AFTER_MAX_S = 365 * 86_400.0
 
 
 def as_text(said: object, most: int = TEXT_MAX) -> str:
@@ -57,12 +59,26 @@ class RunError(Exception):
 class RetryLater(RunError):  # noqa: N818
     """Raised by a tool: this attempt changed nothing; try again.
 
-    `after`: how long to wait at least, in seconds or as a timedelta; None = the tool's retry policy.
+    `after`: how long to wait at least: seconds (a text too, as a Retry-After header holds them) or a timedelta, of
+    which 365 days count at most. What is neither, such as a date or NaN, counts as None: by the retry policy. For
+    that nothing was done, which this says, must not be lost over a header.
     """
 
-    def __init__(self, message: str = "", *, after: float | timedelta | None = None) -> None:
+    after_s: float | None = None  # of a class whose own __init__ sets none
+
+    def __init__(self, message: str = "", *, after: float | str | timedelta | None = None) -> None:
         super().__init__(message)
-        self.after_s = after.total_seconds() if isinstance(after, timedelta) else after
+        self.after_s = _seconds(after)
+
+
+def _seconds(after: float | str | timedelta | None) -> float | None:
+    if after is None:
+        return None
+    try:
+        seconds = float(after.total_seconds() if isinstance(after, timedelta) else after)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return None if math.isnan(seconds) else min(max(seconds, 0.0), AFTER_MAX_S)
 
 
 class GiveUp(RunError):  # noqa: N818

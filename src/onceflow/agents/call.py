@@ -12,6 +12,7 @@ import msgspec
 from onceflow.errors import ConfigError, as_text
 
 LINEAGE_MAX = 100  # ids
+LONGEST_S = 100 * 365 * 86_400.0  # whatever is longer: a time beyond it has no date
 _ID_MAX = 200  # characters
 
 
@@ -27,7 +28,7 @@ def seconds_of(where: str, option: str, value: timedelta | float, *, zero: bool 
         and math.isfinite(seconds)
         and (seconds > 0 or (zero and seconds == 0))
     ):
-        return float(seconds)
+        return min(float(seconds), LONGEST_S)
     least = "0 or more" if zero else "more than 0"
     raise ConfigError(f"{where}: {option}={value!r}; write a timedelta or seconds, {least}")
 
