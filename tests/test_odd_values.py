@@ -11,16 +11,20 @@ from typing import Any
 import msgspec
 import pytest
 from pydantic import BaseModel, model_serializer
+from typer.testing import CliRunner
 
 from onceflow.agents.agent import Agent, agent
 from onceflow.agents.anew import stands
 from onceflow.agents.call import LINEAGE_MAX, Call, RetryPolicy
 from onceflow.agents.calls import Completed, RunFailed, StartCall, UnusableResult
+from onceflow.agents.commands import Command
 from onceflow.agents.gates import Allowance, Gate
+from onceflow.agents.happenings import Commanded
 from onceflow.agents.journal import Entry, Unreadable, encode_segment, read_runs, runs_of, segment_key
 from onceflow.agents.run import Run
 from onceflow.agents.signals import Signal
 from onceflow.agents.tool import tool
+from onceflow.cli import app
 from onceflow.errors import AFTER_MAX_S, TEXT_MAX, ConfigError, Failed, GiveUp, RetryLater, RunError, as_text
 from onceflow.event import Event, Reason, home_slot
 from onceflow.state.seen import seen_key, tenant_prefix
@@ -302,6 +306,42 @@ def test_the_event_of_a_run_that_cannot_be_read_is_not_done_as_a_new_one() -> No
     ready = Ready(grant, [inbox], [], [], [Unreadable("acme", KEY, "truncated")])
     assert [*runs.resume(ready)] == []
     assert held == [seen_key(tenant_prefix(SLOT, "acme"), KEY)]
+
+
+# --- What a person says ---
+
+NOT_STORED = [
+    (b"123456789012345678901234", "write such a number as a text"),
+    (b'{"cents": [123456789012345678901234]}', "write such a number as a text"),
+    (b"[" * 100_000 + b"]" * 100_000, "it nests too deep"),
+    (b'"%s"' % (b"x" * 600_000), "at most 500000 fit"),
+]
+
+
+@pytest.mark.parametrize(("result", "why"), NOT_STORED)
+def test_a_result_that_cannot_be_stored_is_refused(
+    result: bytes, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+
+    async def pays(run: Run, event: Event) -> str:
+        return await run.call(pay)
+
+    tenant = begun(agent_of(pays))
+    tenant.answer(TimeoutError())
+    parked = dict(tenant.memory.records)
+    command = Command("result", "acme", KEY.hex(), 2, result=msgspec.Raw(result))
+    tenant.take(Commanded(tenant.source, 9, 1, command))
+    assert why in caplog.records[-1].refused  # type: ignore[attr-defined]
+    assert tenant.memory.records == parked
+    assert tenant.noted[-1].offset == 9, "it is not read again"
+
+
+def test_the_command_line_refuses_it_before_it_is_sent() -> None:
+    command = ["runs", "resolve", "ab", "--flow", "f", "--result", NOT_STORED[0][0].decode()]
+    refused = CliRunner().invoke(app, command)
+    assert isinstance(refused.exception, ConfigError) or refused.exit_code == 2
+    assert "cannot be stored" in f"{refused.exception} {refused.output}"
 
 
 # --- What an agent returns ---

@@ -148,12 +148,18 @@ def resolve(
     if [result is not None, again, fail].count(True) != 1:
         raise ConfigError("say one of --result JSON, --again and --fail")
     if result is not None:
+        from onceflow.agents.commands import stored_result
+
         try:
             json.loads(result)
         except ValueError as error:
             raise ConfigError(
                 f"--result: not JSON ({error}); a text needs quotes: --result '\"done\"'"
             ) from error
+        try:
+            stored_result(result.encode())
+        except ValueError as error:
+            raise ConfigError(f"--result cannot be stored: {error}") from error
     _decide(flow, run, "result" if result is not None else "again" if again else "fail", result)
 
 

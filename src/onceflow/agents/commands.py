@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from onceflow.agents.calls import RESULT_MAX_BYTES
 from onceflow.agents.journal import (
     CALL_FAILED,
     FAILING,
@@ -55,6 +56,19 @@ def decode_command(value: bytes) -> Command:
     return msgspec.json.decode(value, type=Command)
 
 
+def stored_result(result: bytes) -> bytes:
+    """A call's result, in JSON, as its journal keeps it. Raises ValueError, in a line, for what it cannot keep."""
+    try:
+        stored = msgspec.msgpack.encode(msgspec.json.decode(result))
+    except RecursionError as error:
+        raise ValueError("it nests too deep") from error
+    except OverflowError as error:
+        raise ValueError(f"{error}; write such a number as a text") from error
+    if len(stored) > RESULT_MAX_BYTES:
+        raise ValueError(f"it takes {len(stored)} bytes, at most {RESULT_MAX_BYTES} fit")
+    return stored
+
+
 def resolution(command: Command, run: OpenRun) -> Mapping[str, Entry] | str:
     """What a command on a run that is not under way writes into its journal, or why it is refused."""
     parked = run.journal.get(PARKED)
@@ -78,9 +92,10 @@ def resolution(command: Command, run: OpenRun) -> Mapping[str, Entry] | str:
         return "no call's outcome is in question: write --again, once its agent is mended, or cancel the run"
     known = run.journal[place]
     if command.action == "result":
-        stored = (
-            NIL if place.startswith(UNDO) else msgspec.msgpack.encode(msgspec.json.decode(command.result))
-        )
+        try:
+            stored = NIL if place.startswith(UNDO) else stored_result(bytes(command.result))
+        except ValueError as wrong:
+            return f"the result cannot be stored: {wrong}"
         outcome = msgspec.structs.replace(known, result=stored, error=None)
     elif command.action == "fail":
         error = (CALL_FAILED, f"{known.tool}: an operator said that it did not happen")
