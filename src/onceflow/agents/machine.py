@@ -193,7 +193,7 @@ class Machine(Asking, eq=False):
         """What the agent has returned cannot be its completion: the run that has just ended fails instead."""
         self.now_ms = now_ms
         self._effects = []
-        self._fails(end)
+        self._end_as_failed(end)
         return self._settled()
 
     def park(self, reason: str, message: str, now_ms: int) -> list[Effect]:
@@ -242,12 +242,12 @@ class Machine(Asking, eq=False):
             return [end]
         if self._end is None:
             if type(end) is RunFailed:
-                self._fails(end)
+                self._end_as_failed(end)
             else:
                 self._end = end
         return self._settled()
 
-    def _fails(self, end: RunFailed) -> None:
+    def _end_as_failed(self, end: RunFailed) -> None:
         self._end = end
         if self._stands():
             self.record(FAILING, Entry(self.agent.name, 0, b"", None, (end.code, end.message)))

@@ -140,6 +140,8 @@ class Cell:
     def drop(self, input: Input) -> None:
         """Stop reading an input that is gone; what is under way of it goes on."""
         input.gone = True
+        if self.inputs.get((input.topic, input.partition)) is not input:
+            return  # it was never read: that had to wait
         self._gone = {gone for gone in self._gone if gone.unfinished} | {input}
         del self.inputs[input.topic, input.partition]
         self._unassign(input)
