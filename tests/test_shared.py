@@ -253,6 +253,73 @@ def test_a_person_decides_for_all_that_ask_later(tenant: Tenant, action: Any, en
     assert (tenant.started, outcomes(tenant)) == ([], [Completed(end)] * 2)
 
 
+# --- What its key is made of ---
+
+
+@tool(effect="blind", scope="tenant", key_fields=("about",))
+async def report(call: Call, about: Any) -> str: ...  # type: ignore[empty-body]
+
+
+@agent("reports", on="r")
+async def reports(run: Run, event: Event) -> str:
+    return await run.call(report, about=event.data)
+
+
+def test_a_tool_that_changes_its_arguments_belongs_to_what_it_was_asked_with() -> None:
+    tenant = Tenant(reports)
+    tenant.event(reports, data=b'{"customer": "ann"}')
+    tenant.commit()
+    tenant.started[0].call.arguments["about"].clear()
+    tenant.answer("r-1")
+    tenant.event(reports, 2, data=b'{"customer": "ann"}')
+    assert (tenant.started, outcomes(tenant)) == ([], [Completed("r-1")] * 2)
+
+
+@pytest.mark.parametrize("data", [b"123456789012345678901234", b'{"n": 123456789012345678901234, "m": 1}'])
+def test_a_key_field_of_more_than_64_bits_counts_by_its_text(data: bytes) -> None:
+    tenant = Tenant(reports)
+    tenant.event(reports, data=data)
+    tenant.event(reports, 2, data=data)
+    tenant.answer("r-1")
+    assert (tenant.started, outcomes(tenant)) == ([], [Completed("r-1")] * 2)
+
+
+def test_the_same_key_fields_in_another_order_are_the_same_call() -> None:
+    tenant = Tenant(reports)
+    tenant.event(reports, data=b'{"x": 1, "y": {"a": 2, "b": 3}}')
+    tenant.event(reports, 2, data=b'{"y": {"b": 3, "a": 2}, "x": 1}')
+    tenant.answer("r-1")
+    assert (tenant.started, outcomes(tenant)) == ([], [Completed("r-1")] * 2)
+
+
+@pytest.mark.parametrize(
+    ("one", "same"),
+    [
+        ({"x": 1, "y": 2}, {"y": 2, "x": 1}),
+        ({1: "x", "y": 2}, {"y": 2, 1: "x"}),
+        ({8, 16}, {16, 8}),
+        ([{8, "a", 2**70}], [{2**70, "a", 8}]),
+        ({"x": 2**70, "y": {16, 8}}, {"y": {8, 16}, "x": 2**70}),
+    ],
+)
+def test_what_has_no_order_has_none_in_a_key(one: Any, same: Any) -> None:
+    digest = report.shared_digest("acme", {"about": one})
+    assert report.shared_digest("acme", {"about": same}) == digest
+    assert report.shared_digest("zeta", {"about": one}) != digest
+
+
+@pytest.mark.parametrize(
+    ("about", "digest"),
+    [
+        ("ann", "154622c83d3c73f5ff681e679e849783"),
+        (7, "9b8a6642c6bf1d49436856280737bb36"),
+        (["ann", 7], "ab70000eaf19b806813df57c93a17617"),
+    ],
+)
+def test_the_key_of_what_is_on_record_stays_as_it_is(about: Any, digest: str) -> None:
+    assert report.shared_digest("acme", {"about": about}).hex() == digest
+
+
 def test_scope_and_key_fields_go_together() -> None:
     with pytest.raises(ConfigError, match="go together"):
         tool(effect="keyed", scope="tenant")(welcome.function)

@@ -27,8 +27,18 @@ class Asking(DurableCalls, eq=False):
         call = Call(tenant, event.key, key, 1, arguments, 0, (), fingerprint)
         if tool.effect != "read":
             tool.check()
+            if tool.scope == "tenant":
+                self._belongs(tool, place, call)
             self._asked[place] = (tool, call)
         return call
+
+    def _belongs(self, tool: Tool[Any, Any], place: str, call: Call) -> None:
+        """What a shared call belongs to: as it is on record, if it is."""
+        known, digest = self.journal.get(place), b""
+        if known is not None and known.intent is not None and known.arguments == call.fingerprint:
+            digest = known.intent.shared
+        digest = digest or tool.shared_digest(call.tenant, call.arguments)
+        self._digests = {**self._digests, place: digest}
 
     def outcome(self, tool: Tool[Any, Any], place: str, call: Call) -> Entry | None:
         """The outcome of a call; None: it has none yet, but is under way, unless the run is over."""

@@ -296,8 +296,8 @@ class DurableCalls(RunState, eq=False):
             self._intend(waiting)
 
     def _digest(self, place: str) -> bytes:
-        tool, call = self._asked[place]
-        return tool.shared_digest(call.tenant, call.arguments)
+        """Of a shared call: what it belongs to, as it was when the agent asked. A tool may change its arguments."""
+        return self._digests[place]
 
     def _leave_key(self, place: str) -> None:
         tool, call = self._asked[place]

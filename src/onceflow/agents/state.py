@@ -46,6 +46,7 @@ class RunState(msgspec.Struct, eq=False):
     _news: dict[str, Entry] = EMPTY  # entries that a ledger which knows the run doesn't have yet
     _held: list[StartCall] = NONE  # calls whose intent is among them
     _asked: dict[str, tuple[Tool[Any, Any], Call]] = {}  # effects, in the order of asking
+    _digests: dict[str, bytes] = EMPTY  # of calls of scope `tenant`: what they belong to
     _end: Completed | RunFailed | None = None  # once no call is under way, and what stands is undone
     _fails: bool = False  # whatever its agent does: it was cancelled, or has failed before
     _parking: tuple[str, str, str] | None = None  # reason, message and place, once no call is under way

@@ -205,9 +205,12 @@ class Tool(Generic[P, R_co]):
         return blake2b(_encode(parts), digest_size=16).hexdigest()
 
     def shared_digest(self, tenant: str, arguments: Mapping[str, Any]) -> bytes:
-        """16 bytes that name a call of scope `tenant`: no version, no run, no place."""
+        """16 bytes that name a call of scope `tenant`: no version, no run, no place; in every process the same."""
         fields = [arguments[name] for name in self.key_fields]
-        parts = msgspec.msgpack.encode((tenant, self.name, fields), enc_hook=repr)
+        try:
+            parts = _encode_sorted((tenant, self.name, fields))
+        except (OverflowError, TypeError, ValueError):
+            parts = _sorted_text([tenant, self.name, fields]).encode("utf-8", "surrogatepass")
         return blake2b(parts, digest_size=16, person=b"scope tenant").digest()
 
     def _declare(self, what: str, function: F, parameters: tuple[str, ...]) -> F:
@@ -271,6 +274,19 @@ def _from_plain(kind: Any, value: Any) -> Any:
 _encoder = msgspec.msgpack.Encoder(enc_hook=_to_plain)
 _encode = msgspec.msgpack.Encoder().encode
 _encode_sorted = msgspec.msgpack.Encoder(enc_hook=repr, order="sorted").encode
+
+
+def _sorted_text(value: Any) -> str:
+    """What has no encoding, as text: `repr`, but sets and dicts in an order that all processes agree on."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(sorted(f'{_sorted_text(k)}: {_sorted_text(v)}' for k, v in value.items()))}}}"
+    if isinstance(value, (set, frozenset)):
+        return f"{{{', '.join(sorted(map(_sorted_text, value)))}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_sorted_text, value))}]"
+    return repr(value)
+
+
 _STORABLE = "return JSON-like values, a dataclass, a msgspec Struct or a pydantic model"
 
 
