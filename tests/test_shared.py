@@ -9,9 +9,10 @@ import pytest
 from onceflow.agents import keys, shared
 from onceflow.agents.agent import agent
 from onceflow.agents.call import Call, RetryPolicy
-from onceflow.agents.calls import Completed
+from onceflow.agents.calls import Completed, FoundNotDone, UnusableResult
 from onceflow.agents.commands import Command
 from onceflow.agents.happenings import Commanded, Due, Redrive
+from onceflow.agents.loop import Answered
 from onceflow.agents.run import Run
 from onceflow.agents.tool import tool
 from onceflow.errors import CallFailed, ConfigError, Failed, GiveUp, KeyReused, OutcomeUnknown
@@ -159,6 +160,55 @@ def test_after_a_crash_the_run_that_made_the_call_makes_it_again_and_others_wait
     again = tenant.answer("mail-1")
     assert (again.call.key, again.call.attempt) == (sent.call.key, 2)
     assert outcomes(tenant) == [Completed("mail-1")] * 2
+
+
+def test_a_result_that_cannot_be_kept_is_the_same_error_for_each_run_that_asks() -> None:
+    """Its effect stands: nobody makes the call again."""
+
+    @agent("tells", on="v")
+    async def said(run: Run, event: Event) -> str:
+        try:
+            return await run.call(letter, customer="ann")
+        except CallFailed as error:
+            return str(error)
+
+    tenant = Tenant(said)
+    tenant.event(said)
+    tenant.event(said, 2)
+    tenant.answer(UnusableResult("too large"))
+    tenant.event(said, 3)
+    tenant.commit()
+    assert (tenant.started, outcomes(tenant)) == ([], [Completed("letter: too large")] * 3)
+
+
+@tool(effect="blind", scope="tenant", key_fields=("customer",), on_unknown="reconcile")
+async def parcel(call: Call, customer: str) -> str: ...  # type: ignore[empty-body]
+
+
+@parcel.reconcile
+async def find(call: Call) -> str: ...  # type: ignore[empty-body]
+
+
+@agent("sends", on="p")
+async def sends(run: Run, event: Event) -> str:
+    return await run.call(parcel, customer="ann")
+
+
+def test_what_nobody_knows_of_is_looked_for_by_one_run_at_a_time() -> None:
+    """Each that finds that it did not happen would make it."""
+    tenant = Tenant(sends)
+    for number in (1, 2, 3):
+        tenant.event(sends, number)
+    tenant.answer(TimeoutError())
+    for _ in range(parcel.retry.attempts):
+        tenant.answer(ConnectionError())
+    assert len(tenant.parked) == 1
+    (looks,) = tenant.started
+    assert looks.kind == "reconcile"
+    tenant.started.clear()
+    tenant.take(Answered(looks.run, FoundNotDone(looks.place, looks.call.attempt)))
+    assert tenant.answer("p-1").kind == "call"
+    assert (tenant.started, outcomes(tenant)) == ([], [Completed("p-1")] * 2)
 
 
 # --- When a run fails ---

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from onceflow.agents.calls import AskKey, Effect, KeyDecided, KeyEffect, LeaveKey
 from onceflow.agents.happenings import NO_OFFSET, Memory, Noted
-from onceflow.agents.journal import KEY_REUSED, UNDO, Entry
+from onceflow.agents.journal import KEY_REUSED, UNDO, UNUSABLE_RESULT, Entry
 from onceflow.agents.machine import Machine
 from onceflow.agents.shared import (
     FORMAT,
@@ -19,6 +19,7 @@ from onceflow.agents.shared import (
     decided,
     encode_shared,
     forgotten,
+    held,
     left,
     shared_key,
     taken,
@@ -98,11 +99,15 @@ class Keys:
             assert known is not None
             if run not in known.takers:
                 yield self._note(ask.digest, taken(known, run))
-            yield ask.run, ask.run.key_told(ask.place, Entry("", 0, b"", answer.result), now_ms)
+            error = (UNUSABLE_RESULT, answer.unusable) if answer.unusable else None
+            yield ask.run, ask.run.key_told(ask.place, Entry("", 0, b"", answer.result, error), now_ms)
         elif isinstance(answer, Reused):
             refused = Entry("", 0, b"", None, (KEY_REUSED, answer.message))
             yield ask.run, ask.run.key_told(ask.place, refused, now_ms)
         else:
+            assert known is not None
+            if ask.tool.on_unknown in ("reconcile", "compensate"):  # by one at a time: it may end in a call
+                yield self._note(ask.digest, held(known, (run, ask.place)))
             key = call_key(ask.digest, answer.undone)
             yield ask.run, ask.run.key_unknown(ask.place, key, answer.message, now_ms)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from onceflow.agents.journal import OUTCOME_UNKNOWN, Entry, check_format
+from onceflow.agents.journal import OUTCOME_UNKNOWN, UNUSABLE_RESULT, Entry, check_format
 
 FORMAT = 1
 
@@ -38,6 +38,12 @@ class Shared(msgspec.Struct, array_like=True, frozen=True):
     result: bytes | None = None
     unknown: str = ""  # why nobody knows whether it happened
     takers: tuple[bytes, ...] = ()  # runs that have its result, and did not fail
+    unusable: str = ""  # why its result cannot be kept; its effect stands
+
+    @property
+    def made(self) -> bool:
+        """Whether its effect stands."""
+        return self.result is not None or bool(self.unusable)
 
 
 class Free(NamedTuple):
@@ -64,9 +70,10 @@ class Unknown(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """It has this result."""
+    """It has this result; or one that cannot be kept."""
 
-    result: bytes
+    result: bytes | None
+    unusable: str
 
 
 Answer = Free | Held | Reused | Unknown | Taken
@@ -76,13 +83,13 @@ def asked(known: Shared | None, by: tuple[bytes, str], fingerprint: bytes, now_m
     """What a run is told that asks for a call; `by`: its key, and the call's place."""
     if known is None or forgotten(known, now_ms):
         return Free(0)
-    if known.arguments != fingerprint and (known.holder[0] or known.unknown or known.result is not None):
+    if known.arguments != fingerprint and (known.holder[0] or known.unknown or known.made):
         return Reused(
             f"{known.tool}: a call with the same key fields and other arguments was made; nothing was called. Add what "
             "tells them apart to key_fields, or what may differ to free_fields"
         )
-    if known.result is not None:
-        return Taken(known.result)
+    if known.made:
+        return Taken(known.result, known.unusable)
     if known.unknown:
         return Unknown(known.unknown, known.undone)
     return Held() if known.holder[0] and known.holder != by else Free(known.undone)
@@ -107,11 +114,19 @@ def decided(known: Shared, by: tuple[bytes, str], outcome: Entry) -> Shared | No
     if outcome.result is not None:
         replaced = msgspec.structs.replace(known, holder=NOBODY, result=outcome.result, unknown="")
         return taken(replaced, by[0])
-    if outcome.error is not None and outcome.error[0] == OUTCOME_UNKNOWN:
-        return msgspec.structs.replace(known, holder=NOBODY, unknown=outcome.error[1])
+    code, message = outcome.error or ("", "")
+    if code == UNUSABLE_RESULT:
+        return taken(msgspec.structs.replace(known, holder=NOBODY, unusable=message, unknown=""), by[0])
+    if code == OUTCOME_UNKNOWN:
+        return msgspec.structs.replace(known, holder=NOBODY, unknown=message)
     if outcome.open:
-        return msgspec.structs.replace(known, holder=by, unknown="")
+        return held(known, by)
     return _free(known) if known.undone else None
+
+
+def held(known: Shared, by: tuple[bytes, str]) -> Shared:
+    """The record while a run finds out about a call of which nobody knows, undoes it, or makes it again."""
+    return msgspec.structs.replace(known, holder=by, unknown="")
 
 
 def left(known: Shared, by: tuple[bytes, str]) -> tuple[Shared, bool]:
@@ -119,9 +134,9 @@ def left(known: Shared, by: tuple[bytes, str]) -> tuple[Shared, bool]:
     others = tuple(taker for taker in known.takers if taker != by[0])
     if others:
         return msgspec.structs.replace(known, takers=others), False
-    if known.result is None and not known.unknown and known.holder != by:
+    if not known.made and not known.unknown and known.holder != by:
         return known, False  # it is undone already: the run has asked for it twice
-    return msgspec.structs.replace(known, takers=(), holder=by, result=None, unknown=""), True
+    return msgspec.structs.replace(known, takers=(), holder=by, result=None, unusable="", unknown=""), True
 
 
 def undone(known: Shared) -> Shared:
@@ -134,7 +149,7 @@ def undo_told(known: Shared, outcome: Entry) -> Shared:
     if outcome.result is not None:
         return undone(known)
     message = "its compensation was given up"
-    return msgspec.structs.replace(known, holder=NOBODY, result=None, unknown=message)
+    return msgspec.structs.replace(known, holder=NOBODY, result=None, unusable="", unknown=message)
 
 
 def _free(known: Shared) -> Shared:
