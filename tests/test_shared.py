@@ -90,6 +90,13 @@ def outcomes(tenant: Tenant) -> list[Any]:
     return [ended.outcome for ended in tenant.ended]
 
 
+def resolve(tenant: Tenant, key: bytes, action: Any) -> None:
+    """A person says how a call came out."""
+    segments = tenant.memory.saved(key).segments
+    command = Command(action, "acme", key.hex(), segments, result=msgspec.Raw(b'"seen"'))
+    tenant.take(Commanded(tenant.source, 9, 1, command))
+
+
 def test_of_many_runs_that_ask_one_makes_the_call_and_all_have_its_result(tenant: Tenant) -> None:
     for number in range(1, 11):
         tenant.event(greets, number)
@@ -258,9 +265,7 @@ def test_what_a_redrive_made_anew_and_nobody_knows_of_is_undone_with_a_key_of_it
 def test_it_is_known_for_its_ttl(tenant: Tenant) -> None:
     tenant.event(greets)
     tenant.answer("mail-1")
-    ((key, until_ms),) = [
-        (noted.changes[0][0], noted.keep_until_ms) for noted in tenant.noted if noted.keep_until_ms
-    ]
+    key, until_ms = tenant.noted[-1].changes[0][0], tenant.noted[-1].keep_until_ms
     assert until_ms == NOW + timedelta(hours=24) / timedelta(milliseconds=1)
     tenant.now = until_ms - 1
     tenant.take(Due(b"", key))
@@ -418,13 +423,6 @@ def test_its_compensation_keeps_its_key_when_the_process_dies_in_it(tenant: Tena
     tenant.resume()
     again = tenant.answer(None)
     assert (again.kind, again.call.key) == ("undo", before)
-
-
-def resolve(tenant: Tenant, key: bytes, action: Any) -> None:
-    """A person says how a call came out."""
-    segments = tenant.memory.saved(key).segments
-    command = Command(action, "acme", key.hex(), segments, result=msgspec.Raw(b'"seen"'))
-    tenant.take(Commanded(tenant.source, 9, 1, command))
 
 
 def test_a_persons_word_counts_while_nothing_else_is_known() -> None:

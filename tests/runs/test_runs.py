@@ -192,7 +192,12 @@ def attempts_forgotten_by_a_long_wait(patch: pytest.MonkeyPatch) -> None:
 def a_tenants_result_is_nobodys(patch: pytest.MonkeyPatch) -> None:
     """A run that fails undoes what another run has taken too."""
     left = shared.left
-    replace(patch, keys, "left", lambda known, by: left(msgspec.structs.replace(known, takers=()), by))
+    replace(
+        patch,
+        keys,
+        "left",
+        lambda known, by: left(msgspec.structs.replace(known, takers=by[:1], kept=False), by),
+    )
 
 
 def the_first_segment_ends_the_record_too_early(patch: pytest.MonkeyPatch) -> None:

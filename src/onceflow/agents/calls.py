@@ -84,10 +84,20 @@ class LeaveKey(NamedTuple):
     run: "Machine"
     place: str
     digest: bytes
+    entry: Entry  # what this run knows of the call
 
 
 class KeyUndone(NamedTuple):
     """The effect is undone."""
+
+    run: "Machine"
+    place: str
+    digest: bytes
+    ttl_s: float  # of its tool
+
+
+class KeyKept(NamedTuple):
+    """The run has completed with the result of such a call."""
 
     run: "Machine"
     place: str
@@ -124,7 +134,7 @@ class RunFailed(NamedTuple):
     detail: str  # for the dead letter: the traceback
 
 
-KeyEffect = AskKey | KeyDecided | LeaveKey | KeyUndone
+KeyEffect = AskKey | KeyDecided | LeaveKey | KeyUndone | KeyKept
 Effect = StartCall | Record | Parked | WaitBegun | Asleep | KeyEffect | Completed | RunFailed
 
 

@@ -244,7 +244,7 @@ class DurableCalls(RunState, eq=False):
         place = started.place.removeprefix(UNDO)
         if started.tool.scope == "tenant":
             if started.kind == "undo":
-                self._effects.append(KeyUndone(self._whole, place, self._digest(place)))
+                self._effects.append(KeyUndone(self._whole, place, self._digest(place), started.tool.ttl_s))
             elif outcome.intent is not None:
                 self._effects.append(KeyDecided(self._whole, place, self._digest(place), outcome))
         if started.kind == "undo" and place in self._waiting:  # by `on_unknown`
@@ -303,7 +303,7 @@ class DurableCalls(RunState, eq=False):
         tool, call = self._asked[place]
         started = StartCall(self._whole, UNDO + place, tool, call, 0.0, "undo")
         self._waiting[UNDO + place] = Waiting(started)
-        self._effects.append(LeaveKey(self._whole, place, self._digest(place)))
+        self._effects.append(LeaveKey(self._whole, place, self._digest(place), self.journal[place]))
 
 
 def _result_of(tool: Tool[Any, Any], entry: Entry) -> Any:

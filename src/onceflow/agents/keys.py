@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from onceflow.agents.calls import AskKey, Effect, KeyDecided, KeyEffect, LeaveKey
+from onceflow.agents.calls import AskKey, Effect, KeyDecided, KeyEffect, KeyKept, LeaveKey
 from onceflow.agents.happenings import NO_OFFSET, Memory, Noted
-from onceflow.agents.journal import KEY_REUSED, UNDO, UNUSABLE_RESULT, Entry
+from onceflow.agents.journal import KEY_REUSED, OUTCOME_UNKNOWN, UNDO, UNUSABLE_RESULT, Entry
 from onceflow.agents.machine import Machine
 from onceflow.agents.shared import (
     FORMAT,
@@ -16,6 +16,7 @@ from onceflow.agents.shared import (
     Taken,
     asked,
     call_key,
+    completed,
     decided,
     encode_shared,
     forgotten,
@@ -46,10 +47,14 @@ class Keys:
         elif isinstance(effect, LeaveKey):
             yield from self._left(effect, known, run, now_ms)
         elif known is not None:
+            if isinstance(effect, KeyKept):
+                if known.made and run in known.takers:
+                    yield self._note(effect.digest, completed(known))
+                return
             if isinstance(effect, KeyDecided):
                 yield self._note(effect.digest, decided(known, (run, effect.place), effect.outcome))
             else:
-                yield self._note(effect.digest, undone(known))
+                yield self._note(effect.digest, undone(known, now_ms + int(effect.ttl_s * 1000)))
             yield from self._tell(effect.digest, now_ms)
 
     def settled_by_others(self, place: str, entry: Entry, now_ms: int) -> bool:
@@ -67,6 +72,9 @@ class Keys:
     def resolved(self, digest: bytes, by: tuple[bytes, str], outcome: Entry, now_ms: int) -> Iterator[Told]:
         """A person has said how a call, or its compensation, came out; open: that it is to be made again."""
         known = self._memory.shared(shared_key(self._tenant, digest))
+        if known is None and outcome.result is not None and not by[1].startswith(UNDO):
+            # its time is over: it is remembered while this run is open, which may have to undo it
+            known = Shared(FORMAT, outcome.tool, outcome.arguments, now_ms)
         if known is not None and not (outcome.open and by[1].startswith(UNDO)):
             told = undo_told(known, outcome) if by[1].startswith(UNDO) else decided(known, by, outcome)
             yield self._note(digest, told)
@@ -90,15 +98,17 @@ class Keys:
         if isinstance(answer, Free):
             until_ms = now_ms + int(ask.tool.ttl_s * 1000)
             by = (run, ask.place)
-            record = Shared(FORMAT, ask.tool.name, ask.arguments, until_ms, answer.undone, by)
+            kept = ask.tool.compensation is None
+            record = Shared(FORMAT, ask.tool.name, ask.arguments, until_ms, answer.undone, by, kept=kept)
             yield self._note(ask.digest, record)
             yield ask.run, ask.run.key_free(ask.place, call_key(ask.digest, answer.undone), now_ms)
         elif isinstance(answer, Held):
             self._waiting.setdefault(ask.digest, []).append(ask)
         elif isinstance(answer, Taken):
             assert known is not None
-            if run not in known.takers:
-                yield self._note(ask.digest, taken(known, run))
+            record = taken(known, run)
+            if record is not known:
+                yield self._note(ask.digest, record)
             error = (UNUSABLE_RESULT, answer.unusable) if answer.unusable else None
             yield ask.run, ask.run.key_told(ask.place, Entry("", 0, b"", answer.result, error), now_ms)
         elif isinstance(answer, Reused):
@@ -112,14 +122,16 @@ class Keys:
             yield ask.run, ask.run.key_unknown(ask.place, key, answer.message, now_ms)
 
     def _left(self, leave: LeaveKey, known: Shared | None, run: bytes, now_ms: int) -> Iterator[Told]:
-        undo, key = True, ""
-        if known is not None:
+        entry = leave.entry
+        if known is None and entry.error is not None and entry.error[0] == OUTCOME_UNKNOWN:
+            # forgotten: nobody can have its result; on record again, so that it is undone once
+            known = Shared(FORMAT, entry.tool, entry.arguments, now_ms, unknown=entry.error[1])
+        key = ""
+        if known is not None:  # otherwise it was kept, and forgotten since
             record, undo = left(known, (run, leave.place))
             yield self._note(leave.digest, record)
-            key = call_key(leave.digest, record.undone)
-        else:  # forgotten meanwhile: nobody else can take it any more
-            key = call_key(leave.digest, 0)
-        yield leave.run, leave.run.key_left(leave.place, key if undo else "", now_ms)
+            key = call_key(leave.digest, record.undone) if undo else ""
+        yield leave.run, leave.run.key_left(leave.place, key, now_ms)
 
     def _tell(self, digest: bytes, now_ms: int) -> Iterator[Told]:
         """Who waits asks again, in the order of first asking."""
@@ -131,5 +143,5 @@ class Keys:
     def _note(self, digest: bytes, record: Shared | None) -> Noted:
         change = (shared_key(self._tenant, digest), None if record is None else encode_shared(record))
         self._memory.put(change)
-        until_ms = 0 if record is None or record.holder != NOBODY else record.until_ms
+        until_ms = 0 if record is None or record.holder != NOBODY else record.forgotten_ms
         return Noted(None, NO_OFFSET, 0, (change,), until_ms)

@@ -4,6 +4,9 @@ Such a call belongs to its key: tenant, tool and `key_fields`. The ledger has on
 who is making it, how it came out, and which runs have taken its result. Who asks while it is made waits; who asks
 later gets the result that is there. When its effect is undone, who asks next makes it anew, with another key.
 
+What can be undone is undone when the last run fails that has its result, and none has completed with it. So the record
+names the runs that have it and are open, and outlives its `ttl` for them; once one has completed it stands for good.
+
     Kafka key     tenant · 00 · "k" · digest of tool and key fields (16 bytes)
     value         Shared, msgpack
 """
@@ -16,7 +19,11 @@ import msgspec
 
 from onceflow.agents.journal import OUTCOME_UNKNOWN, UNUSABLE_RESULT, Entry, check_format
 
-FORMAT = 1
+FORMAT = 2  # in 1 `takers` named runs that had completed, too
+OPEN_MS = 30 * 24 * 3_600_000  # a record outlives its time for open runs so long; then what they have stands
+TAKERS_MAX = (
+    1_000  # of a record, which is written anew for each; with more open runs its effect stands for good
+)
 
 NOBODY = (b"", "")
 
@@ -37,13 +44,21 @@ class Shared(msgspec.Struct, array_like=True, frozen=True):
     )  # the run and place that make it, undo it, or do not know; b"": none
     result: bytes | None = None
     unknown: str = ""  # why nobody knows whether it happened
-    takers: tuple[bytes, ...] = ()  # runs that have its result, and did not fail
+    takers: tuple[bytes, ...] = ()  # open runs that have its result
     unusable: str = ""  # why its result cannot be kept; its effect stands
+    kept: bool = (
+        False  # no run that fails undoes it: one has completed with it, or nothing undoes it; no takers then
+    )
 
     @property
     def made(self) -> bool:
         """Whether its effect stands."""
         return self.result is not None or bool(self.unusable)
+
+    @property
+    def forgotten_ms(self) -> int:
+        """When it is forgotten, if no run holds it: what an open run may have to undo is remembered for longer."""
+        return self.until_ms + (OPEN_MS if self.takers and self.format > 1 else 0)
 
 
 class Free(NamedTuple):
@@ -97,13 +112,21 @@ def asked(known: Shared | None, by: tuple[bytes, str], fingerprint: bytes, now_m
 
 def forgotten(known: Shared, now_ms: int) -> bool:
     """Whether its time is over."""
-    return known.until_ms <= now_ms and not known.holder[0]
+    return known.forgotten_ms <= now_ms and not known.holder[0]
 
 
 def taken(known: Shared, run: bytes) -> Shared:
     """The record once a run has taken its result."""
-    takers = known.takers if run in known.takers else (*known.takers, run)
-    return msgspec.structs.replace(known, takers=takers)
+    if known.kept or run in known.takers:
+        return known
+    if len(known.takers) >= TAKERS_MAX:
+        return completed(known)
+    return msgspec.structs.replace(known, takers=(*known.takers, run))
+
+
+def completed(known: Shared) -> Shared:
+    """The record once a run has completed that has its result."""
+    return msgspec.structs.replace(known, takers=(), kept=True)
 
 
 def decided(known: Shared, by: tuple[bytes, str], outcome: Entry) -> Shared | None:
@@ -134,14 +157,17 @@ def left(known: Shared, by: tuple[bytes, str]) -> tuple[Shared, bool]:
     others = tuple(taker for taker in known.takers if taker != by[0])
     if others:
         return msgspec.structs.replace(known, takers=others), False
+    if known.made and by[0] not in known.takers:
+        return known, False  # it is kept; or it was made anew since, and what this run has was kept
     if not known.made and not known.unknown and known.holder != by:
         return known, False  # it is undone already: the run has asked for it twice
     return msgspec.structs.replace(known, takers=(), holder=by, result=None, unusable="", unknown=""), True
 
 
-def undone(known: Shared) -> Shared:
-    """The record once its effect is undone."""
-    return msgspec.structs.replace(_free(known), undone=known.undone + 1)
+def undone(known: Shared, until_ms: int = 0) -> Shared:
+    """The record once its effect is undone; `until_ms`: how long the target remembers the key of that."""
+    until_ms = max(known.until_ms, until_ms)
+    return msgspec.structs.replace(_free(known), undone=known.undone + 1, until_ms=until_ms)
 
 
 def undo_told(known: Shared, outcome: Entry) -> Shared:
@@ -182,7 +208,7 @@ def remembered(records: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, bytes,
     for key, value in records:
         tenant, _, rest = key.partition(b"\0")
         if rest[:1] == _KIND[1:]:
-            found.append((tenant.decode(), key, decode_shared(value).until_ms))
+            found.append((tenant.decode(), key, decode_shared(value).forgotten_ms))
     return found
 
 

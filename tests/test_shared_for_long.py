@@ -1,0 +1,181 @@
+"""Shared calls whose runs are open for longer than their `ttl`, and how large the record of many runs is."""
+
+from datetime import timedelta
+
+import msgspec
+import pytest
+
+from onceflow.agents import shared
+from onceflow.agents.agent import agent
+from onceflow.agents.call import Call
+from onceflow.agents.calls import Completed
+from onceflow.agents.commands import Command
+from onceflow.agents.happenings import Commanded, Due
+from onceflow.agents.run import Run
+from onceflow.agents.shared import Shared
+from onceflow.agents.tool import tool
+from onceflow.errors import Failed
+from onceflow.event import Event
+from tests.tenant import KEY, NOW, Tenant
+from tests.test_shared import greets, greets_and_fails, outcomes, resolve, welcome, writes
+
+# --- When a run is open for longer than its ttl ---
+
+
+@agent("greets-at-length", on="l")
+async def greets_at_length(run: Run, event: Event) -> None:
+    await run.call(welcome, customer="ann")
+    await run.sleep(timedelta(hours=48))
+    if event.data != 7:
+        raise Failed("sold-out")
+
+
+def long_runs(*data: bytes) -> tuple[Tenant, bytes]:
+    """They have the result of one call; its ttl is over, and they sleep. The key of the record."""
+    tenant = Tenant(greets, greets_at_length)
+    for number, each in enumerate(data, 1):
+        tenant.event(greets_at_length, number, data=each)
+    tenant.answer("w-1")
+    (key,) = {noted.changes[0][0] for noted in tenant.noted}
+    tenant.now += 25 * 3_600_000
+    tenant.take(Due(b"", key))
+    return tenant, key
+
+
+def wake(tenant: Tenant, *numbers: int) -> None:
+    tenant.now = NOW + 49 * 3_600_000
+    for number in numbers:
+        tenant.take(Due(tenant.event_key(number)))
+    tenant.commit()
+
+
+def test_after_the_ttl_what_another_run_has_completed_with_is_left_standing() -> None:
+    tenant, key = long_runs(b"1", b"7")
+    wake(tenant, 2)
+    tenant.take(Due(b"", key))
+    assert key not in tenant.memory.records
+    wake(tenant, 1)
+    assert tenant.started == []
+    assert tenant.ended[-1].outcome.code == "sold-out"
+
+
+def test_after_the_ttl_it_is_undone_once_when_all_fail_that_have_it() -> None:
+    tenant, _ = long_runs(b"1", b"1")
+    wake(tenant, 1, 2)
+    assert tenant.answer(None).kind == "undo"
+    tenant.commit()
+    assert tenant.started == []
+    assert [end.code for end in outcomes(tenant)] == ["sold-out"] * 2
+
+
+def test_what_an_open_run_may_have_to_undo_is_not_made_anew() -> None:
+    tenant, _ = long_runs(b"1")
+    tenant.event(greets, 2)
+    tenant.commit()
+    assert (tenant.started, outcomes(tenant)) == ([], [Completed("w-1")])
+    wake(tenant, 1)
+    assert tenant.started == []
+
+
+def test_what_was_made_anew_since_is_not_undone_by_a_run_that_had_the_former_result() -> None:
+    tenant, key = long_runs(b"1", b"7")
+    wake(tenant, 2)
+    tenant.take(Due(b"", key))
+    tenant.event(greets, 3)
+    tenant.answer("w-2")
+    wake(tenant, 1)
+    assert tenant.started == []
+
+
+def test_it_is_forgotten_in_the_end_whatever_became_of_the_open_runs() -> None:
+    tenant, key = long_runs(b"1")
+    tenant.now = NOW + 24 * 3_600_000 + shared.OPEN_MS
+    tenant.take(Due(b"", key))
+    assert key not in tenant.memory.records
+
+
+def test_what_a_person_says_after_the_ttl_is_known_while_that_run_is_open() -> None:
+    tenant = Tenant(writes)
+    run = tenant.event(writes)
+    tenant.answer(TimeoutError())
+    (key,) = {noted.changes[0][0] for noted in tenant.noted if noted.changes}
+    tenant.now += 25 * 3_600_000
+    tenant.take(Due(b"", key))
+    resolve(tenant, run, "result")
+    tenant.take(Due(b"", key))
+    assert tenant.outcome == Completed("seen")
+    assert tenant.memory.records == {}
+
+
+def test_what_nobody_knows_of_is_undone_once_after_its_ttl() -> None:
+    """Both wait for a person, and are cancelled; what is undone has its key on record, for who makes it anew."""
+
+    @tool(effect="blind", scope="tenant", key_fields=("customer",))
+    async def seat(call: Call, customer: str) -> str: ...  # type: ignore[empty-body]
+
+    @seat.compensate
+    async def free(call: Call, result: str | None) -> None: ...
+
+    @agent("seats", on="s")
+    async def seats(run: Run, event: Event) -> str:
+        return await run.call(seat, customer="ann")
+
+    tenant = Tenant(seats)
+    runs = [tenant.event(seats, number) for number in (1, 2)]
+    first = tenant.answer(TimeoutError())
+    (key,) = {noted.changes[0][0] for noted in tenant.noted if noted.changes}
+    tenant.now += 25 * 3_600_000
+    tenant.take(Due(b"", key))
+    for run in runs:
+        tenant.take(Commanded(tenant.source, 9, 1, Command("cancel", "acme", run.hex())))
+    assert tenant.answer(None).kind == "undo"
+    assert [end.code for end in outcomes(tenant)] == ["cancelled"] * 2
+    tenant.event(seats, 3)
+    anew = tenant.answer("s-3")
+    assert (anew.kind, anew.call.key != first.call.key) == ("call", True)
+    assert tenant.started == []
+
+
+# --- How large its record is ---
+
+
+def record_of(tenant: Tenant) -> Shared:
+    (value,) = (value for key, value in tenant.memory.records.items() if b"\0k" in key)
+    return shared.decode_shared(value)
+
+
+def test_the_record_names_open_runs_only_and_none_once_one_has_completed() -> None:
+    tenant = Tenant(greets, greets_and_fails)
+    tenant.event(greets)
+    tenant.answer("w-1")
+    written = len(tenant.noted)
+    for number in range(2, 50):
+        tenant.event(greets, number)
+    assert record_of(tenant).takers == ()
+    assert len(tenant.noted) == written, "it is not written anew for each"
+    tenant.event(greets_and_fails, 50)
+    tenant.commit()
+    assert tenant.started == []
+
+
+def test_the_record_of_what_cannot_be_undone_names_no_runs() -> None:
+    tenant = Tenant(writes)
+    tenant.event(writes)
+    tenant.answer("l-1")
+    assert (record_of(tenant).takers, outcomes(tenant)) == ((), [Completed("l-1")])
+
+
+def test_what_many_open_runs_have_is_left_standing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "TAKERS_MAX", 2)
+    tenant, key = long_runs(b"1", b"1", b"1")
+    assert key not in tenant.memory.records, "nobody has to know it any more"
+    wake(tenant, 1, 2, 3)
+    assert tenant.started == []
+    assert [end.code for end in outcomes(tenant)] == ["sold-out"] * 3
+
+
+def test_a_record_of_the_former_format_is_forgotten_with_its_ttl() -> None:
+    """Its takers are all runs that ever had its result."""
+    former = Shared(1, "welcome", b"", NOW, result=b"", takers=(KEY,))
+    assert shared.forgotten(former, NOW)
+    assert not shared.forgotten(msgspec.structs.replace(former, format=2), NOW)
