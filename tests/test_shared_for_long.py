@@ -14,7 +14,7 @@ from onceflow.agents.happenings import Commanded, Due
 from onceflow.agents.run import Run
 from onceflow.agents.shared import Shared
 from onceflow.agents.tool import tool
-from onceflow.errors import Failed
+from onceflow.errors import Failed, RetryLater
 from onceflow.event import Event
 from tests.tenant import KEY, NOW, Tenant
 from tests.test_shared import greets, greets_and_fails, outcomes, resolve, welcome, writes
@@ -179,3 +179,37 @@ def test_a_record_of_the_former_format_is_forgotten_with_its_ttl() -> None:
     former = Shared(1, "welcome", b"", NOW, result=b"", takers=(KEY,))
     assert shared.forgotten(former, NOW)
     assert not shared.forgotten(msgspec.structs.replace(former, format=2), NOW)
+
+
+# --- When they fill the lane ---
+
+
+@tool(effect="keyed")
+async def enter(call: Call) -> str: ...  # type: ignore[empty-body]
+
+
+@tool(effect="keyed", scope="tenant", key_fields=("customer",))
+async def invite(call: Call, customer: str) -> str: ...  # type: ignore[empty-body]
+
+
+@agent("enters-and-invites", on="e")
+async def enters_and_invites(run: Run, event: Event) -> str:
+    await run.call(enter)
+    return await run.call(invite, customer="ann")
+
+
+def test_after_a_crash_a_lane_full_of_runs_that_wait_lets_the_one_go_on_that_they_wait_for() -> None:
+    """It slept until its next attempt, while they filled the lane."""
+    tenant = Tenant(enters_and_invites)
+    tenant.event(enters_and_invites, 50)
+    tenant.answer("in")
+    tenant.answer(RetryLater(after=3600))
+    for number in range(2, 12):
+        tenant.event(enters_and_invites, number)
+        tenant.answer("in")
+    tenant.begin_anew()
+    tenant.resume()
+    tenant.now += 3_600_000
+    tenant.take(Due(tenant.event_key(50)))
+    assert tenant.answer("i-50").tool is invite
+    assert outcomes(tenant) == [Completed("i-50")] * 11

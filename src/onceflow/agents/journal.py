@@ -139,6 +139,12 @@ class OpenRun(msgspec.Struct):
         return bool(self.journal)
 
     @property
+    def makes_shared(self) -> bool:
+        """Whether it makes, or undoes, a call of scope `tenant`."""
+        entries = self.journal.values()
+        return any(entry.open and entry.intent is not None and entry.intent.shared for entry in entries)
+
+    @property
     def failed(self) -> bool:
         """Whether it has ended, and is kept to be redriven."""
         return FAILED in self.journal

@@ -19,8 +19,15 @@ class Follower(NamedTuple):
     arrived: Arrived | None  # None: it is in the ledger
 
 
-def in_turn(runs: Iterable[OpenRun]) -> Iterator[tuple[OpenRun, bool]]:
-    """What the ledger holds of a slot, those of one line as they stood in it; and whether each goes on now."""
+def in_turn(runs: Iterable[OpenRun]) -> list[tuple[OpenRun, bool]]:
+    """What the ledger holds of a slot, those of one line as they stood in it; and whether each goes on now.
+
+    First those that make a call which others may wait for: these could fill the lane, and wait for ever.
+    """
+    return sorted(_by_line(runs), key=lambda found: not (found[1] and found[0].makes_shared))
+
+
+def _by_line(runs: Iterable[OpenRun]) -> Iterator[tuple[OpenRun, bool]]:
     first: set[tuple[str, bytes]] = set()
     for run in sorted(runs, key=lambda run: run.begun.turn):  # the first has none, or the lowest
         line = (run.tenant, run.begun.line)
