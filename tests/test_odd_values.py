@@ -16,23 +16,33 @@ from typer.testing import CliRunner
 from onceflow.agents.agent import Agent, agent
 from onceflow.agents.anew import stands
 from onceflow.agents.call import LINEAGE_MAX, Call, RetryPolicy
-from onceflow.agents.calls import Completed, RunFailed, StartCall, UnusableResult
+from onceflow.agents.calls import RESULT_MAX_BYTES, Completed, RunFailed, StartCall, UnusableResult, chunks
 from onceflow.agents.commands import Command
 from onceflow.agents.gates import Allowance, Gate
-from onceflow.agents.happenings import Commanded
-from onceflow.agents.journal import Entry, Unreadable, encode_segment, read_runs, runs_of, segment_key
+from onceflow.agents.happenings import Arrived, Commanded
+from onceflow.agents.journal import (
+    Entry,
+    Intent,
+    Unreadable,
+    Wait,
+    encode_segment,
+    read_runs,
+    runs_of,
+    segment_key,
+)
 from onceflow.agents.run import Run
-from onceflow.agents.signals import Signal
+from onceflow.agents.signals import SIGNAL_MAX_BYTES, Signal, read_signal
 from onceflow.agents.tool import tool
 from onceflow.cli import app
 from onceflow.errors import AFTER_MAX_S, TEXT_MAX, ConfigError, Failed, GiveUp, RetryLater, RunError, as_text
-from onceflow.event import Event, Reason, home_slot
+from onceflow.event import Event, Incoming, Reason, home_slot
 from onceflow.state.seen import seen_key, tenant_prefix
 from onceflow.stream.completion_values import CompletionValues
 from onceflow.stream.content import Grant, Input
 from onceflow.stream.grants import Ready
 from onceflow.stream.open_runs import OpenRuns
-from tests.tenant import KEY, Tenant
+from onceflow.stream.topics import RECORD_MAX_BYTES
+from tests.tenant import KEY, NOW, Tenant
 
 ONCE = RetryPolicy(attempts=1)
 SLOT = home_slot("acme", 16)
@@ -306,6 +316,64 @@ def test_the_event_of_a_run_that_cannot_be_read_is_not_done_as_a_new_one() -> No
     ready = Ready(grant, [inbox], [], [], [Unreadable("acme", KEY, "truncated")])
     assert [*runs.resume(ready)] == []
     assert held == [seen_key(tenant_prefix(SLOT, "acme"), KEY)]
+
+
+# --- Sizes ---
+
+EVENT_BYTES = 1_000_000  # value and headers, at most
+DOCUMENT = b'{"data":"%s"}' % (b"x" * EVENT_BYTES)
+LARGEST = Incoming("acme", "s" * 512, "i" * 512, "t", None, DOCUMENT[8:-1], DOCUMENT)
+INTENT = Intent("k" * 32, 1, NOW, NOW, True, b"s" * 32, True, True)
+WORDY = Entry("名" * 128, 1, b"a" * 16, None, ("c", "名" * TEXT_MAX), INTENT, None, None, NOW, NOW)
+FOUND = ("acme", ["名" * 200] * LINEAGE_MAX)
+
+
+def entry(**members: Any) -> Entry:
+    return Entry("read", 1, b"a" * 16, **members)
+
+
+@pytest.mark.parametrize(
+    ("entries", "portions"),
+    [
+        ([entry(result=b"r")], 1),
+        ([entry(result=b"r" * RESULT_MAX_BYTES), WORDY], 1),
+        ([entry(result=b"r" * RESULT_MAX_BYTES)] * 3, 3),
+        ([entry(result=b"r")] * 30_000, 41),
+        ([WORDY] * 1_000, 30),
+        ([entry(result=b"r", lineage=(FOUND,))] * 400, 58),
+        ([Entry("wait_for", 1, b"", b"s" * SIGNAL_MAX_BYTES, wait=Wait(NOW, "t", "i", ("u",) * 999))], 2),
+    ],
+)
+def test_a_segment_fits_into_a_record_with_the_largest_event(entries: list[Entry], portions: int) -> None:
+    journal = {f"{number}.{number}": entry for number, entry in enumerate(entries)}
+    found = chunks(journal, beside_event=True)
+    assert {place: each for portion in found for place, each in portion.items()} == journal
+    assert len(found) == pytest.approx(portions, rel=0.2)
+    event = Arrived(
+        SimpleNamespace(topic="t", partition=3), 7, NOW, DOCUMENT, None, LARGEST, agent_of(sleeps)
+    )
+    begun = [event.begun(), *[None] * len(found)]
+    sizes = [len(encode_segment(*each)) for each in zip(begun, found, strict=False)]
+    assert max(sizes) < RECORD_MAX_BYTES - 10_000
+
+
+def test_a_signal_that_no_record_could_hold_is_none() -> None:
+    for data, why in (
+        (b"[%s1.5]" % (b"1.5," * 240_000), "at most 900000 fit"),
+        (b"123456789012345678901234", "write such a number as a text"),
+    ):
+        document = b'{"subject":"x","data":%s}' % data
+        refused = read_signal(Incoming("acme", "psp", "1", "paid", None, data, document))
+        assert isinstance(refused, str)
+        assert why in refused
+
+
+def test_a_line_may_be_named_by_any_value() -> None:
+    by = agent_of(sleeps, order_by="data")
+    values = [b"7", b"123456789012345678901234", b'"%s"' % (b"x" * 900_000), b'{"a":[1]}']
+    lines = [by.line_of(Incoming("acme", "erp", "1", "t", None, value)) for value in values]
+    assert len(set(lines)) == len(values)
+    assert max(map(len, lines)) <= 1_000
 
 
 # --- What a person says ---

@@ -116,7 +116,9 @@ def an_effect_without_what_it_is_based_on(patch: pytest.MonkeyPatch) -> None:
         patch,
         state,
         "chunks",
-        lambda entries: chunks({place: e for place, e in entries.items() if e.intent is not None}),
+        lambda entries, *, beside_event=False: chunks(
+            {place: e for place, e in entries.items() if e.intent is not None}, beside_event=beside_event
+        ),
     )
 
 

@@ -6,12 +6,14 @@ this event?" with one look-up, and a flow in which two agents claim one type doe
 """
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, get_args, get_origin
 
 import msgspec
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+LINE_MAX_BYTES = 1_000  # of what names a line; the ledger holds it beside the event that holds it too
 
 REST = "*"
 """The type that stands for every type that no other agent of the flow takes."""
@@ -68,7 +72,11 @@ class Agent(Generic[T, R]):
                 found = found[int(part)]
             else:
                 return b""
-        return msgspec.json.encode([self.name, found], order="sorted")
+        try:
+            line = msgspec.json.encode([self.name, found], order="sorted")
+        except OverflowError:  # an integer beyond 64 bits
+            line = json.dumps([self.name, found], sort_keys=True).encode()
+        return line if len(line) <= LINE_MAX_BYTES else blake2b(line, digest_size=16).digest()
 
     def __call__(self, run: "Run", event: Event[T]) -> Coroutine[Any, Any, R]:
         return self.function(run, event)

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from onceflow.agents.machine import Machine
 
 RESULT_MAX_BYTES = 500_000  # of what a tool returns, as it is stored
+PORTION_MAX_BYTES = (
+    600_000  # of entries in a record of the ledger, unless it has one only; an event has 1,000,000
+)
+_ENTRY_BYTES = (
+    800  # more than the rest of an entry: its place, its tool's name, its call's key, times, counts
+)
+_NO_WAIT = Wait(0)
 SEND_WITHIN_MS = 10_000  # an execution on record is sent so soon, or put on record anew
 
 
@@ -138,21 +145,35 @@ KeyEffect = AskKey | KeyDecided | LeaveKey | KeyUndone | KeyKept
 Effect = StartCall | Record | Parked | WaitBegun | Asleep | KeyEffect | Completed | RunFailed
 
 
-def chunks(entries: dict[str, Entry]) -> list[dict[str, Entry]]:
-    """Entries in portions of which each fits into a record of the ledger, with an event besides."""
-    size, portions = 0, [entries]
-    for entry in entries.values():
-        if entry.result is not None:
-            size += len(entry.result)
-    if size > RESULT_MAX_BYTES:
-        portions, size = [{}], 0
-        for place, entry in entries.items():
-            size += len(entry.result or b"")
-            if size > RESULT_MAX_BYTES and portions[-1]:
-                portions.append({})
-                size = len(entry.result or b"")
-            portions[-1][place] = entry
+def chunks(entries: dict[str, Entry], *, beside_event: bool = False) -> list[dict[str, Entry]]:
+    """Entries in portions of which each fits into a record of the ledger; `beside_event`: the first with its event."""
+    if sum([_bytes_of(entry) for entry in entries.values()]) <= PORTION_MAX_BYTES:
+        return [entries]
+    portions: list[dict[str, Entry]] = [{}]
+    size = 0
+    for place, entry in entries.items():
+        takes = _bytes_of(entry)
+        first = not portions[-1] and not (beside_event and len(portions) == 1)
+        if size + takes > PORTION_MAX_BYTES and not first:
+            portions.append({})
+            size = 0
+        portions[-1][place] = entry
+        size += takes
     return portions
+
+
+def _bytes_of(entry: Entry) -> int:
+    """What an entry takes in a record, at most; counted, for it is asked of each."""
+    size = _ENTRY_BYTES if entry.result is None else _ENTRY_BYTES + len(entry.result)
+    if entry.error is None and entry.wait is None and not entry.lineage:
+        return size
+    wait = entry.wait or _NO_WAIT
+    size += _text_bytes(*(entry.error or ()), wait.type, wait.id, *wait.until)
+    return size + sum([_text_bytes(tenant, *ids) for tenant, ids in entry.lineage])
+
+
+def _text_bytes(*texts: str) -> int:
+    return sum([4 * len(text) + 5 for text in texts])  # of UTF-8 and of msgpack, at most
 
 
 def undo_key(key: str) -> str:

@@ -218,7 +218,7 @@ class InFlight:
             self._ended(arrived, RunFailed(REFUSED, NOT_KEPT, ""))
             return None
         journal = redriven(kept.journal)
-        portions = chunks(journal)
+        portions = chunks(journal, beside_event=True)
         for number, portion in enumerate(portions):
             self._write(arrived, Record(number, portion))
         self._decided.note(self._forgotten(kept))

@@ -19,6 +19,7 @@ from onceflow.agents.journal import Wait, check_format
 from onceflow.event import Incoming, InvalidData
 
 FORMAT = 1
+SIGNAL_MAX_BYTES = 900_000  # as it is stored: with what was sent, in one record of the ledger
 KEPT_MS = 72 * 3_600_000  # for a wait to come; taken ones as long, so that a copy is known
 BURST_MS = 15 * 60_000
 
@@ -63,7 +64,14 @@ def read_signal(incoming: Incoming) -> Signal | str:
     status = data.get("status", "") if isinstance(data, dict) else ""
     if not isinstance(status, str):
         return "data.status must be a text"
-    return Signal(incoming.type, subject, status, data, incoming.source, incoming.id)
+    signal = Signal(incoming.type, subject, status, data, incoming.source, incoming.id)
+    try:
+        size = len(msgspec.msgpack.encode(signal))
+    except OverflowError as error:
+        return f"its data cannot be stored: {error}; write such a number as a text"
+    if size > SIGNAL_MAX_BYTES:
+        return f"it takes {size} bytes as it is stored, at most {SIGNAL_MAX_BYTES} fit"
+    return signal
 
 
 def signal_prefix(tenant: str, type: str, id: str) -> bytes:

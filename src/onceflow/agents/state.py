@@ -89,7 +89,7 @@ class RunState(msgspec.Struct, eq=False):
         news, held, number = self._news, self._held, self.segments
         if not (news or held or (number == 0 and (self._waits or self._parking))):
             return
-        *others, last = chunks(news if number else dict(self.journal))
+        *others, last = chunks(news if number else dict(self.journal), beside_event=not number)
         for portion in others:
             self._effects.append(Record(number, portion))
             number += 1
