@@ -10,11 +10,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from pydantic import BaseModel, model_serializer
 from typer.testing import CliRunner
 
 from onceflow.agents.agent import Agent, agent
-from onceflow.agents.anew import stands
 from onceflow.agents.call import LINEAGE_MAX, Call, RetryPolicy
 from onceflow.agents.calls import RESULT_MAX_BYTES, Completed, RunFailed, StartCall, UnusableResult, chunks
 from onceflow.agents.commands import Command
@@ -35,9 +33,8 @@ from onceflow.agents.signals import SIGNAL_MAX_BYTES, Signal, read_signal
 from onceflow.agents.tool import tool
 from onceflow.cli import app
 from onceflow.errors import AFTER_MAX_S, TEXT_MAX, ConfigError, Failed, GiveUp, RetryLater, RunError, as_text
-from onceflow.event import Event, Incoming, Reason, home_slot
+from onceflow.event import Event, Incoming, home_slot
 from onceflow.state.seen import seen_key, tenant_prefix
-from onceflow.stream.completion_values import CompletionValues
 from onceflow.stream.content import Grant, Input
 from onceflow.stream.grants import Ready
 from onceflow.stream.open_runs import OpenRuns
@@ -410,62 +407,6 @@ def test_the_command_line_refuses_it_before_it_is_sent() -> None:
     refused = CliRunner().invoke(app, command)
     assert isinstance(refused.exception, ConfigError) or refused.exit_code == 2
     assert "cannot be stored" in f"{refused.exception} {refused.output}"
-
-
-# --- What an agent returns ---
-
-VALUES = CompletionValues("flow", 1_000_000)
-
-
-@hold.compensate
-async def let_go(call: Call, result: str) -> None: ...
-
-
-@pytest.mark.parametrize(
-    ("value", "code"), [(object(), Reason.AGENT_FAILED), ("x" * 1_100_000, Reason.TOO_LARGE)]
-)
-def test_a_run_whose_value_makes_no_completion_is_undone_and_kept(value: Any, code: str) -> None:
-    async def returns(run: Run, event: Event) -> Any:
-        await run.call(pay)
-        await run.call(hold)
-        return value
-
-    tenant = Tenant(agent_of(returns), write_end=VALUES.written)
-    tenant.event(tenant.memory.agents["odd"])
-    tenant.answer("p")
-    tenant.answer("h")
-    assert tenant.ended == []
-    tenant.begin_anew()  # it has failed, whatever happens now
-    tenant.resume()
-    undo = tenant.answer(None)
-    assert (undo.kind, undo.tool.name, undo.undone) == ("undo", "hold", "h")
-    (ended,) = tenant.ended
-    assert isinstance(ended.outcome, RunFailed)
-    assert (ended.outcome.code, ended.kept) == (code, True)
-    written, failed = VALUES.of(ended, tenant.now)
-    assert (b'"odd.failed"' in written, failed) == (True, ended.outcome)
-    assert stands(journal(tenant), "0"), "what a redrive keeps"
-
-
-def test_what_a_run_has_returned_is_encoded_once() -> None:
-    encoded = []
-
-    class Told(BaseModel):
-        @model_serializer
-        def plain(self) -> str:
-            encoded.append(self)
-            return "told"
-
-    async def returns(run: Run, event: Event) -> Any:
-        await run.call(pay)
-        return Told()
-
-    tenant = Tenant(agent_of(returns), write_end=VALUES.written)
-    tenant.event(tenant.memory.agents["odd"])
-    tenant.answer("p")
-    written, failed = VALUES.of(tenant.ended[0], tenant.now)
-    assert (b'"data":"told"' in written, failed, len(encoded)) == (True, None, 1)
-    assert tenant.memory.records == {}
 
 
 # --- Waits ---

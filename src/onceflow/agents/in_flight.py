@@ -13,6 +13,7 @@ from onceflow.agents.calls import (
     Completed,
     Effect,
     KeyEffect,
+    KeyKept,
     Parked,
     Record,
     RunFailed,
@@ -268,7 +269,7 @@ class InFlight:
     def _note(self, run: Machine, effects: Sequence[Effect]) -> None:
         arrived: Arrived = run.token
         if effects and type(effects[-1]) is Completed:
-            effects = [*effects[:-1], *self._written(run, effects[-1])]
+            effects = self._written(run, effects[:-1], effects[-1])
         about_keys: list[KeyEffect] = []  # last: what they lead to may be this run's end
         for effect in effects:
             if type(effect) is StartCall:
@@ -302,10 +303,12 @@ class InFlight:
         for each in about_keys:
             self._told(self._keys.take(each, self._now_ms))
 
-    def _written(self, run: Machine, end: Completed) -> Sequence[Effect]:
+    def _written(self, run: Machine, before: Sequence[Effect], end: Completed) -> Sequence[Effect]:
         """The end with its completion; a value that makes none fails the run, while what it did can still be undone."""
         found = self._write_end(run.token, end, self._now_ms)
-        return run.fail(found, self._now_ms) if type(found) is RunFailed else [found]
+        if type(found) is not RunFailed:
+            return [*before, found]
+        return [effect for effect in before if type(effect) is not KeyKept] + run.fail(found, self._now_ms)
 
     def _told(self, told: Iterable[Told]) -> None:
         for each in told:

@@ -295,9 +295,9 @@ class Machine(Asking, eq=False):
             if type(self._end) is RunFailed and self.segments:
                 self._write()  # it is kept, to be redriven
             self.ended = True
-            self._effects.append(self._end)
             if self._digests and type(self._end) is Completed:
                 self._effects += [KeyKept(self, place, digest) for place, digest in self._digests.items()]
+            self._effects.append(self._end)
         elif not self._postponed(UNDO + standing[-1]):
             tool, _ = self._asked[standing[-1]]
             if tool.scope == "tenant" and UNDO + standing[-1] not in self.journal:
