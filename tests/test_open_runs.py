@@ -23,6 +23,7 @@ from onceflow.event import Event, home_slot
 from onceflow.state.ledger import Records
 from onceflow.state.seen import BrokerClock, Judge
 from onceflow.stream import open_runs as module
+from onceflow.stream.grants import Ready
 from onceflow.stream.open_runs import OpenRuns, TenantMemory
 from tests.tenant import INCOMING, KEY, NOW
 
@@ -103,7 +104,7 @@ def test_with_its_slot_it_is_forgotten(disk: Disk, open_runs: OpenRuns) -> None:
 
 def test_the_deadline_of_a_parked_run_is_known_to_the_next_owner_of_its_slot(open_runs: OpenRuns) -> None:
     journal = {PARKED: parked("works", "unknown-outcome", "?", "")}
-    ready: Any = SimpleNamespace(inputs=[SOURCE], runs=[OpenRun("acme", KEY, BEGUN, journal, 1)], kept=[])
+    ready = Ready(SOURCE.grant, [SOURCE], [OpenRun("acme", KEY, BEGUN, journal, 1)], [])
     assert [(tenant, resumed.key) for tenant, resumed in open_runs.resume(ready)] == [("acme", KEY)]
     assert open_runs.due(NOW + 59_999, lambda tenant: True) == []
     assert open_runs.due(NOW + 60_000, lambda tenant: True) == [("acme", Due(KEY))]
@@ -114,7 +115,7 @@ def test_the_times_of_runs_that_have_ended_are_not_held_until_they_are_over(
 ) -> None:
     monkeypatch.setattr(module, "DUE_MAX", 10)
     journal = {PARKED: parked("works", "unknown-outcome", "?", "")}
-    ready: Any = SimpleNamespace(inputs=[SOURCE], runs=[OpenRun("acme", KEY, BEGUN, journal, 1)], kept=[])
+    ready = Ready(SOURCE.grant, [SOURCE], [OpenRun("acme", KEY, BEGUN, journal, 1)], [])
     open_runs._due_max = module.DUE_MAX
     assert [*open_runs.resume(ready)]
     open_runs.plan("acme", Due(b"", b"acme\0s"), NOW)

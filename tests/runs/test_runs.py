@@ -18,6 +18,7 @@ from onceflow.agents.journal import CALL_FAILED, Entry
 from onceflow.agents.lane import Lane
 from onceflow.agents.machine import Machine
 from onceflow.agents.tool import Tool
+from onceflow.state.ledger import Change
 from tests.left_out import forget_segments, replace
 from tests.runs.explore import Schedule, played
 from tests.runs.world import Cell
@@ -236,9 +237,9 @@ def the_view_is_written_before_the_commit(patch: pytest.MonkeyPatch) -> None:
     """What was decided is in the view that a process leaves, whether or not it is committed."""
     put = Cell.put
 
-    def at_once(self: Cell, key: bytes, value: bytes | None) -> None:
-        put(self, key, value)
-        self.log.write([(key, value)])
+    def at_once(self: Cell, change: Change) -> None:
+        put(self, change)
+        self.log.write([change])
 
     replace(patch, Cell, "put", at_once)
 
