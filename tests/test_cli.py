@@ -283,13 +283,11 @@ def test_dead_letters_are_listed_and_their_values_only_when_asked_for(
 ) -> None:
     assert main(monkeypatch, f"prepare {flow}") == 0
     letters = Names.of(flow_name).dead_letters
-
-    def headers(reason: str, tenant: str) -> list[tuple[str, str | bytes | None]]:
-        named = {"reason": reason, "tenant": tenant, "origin": "in/3/17", "detail": "no [bold]id[/]\ntrace"}
-        return [(f"onceflow-{name}", value.encode()) for name, value in named.items()]
-
-    send(kafka, letters, [(b"acme", b"\xff\x1b[31msecret", 0, headers("undecodable", ""))])
-    send(kafka, letters, [(b"acme", b'{"id":"secret"}', 1, headers("invalid", "acme"))])
+    about = {"origin": "in/3/17", "detail": "no [bold]id[/]\ntrace"}
+    undecodable = headers(reason="undecodable", tenant="", **about)
+    send(kafka, letters, [(b"acme", b"\xff\x1b[31msecret", 0, undecodable)])
+    invalid = headers(reason="invalid", tenant="acme", **about)
+    send(kafka, letters, [(b"acme", b'{"id":"secret"}', 1, invalid)])
     capsys.readouterr()
 
     assert main(monkeypatch, f"dead-letters list --flow {flow_name}") == 0
@@ -326,15 +324,12 @@ def test_a_redrive_passes_over_what_was_redriven_before_and_ends_with_1_if_it_re
     topic = Names.of(flow_name).dead_letters
     failed = {"reason": "agent-failed", "tenant": "acme", "origin": "in/3/17", "run": "ab" * 16}
 
-    def headers(**more: str) -> list[tuple[str, str | bytes | None]]:
-        return [(f"onceflow-{name}", value.encode()) for name, value in (failed | more).items()]
-
-    send(kafka, topic, [(b"acme", b"{}", 0, headers(kept="3"))])
+    send(kafka, topic, [(b"acme", b"{}", 0, headers(**failed, kept="3"))])
     capsys.readouterr()
     assert main(monkeypatch, f"dead-letters redrive --all --flow {flow_name}") == 0
     assert capsys.readouterr().out == f"{topic}/0/0  redriven or discarded before\n"
 
-    send(kafka, topic, [(b"acme", b"{", 1, headers(truncated="2000000"))])
+    send(kafka, topic, [(b"acme", b"{", 1, headers(**failed, truncated="2000000"))])
     assert main(monkeypatch, f"dead-letters redrive --all --flow {flow_name}") == 1
     assert f"{topic}/1/0  refused: only its first part was kept" in capsys.readouterr().out
 
@@ -384,6 +379,11 @@ def test_a_signal_is_sent_to_a_topic_that_is_there(
     topic = [(f"{flow_name}-signals", partition) for partition in range(8)]
     ends = Cluster({"bootstrap.servers": kafka.bootstrap_servers}).end_offsets(topic)
     assert sum(ends.values()) == 1
+
+
+def headers(**about: str) -> list[tuple[str, str | bytes | None]]:
+    """Headers of a dead letter."""
+    return [(f"onceflow-{name}", value.encode()) for name, value in about.items()]
 
 
 def send(kafka: Kafka, topic: str, records: list[tuple]) -> None:  # type: ignore[type-arg]

@@ -21,12 +21,8 @@ if TYPE_CHECKING:
     from onceflow.agents.machine import Machine
 
 RESULT_MAX_BYTES = 500_000  # of what a tool returns, as it is stored
-PORTION_MAX_BYTES = (
-    600_000  # of entries in a record of the ledger, unless it has one only; an event has 1,000,000
-)
-_ENTRY_BYTES = (
-    800  # more than the rest of an entry: its place, its tool's name, its call's key, times, counts
-)
+PORTION_MAX_BYTES = 600_000  # of a record's entries, unless it has one only; an event has 1,000,000
+_ENTRY_BYTES = 800  # more than what else an entry has: place, tool, the call's key, times, counts
 _NO_WAIT = Wait(0)
 SEND_WITHIN_MS = 10_000  # an execution on record is sent so soon, or put on record anew
 

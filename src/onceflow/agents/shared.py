@@ -21,9 +21,7 @@ from onceflow.agents.journal import OUTCOME_UNKNOWN, UNUSABLE_RESULT, Entry, che
 
 FORMAT = 2  # in 1 `takers` named runs that had completed, too
 OPEN_MS = 30 * 24 * 3_600_000  # a record outlives its time for open runs so long; then what they have stands
-TAKERS_MAX = (
-    1_000  # of a record, which is written anew for each; with more open runs its effect stands for good
-)
+TAKERS_MAX = 1_000  # the record is written anew for each; with more open runs its effect stands for good
 
 NOBODY = (b"", "")
 
@@ -46,9 +44,7 @@ class Shared(msgspec.Struct, array_like=True, frozen=True):
     unknown: str = ""  # why nobody knows whether it happened
     takers: tuple[bytes, ...] = ()  # open runs that have its result
     unusable: str = ""  # why its result cannot be kept; its effect stands
-    kept: bool = (
-        False  # no run that fails undoes it: one has completed with it, or nothing undoes it; no takers then
-    )
+    kept: bool = False  # no run undoes it: one has completed with it, or nothing could; no takers then
 
     @property
     def made(self) -> bool:
