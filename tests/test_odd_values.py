@@ -36,7 +36,7 @@ from onceflow.errors import AFTER_MAX_S, TEXT_MAX, ConfigError, Failed, GiveUp, 
 from onceflow.event import Event, Incoming, home_slot
 from onceflow.state.seen import seen_key, tenant_prefix
 from onceflow.stream.content import Grant, Input
-from onceflow.stream.grants import Ready
+from onceflow.stream.news import Ready
 from onceflow.stream.open_runs import OpenRuns
 from onceflow.stream.topics import RECORD_MAX_BYTES
 from tests.tenant import KEY, NOW, Tenant

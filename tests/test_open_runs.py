@@ -23,7 +23,7 @@ from onceflow.event import Event, home_slot
 from onceflow.state.ledger import Records
 from onceflow.state.seen import BrokerClock, Judge
 from onceflow.stream import open_runs as module
-from onceflow.stream.grants import Ready
+from onceflow.stream.news import Ready
 from onceflow.stream.open_runs import OpenRuns, TenantMemory
 from tests.tenant import INCOMING, KEY, NOW
 

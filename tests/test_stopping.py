@@ -8,7 +8,7 @@ import pytest
 from onceflow.agents.agent import routes
 from onceflow.config import Settings
 from onceflow.stream.content import Grant, Input, Pair
-from onceflow.stream.grants import Added, News, Ready, Removed
+from onceflow.stream.news import Added, News, Ready, Removed
 from onceflow.stream.runtime import REVOKE_S, Runtime
 
 GRANT = Grant(3)

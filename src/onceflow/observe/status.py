@@ -19,8 +19,7 @@ from confluent_kafka import Consumer, Message
 from onceflow.config import Settings
 from onceflow.stream.catchup import read_to_end
 from onceflow.stream.cluster import Cluster, KafkaAway, Partition, Topic, client_made
-from onceflow.stream.grants import unfinished_below
-from onceflow.stream.progress import Progress, Tally, decode_progress
+from onceflow.stream.progress import Progress, Tally, decode_progress, unfinished_below
 from onceflow.stream.topics import Names, existing_slots, inputs_of
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from threading import Event as Signal
 from typing import NamedTuple
 
 from confluent_kafka import Message
@@ -423,20 +422,3 @@ class _Share:
                 extra={"events": self._events, "forwarded": self._forwarded},
             )
         self._events = self._forwarded = 0
-
-
-class Doorbell:
-    """Wakes the worker when something is there to fetch, so that it need not look all the time."""
-
-    def __init__(self) -> None:
-        self._signal = Signal()
-
-    def ring(self) -> None:
-        """Something is there; from any thread."""
-        if not self._signal.is_set():
-            self._signal.set()
-
-    def wait(self, timeout_s: float) -> None:
-        """Wait until somebody rings, or the time is over."""
-        if self._signal.wait(timeout_s):
-            self._signal.clear()

@@ -16,7 +16,7 @@ from onceflow.event import home_slot
 from onceflow.state.ledger import Change, Records, group_of
 from onceflow.state.seen import Judge, identity_key, seen_key, tenant_prefix
 from onceflow.stream.content import Grant, Input
-from onceflow.stream.grants import Ready
+from onceflow.stream.news import Ready
 
 DUE_MAX = 10_000  # times that are held before those of runs that have ended are looked for
 

@@ -186,3 +186,9 @@ class Skip:
     def __contains__(self, offset: int) -> bool:
         index = bisect_right(self._firsts, offset) - 1
         return index >= 0 and offset < self._ends[index]
+
+
+def unfinished_below(progress: Progress, first: int) -> int:
+    """How many unfinished records lie below an offset."""
+    finished = sum(max(0, min(end, first) - start) for start, end in progress.finished if start < first)
+    return max(0, first - progress.lowest - finished)

@@ -30,13 +30,15 @@ from onceflow.stream.cell import Cell, record_error
 from onceflow.stream.cluster import Cluster, answers
 from onceflow.stream.content import Committed, Ends, Grant, Input, Pair, Reads, Work, finished_by
 from onceflow.stream.dedup import Dedup
+from onceflow.stream.doorbell import Doorbell
 from onceflow.stream.ends import ends_of
 from onceflow.stream.flags import Flags
-from onceflow.stream.grants import Added, Grants, News, Ready, Removed, news_follow
+from onceflow.stream.grants import Grants
 from onceflow.stream.identity import Identity, take_identity
-from onceflow.stream.inlet import Doorbell, Reading
+from onceflow.stream.inlet import Reading
 from onceflow.stream.letters import Letters
 from onceflow.stream.metrics import Metrics, count_commit
+from onceflow.stream.news import Added, News, Ready, Removed, news_follow
 from onceflow.stream.open_runs import OpenRuns
 from onceflow.stream.outbox import Outbox
 from onceflow.stream.settling import transactional_id
