@@ -100,7 +100,7 @@ ALL = (
     Point("stop, after the last commit", "agents.executor:Executor.close", BEFORE, needs=SIGTERM),
 )
 EFFECTS = (  # of a run that changes something; the flow `effects_flow` comes by them
-    Point("intent queued", "agents.in_flight:InFlight._write", AFTER, 60),
+    Point("intent queued", "agents.deciding:Deciding._write", AFTER, 60),
     Point("intent committed", "stream.outbox:Outbox._remember", BEFORE, 15, which=with_calls),
     Point("call sent", "agents.executor:Executor.start", AFTER, 60),
     Point("effect done", "agents.tool:Tool.encode_result", BEFORE, 60),

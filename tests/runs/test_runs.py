@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from onceflow.agents import anew, asking, calls, in_flight, keys, machine, shared
+from onceflow.agents import anew, asking, calls, deciding, in_flight, keys, machine, shared
 from onceflow.agents.calls import Next
 from onceflow.agents.journal import CALL_FAILED, Entry
 from onceflow.agents.lane import Lane
@@ -132,7 +132,7 @@ def a_redrive_asks_the_model_again(patch: pytest.MonkeyPatch) -> None:
     """What an effect that stands was based on is read anew."""
     kept = anew.redriven
     patch.setattr(
-        "onceflow.agents.in_flight.redriven",
+        "onceflow.agents.deciding.redriven",
         lambda journal: {p: e for p, e in kept(journal).items() if e.intent},
     )
 
@@ -264,7 +264,7 @@ def the_ledger_is_read_before_it_is_settled(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_snapshot_is_preferred_to_the_ledger(patch: pytest.MonkeyPatch) -> None:
-    restored, begin = in_flight.restored, Lane._begin
+    restored, begin = deciding.restored, Lane._begin
     kept: dict[bytes, Any] = {}
 
     def all_of_it(snapshot: bytes) -> Any:
@@ -278,7 +278,7 @@ def a_snapshot_is_preferred_to_the_ledger(patch: pytest.MonkeyPatch) -> None:
             arrived.saved.journal = dict(journal.entries)
         begin(self, arrived, news)
 
-    replace(patch, in_flight, "restored", all_of_it)
+    replace(patch, deciding, "restored", all_of_it)
     replace(patch, Lane, "_begin", from_the_snapshot)
 
 

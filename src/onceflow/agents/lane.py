@@ -3,7 +3,7 @@
 Like a run it is a state machine: happenings in, decisions out; the calls that its runs ask for go to whoever
 was given. Runs that only wait are not held in memory, see `sleep`.
 
-Here is what happens to it; how its runs begin, decide and end is in `in_flight`.
+Here is what happens to it; how its runs begin is in `in_flight`, what they decide in `deciding`.
 """
 
 import logging
@@ -16,6 +16,7 @@ import msgspec
 from onceflow.agents.at_once import Beginning
 from onceflow.agents.calls import RunFailed
 from onceflow.agents.commands import CANCELLED, Command, resolution
+from onceflow.agents.deciding import ends_by_ms, out_of_time
 from onceflow.agents.happenings import (
     NO_OFFSET,
     Arrivals,
@@ -33,7 +34,7 @@ from onceflow.agents.happenings import (
     Signalled,
     Sleeping,
 )
-from onceflow.agents.in_flight import NOTHING, InFlight, ends_by_ms, out_of_time
+from onceflow.agents.in_flight import NOTHING, InFlight
 from onceflow.agents.journal import GONE, Entry, kept_until_ms
 from onceflow.agents.loop import Answered
 from onceflow.agents.machine import Machine

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from onceflow.agents.agent import Routes
+from onceflow.agents.deciding import ends_by_ms
 from onceflow.agents.happenings import Arrived, Due, Happening, Resumed, Sleeping
-from onceflow.agents.in_flight import ends_by_ms
 from onceflow.agents.journal import NUMBER_BYTES, OpenRun, open_runs, run_prefix, runs_of
 from onceflow.agents.order import in_turn
 from onceflow.agents.shared import Shared, decode_shared
