@@ -31,6 +31,7 @@ def ending(asked: list[Any]) -> Any:
         flush=lambda timeout_s, pair: not asked.append(("flush", timeout_s, pair)),
         polled=lambda pair, reads: asked.append(("polled", pair)),
     )
+    runtime.executor = SimpleNamespace(answers=list)
     runtime._grants = SimpleNamespace(assigned=lambda grants: asked.append(("assigned", grants)))
     runtime._reading = SimpleNamespace(forget=lambda inputs: asked.append(("forget", inputs)))
     runtime._cell = SimpleNamespace(

@@ -116,7 +116,9 @@ class Schedule:
             yield 3, "due", self._due
         if (parked := self._parked()) is not None:
             yield 1, f"resolve {parked.key.hex()[:4]}", lambda: self._resolve(parked)
-        if not self.calm:
+        if cell.leaving:
+            yield 0.5, "✗ its slot moves", self._move
+        elif not self.calm:
             yield from self._faults()
 
     def _faults(self) -> Iterator[tuple[float, str, Callable[[], Any]]]:
@@ -124,6 +126,7 @@ class Schedule:
             yield 0.4, "✗ dies", self._crash
             yield 0.4, "✗ replaced", lambda: self._crash(ghost=True)
             yield 0.3, "✗ loses its slot", self._lose_slot
+            yield 0.3, "its slot is about to move", self.cell.leave
         yield 0.3, "snapshot", self._take_snapshot
         yield 0.5, "time", lambda: self._pass(self.random.choice([200, 2_000, 6_000]))
         yield 0.3, "signal", self._signal
@@ -178,6 +181,10 @@ class Schedule:
             self.snapshot = None  # it is lost
         return Cell(self.log, self.now_ms, self.snapshot)
 
+    def _move(self) -> None:
+        self.cell.give_up(self.now_ms, in_time=self.random.random() < 0.8)
+        self._crash(ghost=True)
+
     def _take_snapshot(self) -> None:
         self.snapshot = self.cell.lane.snapshot()
 
@@ -218,7 +225,9 @@ class Schedule:
         if cell is not self.cell:
             request.cell = None
         late = started.send_by_ms and self.now_ms > started.send_by_ms
+        started.call.sent(self.now_ms, started.tool.timeout_s)
         if late or not started.run.wants(started):
+            started.call.not_sent()
             self._answer(request, NotSent())
         else:
             self.requests.append(request)

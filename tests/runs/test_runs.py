@@ -291,6 +291,23 @@ def a_copy_of_a_run_that_waits_is_judged_before_it_is_known(patch: pytest.Monkey
     replace(patch, Cell, "know", lambda self, key: None)
 
 
+def taken_back_though_it_was_sent(patch: pytest.MonkeyPatch) -> None:
+    """A slot moves: what its calls are about to do counts as not done."""
+    take_back = Machine.take_back
+
+    def rash(self: Machine, now_ms: int) -> Any:
+        for waiting in self._waiting.values():
+            waiting.started.call.not_sent()
+        return take_back(self, now_ms)
+
+    replace(patch, Machine, "take_back", rash)
+
+
+def sent_though_it_was_taken_back(patch: pytest.MonkeyPatch) -> None:
+    """A slot moves: the calls that wait for their turn are made all the same."""
+    replace(patch, Machine, "leave", lambda self: None)
+
+
 RULES: list[Patch] = [
     no_barrier,
     another_key_each_time,
@@ -317,6 +334,8 @@ RULES: list[Patch] = [
     a_snapshot_is_preferred_to_the_ledger,
     an_answer_of_an_earlier_grant_is_taken,
     a_copy_of_a_run_that_waits_is_judged_before_it_is_known,
+    taken_back_though_it_was_sent,
+    sent_though_it_was_taken_back,
 ]
 
 

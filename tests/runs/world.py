@@ -105,6 +105,7 @@ class Cell:
     def __init__(self, log: Log, now_ms: int, snapshot: bytes | None = None) -> None:
         self.log = log
         self.calls: list[tuple[int, StartCall]] = []  # when each is due
+        self.leaving = False  # its slot goes to another cell in a moment
         self._now_ms = now_ms
         self._capacity = Capacity(runs_per_lane=50, runs_per_cell=50)
         self.lane = self._new_lane(snapshot)
@@ -172,8 +173,20 @@ class Cell:
         for _ in range(batches):
             batch = self.batches.popleft()
             self.log.commit(batch)
-            if self.source.grant.live:
+            if self.source.grant.live and not self.leaving:
                 self._start(batch.calls)
+
+    def leave(self) -> None:
+        """The slot is about to go: what is decided is committed, and nothing is sent any more."""
+        self.leaving = True
+        self.lane.leave()
+
+    def give_up(self, now_ms: int, *, in_time: bool) -> None:
+        """The slot goes, and what was decided is committed before, if there is time for that."""
+        self.take(now_ms)
+        self.batches.append(self.lane.take_back(now_ms))
+        if in_time:
+            self.commit(len(self.batches))
 
     def read_next(self, now_ms: int) -> None:
         """Read a record of the log, if it is not finished."""

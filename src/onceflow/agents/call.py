@@ -63,6 +63,10 @@ class Call(msgspec.Struct, frozen=True):
         """Note that this attempt is sent now."""
         msgspec.structs.force_setattr(self, "deadline_ms", now_ms + int(timeout_s * 1000))
 
+    def not_sent(self) -> None:
+        """Note that it is not, after all."""
+        msgspec.structs.force_setattr(self, "deadline_ms", 0)
+
     def retrieved(self, ids: Iterable[str], tenant: str | None = None) -> None:
         """Note which records the call has found, and whose they are (by default its own tenant's).
 

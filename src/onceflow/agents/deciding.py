@@ -89,6 +89,7 @@ class Deciding:
         self._watch = capacity.watch
         self._held: dict[bytes, Arrived] = {}  # until they may run apart, or others have done so
         self._journals = {} if snapshot is None else restored(snapshot)
+        self._leaves = False  # its slot goes to another cell in a moment
         self._now_ms = 0  # of what is worked on now, which leads to these:
         self._calls: list[StartCall] = []
         self._decided = Decided()

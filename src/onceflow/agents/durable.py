@@ -16,6 +16,7 @@ from onceflow.agents.calls import (
     KeyDecided,
     KeyUndone,
     LeaveKey,
+    Next,
     NotSent,
     Raised,
     StartCall,
@@ -116,7 +117,7 @@ class DurableCalls(RunState, eq=False):
             else:
                 self._leave(started)
             return
-        call = msgspec.structs.replace(call, attempt=call.attempt + 1, lineage=())
+        call = msgspec.structs.replace(call, attempt=call.attempt + 1, deadline_ms=0, lineage=())
         waiting.started = started = msgspec.structs.replace(started, call=call, delay_s=delay_s)
         if tool.effect == "read" or started.kind == "reconcile":
             self._effects.append(started)
@@ -136,6 +137,8 @@ class DurableCalls(RunState, eq=False):
 
         A run that fails makes no more calls; but a keyed one that may have happened is settled best by its key.
         """
+        if self._leaves:
+            return False
         if self._end is None or self.ended or started.kind != "call":
             return not self.ended
         waiting = self._waiting.get(started.place)
@@ -198,7 +201,7 @@ class DurableCalls(RunState, eq=False):
         tool = started.tool
         policy = "park" if started.kind != "call" else tool.on_unknown
         if policy == "reconcile":
-            call = msgspec.structs.replace(started.call, attempt=started.call.attempt + 1)
+            call = msgspec.structs.replace(started.call, attempt=started.call.attempt + 1, deadline_ms=0)
             waiting.made, waiting.attempts = waiting.attempts, 1
             waiting.started = msgspec.structs.replace(
                 started, call=call, kind="reconcile", delay_s=over_s, send_by_ms=0
@@ -256,6 +259,38 @@ class DurableCalls(RunState, eq=False):
         message = f"{started.tool.name}: it may have happened, and was compensated"
         return msgspec.structs.replace(self.journal[started.place], error=(CALL_FAILED, message))
 
+    # -- the run goes on in another cell, soon --
+
+    def leave(self) -> None:
+        """From now on send nothing. Answers are put on record, and nothing comes of them here."""
+        self._leaves = True
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a call is out that nobody may repeat: without its answer, nobody would know about it."""
+        return any(_only_once(w.started) and w.started.call.deadline_ms for w in self._waiting.values())
+
+    def _outcome_left(self, waiting: Waiting, answer: Answer, outcome: Entry | Next) -> None:
+        """A call's answer, for whoever goes on with the run."""
+        if isinstance(outcome, Entry):
+            self._decided(waiting.started, outcome)
+        elif outcome is Next.AGAIN and not waiting.unknown and self._is_intended(waiting.started):
+            delay_s = retry_delay_s(waiting, answer)
+            if not (isinstance(answer, Raised) and isinstance(answer.error, NotSent)):
+                waiting.attempts += 1
+            self._postpone(waiting, delay_s)
+
+    def _take_back(self) -> None:
+        """Note of the calls that nobody may repeat which were not sent: they were not."""
+        for waiting in [*self._waiting.values()]:
+            started = waiting.started
+            if _only_once(started) and self._is_intended(started) and not started.call.deadline_ms:
+                self._postpone(waiting, 0.0)
+
+    def _is_intended(self, started: StartCall) -> bool:
+        known = self.journal.get(started.place)
+        return known is not None and known.open and known.intent is not None
+
     # -- compensation --
 
     def _stands(self) -> list[str]:
@@ -281,7 +316,7 @@ class DurableCalls(RunState, eq=False):
             call.key if entry.intent is None else entry.intent.key
         )  # of a shared call: as it was made this time
         key = undo_key(of) if known is None or known.intent is None else known.intent.key
-        call = msgspec.structs.replace(call, key=key, attempt=attempt)
+        call = msgspec.structs.replace(call, key=key, attempt=attempt, deadline_ms=0)
         if entry.result is None and entry.intent is not None:  # it may still be on its way, or at work
             over_s = (entry.intent.send_by_ms - self.now_ms) / 1000 + tool.timeout_s
             delay_s = max(delay_s, over_s)
@@ -304,6 +339,10 @@ class DurableCalls(RunState, eq=False):
         started = StartCall(self._whole, UNDO + place, tool, call, 0.0, "undo")
         self._waiting[UNDO + place] = Waiting(started)
         self._effects.append(LeaveKey(self._whole, place, self._digest(place), self.journal[place]))
+
+
+def _only_once(started: StartCall) -> bool:
+    return started.tool.effect == "blind" and started.kind != "reconcile"
 
 
 def _result_of(tool: Tool[Any, Any], entry: Entry) -> Any:

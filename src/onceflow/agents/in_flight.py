@@ -36,7 +36,7 @@ class InFlight(Deciding):
     """The runs of a lane, as far as they begin."""
 
     def _may_begin(self) -> bool:
-        return self._capacity.may_begin(self.tenant, len(self._runs))
+        return self._capacity.may_begin(self.tenant, len(self._runs)) and not self._leaves
 
     def _machine(self, event: Event[Any], arrived: Arrived) -> Machine:
         return Machine(arrived.agent, arrived, root=event.key, flags=self._flags, now_ms=self._now_ms)

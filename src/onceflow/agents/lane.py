@@ -121,6 +121,25 @@ class Lane(InFlight):
         decided, self._decided = self._decided, Decided()
         return decided
 
+    def leave(self) -> None:
+        """The slot goes to another cell in a moment: begin and send nothing more; answers are put on record."""
+        self._leaves = True
+        for run in self._runs:
+            run.leave()
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether calls are out that nobody may repeat."""
+        return any(run.in_doubt for run in self._runs)
+
+    def take_back(self, now_ms: int) -> Decided:
+        """After `leave`, at last: put on record which calls that nobody may repeat were not sent."""
+        self._now_ms = now_ms
+        for run in [*self._runs]:
+            self._note(run, run.take_back(now_ms))
+        decided, self._decided = self._decided, Decided()
+        return decided
+
     def snapshot(self) -> bytes:
         """The journals of runs in flight, and of runs whose event did not come again yet."""
         return encode_snapshot(self.tenant, self._journals.values(), self._runs)
@@ -311,6 +330,7 @@ class Lane(InFlight):
     def _drop(self, grant: Any) -> None:
         gone = [run for run in self._runs if run.token.source.grant is grant]
         self._runs.difference_update(gone)
+        self._leaves = False
         self._capacity.lost(run.token.key for run in gone)
         for run in gone:
             self._sleepers.forget(run.token.key)

@@ -189,9 +189,12 @@ class Loop:
         started = calling.started
         tool, call = started.tool, started.call
         now_ms = int(time.time() * 1000)
+        call.sent(
+            now_ms, tool.timeout_s
+        )  # before the run is asked: whoever takes calls back looks at this last
         if (started.send_by_ms and now_ms > started.send_by_ms) or not started.run.wants(started):
+            call.not_sent()
             raise NotSent
-        call.sent(now_ms, tool.timeout_s)
         _current.set(calling)
         due = self._limit(calling, at_s, tool.timeout_s)
         try:

@@ -130,6 +130,9 @@ class Machine(Asking, eq=False):
         self.now_ms = now_ms
         self._effects = []
         outcome = judged(waiting, answer)
+        if self._leaves:
+            self._outcome_left(waiting, answer, outcome)
+            return self._written()
         if outcome is Next.AGAIN:
             self._again(waiting, answer)
         elif outcome is Next.UNKNOWN:
@@ -203,6 +206,13 @@ class Machine(Asking, eq=False):
         self._effects = []
         self._parking = (reason, message, "")
         return self._settled()
+
+    def take_back(self, now_ms: int) -> list[Effect]:
+        """Put on record which calls that nobody may repeat were not sent: the run goes on in another cell."""
+        self.now_ms = now_ms
+        self._effects = []
+        self._take_back()
+        return self._written()
 
     def close(self) -> None:
         """Abandon the run; its agent sees GeneratorExit."""
@@ -284,6 +294,12 @@ class Machine(Asking, eq=False):
             if self._waits and not self._waiting:
                 self.close()
                 self._effects.append(Asleep(self, first_due_ms(self._waits.values())))
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _written(self) -> list[Effect]:
+        """What has come of a happening is on record, and that is all."""
+        self._write()
         effects, self._effects = self._effects, []
         return effects
 

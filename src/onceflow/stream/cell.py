@@ -2,8 +2,8 @@
 
 The group subscribes to F.inbox alone; partition s assigned = slot s granted. All other inputs of a slot are
 added by `incremental_assign` once its grant is settled. Only the worker's thread touches the consumer.
-Nothing that can wait for Kafka or fail is done in the callbacks, but for one: on revoke, what is pending is
-committed first (bounded), while the slot is still ours.
+Nothing that can wait for Kafka or fail is done in the callbacks, but for one: on revoke, calls that nobody may
+repeat are waited for and what is pending is committed (both bounded), while the slot is still ours.
 """
 
 import logging

@@ -19,6 +19,7 @@ from onceflow.agents.executor import Executor
 from onceflow.agents.gates import allowance_of
 from onceflow.agents.happenings import Decided, Happening, Lost, Settled, Turn
 from onceflow.agents.lane import Lane
+from onceflow.agents.loop import Answered
 from onceflow.agents.snapshot import snapshot_tenant
 from onceflow.config import Settings
 from onceflow.errors import Fault
@@ -36,6 +37,7 @@ from onceflow.stream.flags import Flags
 from onceflow.stream.grants import Grants
 from onceflow.stream.identity import Identity, take_identity
 from onceflow.stream.inlet import Reading
+from onceflow.stream.leaving import leave
 from onceflow.stream.letters import Letters
 from onceflow.stream.metrics import Metrics, count_commit
 from onceflow.stream.news import Added, News, Ready, Removed, news_follow
@@ -49,6 +51,7 @@ from onceflow.stream.watch import open_watch
 
 log = logging.getLogger(__name__)
 
+CALLS_S = 3.0  # how long a revoke may wait for calls that nobody may repeat; nothing is read meanwhile
 REVOKE_S = 4.0  # how long a revoke may wait for what is pending to be committed; less than a session
 REJOIN_S = 10.0  # a member that lost its session is back in its group within seconds
 _IDLE_WAIT_S = 0.004
@@ -81,6 +84,7 @@ class Runtime:
         self._passed: list[Reads] = []
         self._postponed: list[News] = []
         self._direct: dict[str, list[Happening]] = {}
+        self._answered: list[Answered] = []  # fetched, and not yet given to their runs
         self._gauges_at = 0.0
         self._answering_since: float | None = None
 
@@ -216,16 +220,14 @@ class Runtime:
         if (failure := self.outbox.failure or self._grants.failure) is not None:
             raise failure
         happenings, self._direct = self._direct, {}
-        for answered in self.executor.answers():
-            tenant = answered.run.token.incoming.tenant
-            happenings.setdefault(tenant, []).append(answered)
+        self._answered += self.executor.answers()
         for commit in self._reading.settle():
             self._judge.committed(commit.seen, commit.identities)
             self._records.committed(commit.ledger)
         self._take_news(happenings)
         ends = Ends()
         if self.stopping:
-            self._end_soon(bool(happenings))
+            self._end_soon(bool(happenings or self._answered))
             self._stand_by()
         else:
             for tenant in self.capacity.turns(time.monotonic()):
@@ -236,7 +238,10 @@ class Runtime:
             ):  # after a poll: slots go in it
                 happenings.setdefault(tenant, []).append(due)
         self._set_gauges()
-        batch: list[tuple[str, Work | Ends]] = [(t, Work(t, list_)) for t, list_ in happenings.items()]
+        first = self._answers()  # those that a revoke has not given to their runs meanwhile
+        for tenant, others in happenings.items():
+            first.setdefault(tenant, []).extend(others)
+        batch: list[tuple[str, Work | Ends]] = [(t, Work(t, list_)) for t, list_ in first.items()]
         if ends:
             batch.append(("", ends))
         if not batch:
@@ -293,6 +298,32 @@ class Runtime:
                 self._open_runs.plan(tenant, due, due_ms)
 
     # --- within ---
+
+    def _answers(self) -> dict[str, list[Happening]]:
+        """What was answered, by tenant."""
+        found: dict[str, list[Happening]] = {}
+        answered, self._answered = self._answered, []
+        for each in answered:
+            found.setdefault(each.run.token.incoming.tenant, []).append(each)
+        return found
+
+    def _leave(self, lanes: Sequence[Lane], patience_s: float) -> None:
+        """See `leaving`. From within a poll or at the end: what was emitted before has reached the outbox."""
+        wait = partial(self._doorbell.wait, _IDLE_WAIT_S)
+        leave(lanes, patience_s, self._take_answers, wait, self._decided)
+
+    def _take_answers(self) -> None:
+        """Give the runs of all tenants their answers, while the dataflow stands still."""
+        self._answered += self.executor.answers()
+        for tenant, answered in self._answers().items():
+            if (lane := self.lanes.get(tenant)) is not None:
+                self._decided(tenant, lane.take(answered, int(time.time() * 1000)))
+                self._direct.setdefault(tenant, [])  # it may be idle now, and is asked so
+
+    def _decided(self, tenant: str, decided: Decided) -> None:
+        self._plan(tenant, decided)
+        if ends := ends_of(decided, self._letters, tenant, self._inbox(tenant), int(time.time() * 1000)):
+            self.outbox.put(ends)
 
     def _flush(self, timeout_s: float) -> BaseException | None:
         """Commit what is pending; what kept it from that. Meanwhile the group is served, or it would refuse us."""
@@ -394,6 +425,7 @@ class Runtime:
             )
         self.ended = True
         self.executor.refuse()  # what the last commit would let them send
+        self._leave([*self.lanes.values()], 0.0)
         raise StopIteration
 
     def _granted(self, grants: list[Grant]) -> None:
@@ -405,6 +437,8 @@ class Runtime:
     def _revoking(self, pair: Pair, leaving: list[Grant]) -> None:
         for grant in leaving:
             grant.leaving = True
+        slots = {grant.slot for grant in leaving}
+        self._leave([lane for t, lane in self.lanes.items() if home_slot(t, self._slots) in slots], CALLS_S)
         if not self.outbox.flush(REVOKE_S, pair):
             log.warning(
                 "slots are revoked before all that was pending could be committed; it is done again elsewhere"
