@@ -106,6 +106,7 @@ REFUSED = [
     ({}, "slots = ", "onceflow.toml is not TOML"),
     ({}, '[kafka.client]\nsasl.mechanism = "x"\n"sasl.mechanism" = "y"', "given twice"),
     ({}, '[kafka.client]\n"group.id" = "x"', "must be left out: exactly once depends on"),
+    ({}, '[kafka.client]\n"max.poll.interval.ms" = "9"', "must be left out: a cell always polls within"),
     ({}, '[events.plain]\nid = "key"', "events.plain.source is missing: must be header:NAME, key"),
     ({"EVENTS__PLAIN__ID": "id"}, "", "events.plain.id = 'id'"),
     ({"STATE_DIR": ""}, "", "must be a directory of the cell's own"),

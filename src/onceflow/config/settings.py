@@ -26,6 +26,10 @@ _ONLY_OURS = {
     "bootstrap.servers": "left out: set kafka.bootstrap_servers instead",
     "session.timeout.ms": "left out: set session_timeout instead",
     "transaction.timeout.ms": "left out: set transaction_timeout instead",
+    "heartbeat.interval.ms": "left out: it follows session_timeout",
+    "max.poll.interval.ms": "left out: a cell always polls within milliseconds",
+    "batch.size": "left out: it follows the topics' max.message.bytes",
+    "message.max.bytes": "left out: it follows the topics' max.message.bytes",
 } | dict.fromkeys(
     [
         *("group.id", "group.instance.id", "group.protocol", "partition.assignment.strategy"),
