@@ -1,6 +1,7 @@
 """The executor: every call gets exactly one answer, whatever its tool does."""
 
 import asyncio
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -101,6 +102,51 @@ def test_async_tools_run_in_the_loop_and_plain_ones_in_threads(asked: Asked) -> 
     plain.call(greet_plainly, name="tea")
     assert result(plain.answer()) == "tea in onceflow-tool"
     plain.executor.close()
+
+
+def traced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator as most are: it hides that a function is async."""
+
+    @functools.wraps(function)
+    def wrapped(*given: Any, **more: Any) -> Any:
+        return function(*given, **more)
+
+    return wrapped
+
+
+def test_an_async_tool_behind_a_plain_decorator_is_awaited(asked: Asked) -> None:
+    asked.call(traced(greet), name="tea")
+    assert result(asked.answer()) == "acme tea 1"
+
+
+@pytest.mark.parametrize("error", [GiveUp("no"), asyncio.CancelledError()], ids=lambda e: type(e).__name__)
+def test_so_is_what_it_raises(asked: Asked, error: BaseException) -> None:
+    asked.call(traced(raises), error=error)
+    assert asked.answer().error is error
+
+
+def test_so_is_its_time_out(asked: Asked) -> None:
+    asked.call(traced(never), timeout_s=0.05)
+    assert isinstance(asked.answer().error, TimeoutError)
+
+
+def test_so_is_a_compensation(asked: Asked) -> None:
+    undone: list[Any] = []
+
+    @tool(effect="keyed", name="charge")
+    async def charge(call: Call) -> str: ...  # type: ignore[empty-body]
+
+    @charge.compensate
+    @traced
+    async def refund(call: Call, result: str | None) -> None:
+        await asyncio.sleep(0)
+        undone.append(result)
+
+    run: Any = Machine(None, None)  # type: ignore[arg-type]
+    call = Call("acme", "run", "key", 1, {})
+    asked.executor.start([StartCall(run, "~0", charge, call, 0.0, "undo", "paid")])
+    assert isinstance(asked.answer(), Returned)
+    assert undone == ["paid"]
 
 
 @pytest.mark.parametrize("function", [raises, raises_plainly])

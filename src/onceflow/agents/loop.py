@@ -204,6 +204,8 @@ class Loop:
             else:
                 function = function_of(started)
                 result = await (function() if _is_async(function) else self._in_thread(calling, function))
+                if inspect.isawaitable(result):  # a decorator around it is a plain function
+                    result = await result
         except BaseException as error:
             if calling.too_late:
                 assert calling.task is not None
