@@ -13,6 +13,8 @@ from onceflow.event.json_text import decode_any
 TEXT_MAX_BYTES = 512
 """The limit of id, source and type, each."""
 
+TENANT_MAX = 128  # characters
+
 KNOWN = frozenset(("specversion", "id", "source", "type", "tenant", "time", "data_base64"))
 Time = Annotated[datetime, Meta(tz=True)]
 
@@ -23,7 +25,7 @@ _OTHER_TYPE = object()
 
 @lru_cache(maxsize=65_536)
 def is_tenant(text: str) -> bool:
-    """Whether this may be a tenant's name."""
+    """Whether this may be a tenant's name. To be asked of short texts only: the answer is kept."""
     return _TENANT.fullmatch(text) is not None
 
 
@@ -42,7 +44,8 @@ def attribute_fault(name: str, content: object) -> str:
             return 'attribute "time" must be an RFC 3339 time with an offset, as 2026-08-01T12:00:00Z'
         return ""
     if name == "tenant":
-        return "" if is_tenant(content) else f'attribute "tenant" must match {_TENANT.pattern}'
+        fits = len(content) <= TENANT_MAX and is_tenant(content)  # what is longer must not stay in the cache
+        return "" if fits else f'attribute "tenant" must match {_TENANT.pattern}'
     size = len(content.encode(errors="surrogatepass"))
     if not 1 <= size <= TEXT_MAX_BYTES:
         return f'attribute "{name}" must be 1 to {TEXT_MAX_BYTES} bytes, not {size}'

@@ -13,19 +13,29 @@ programs could see two different events in one record.
 """
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Raw
 from msgspec.structs import force_setattr
 
-from onceflow.event.attributes import KNOWN, TEXT_MAX_BYTES, Time, attribute_fault, is_tenant, text_of
+from onceflow.event.attributes import (
+    KNOWN,
+    TENANT_MAX,
+    TEXT_MAX_BYTES,
+    Time,
+    attribute_fault,
+    is_tenant,
+    text_of,
+)
 from onceflow.event.incoming import Headers, Incoming, Reason, Unusable
 from onceflow.event.json_text import malformed, too_deep
 from onceflow.event.plain import PlainMapping
 
 SIZE_MAX_BYTES = 1_000_000
 _BACKSLASH, _DELETE = 0x5C, 0x7F
+_EDGES = (1, 9999)  # the years in which a time may have no UTC, as which it is stored
 
 
 def read_event(
@@ -78,7 +88,7 @@ class Structured(Incoming, frozen=True, kw_only=True, gc=False):
     id: Annotated[str, Meta(min_length=1, max_length=TEXT_MAX_BYTES)]
     source: Annotated[str, Meta(min_length=1, max_length=TEXT_MAX_BYTES)]
     type: Annotated[str, Meta(min_length=1, max_length=TEXT_MAX_BYTES)]
-    tenant: Annotated[str, Meta(min_length=1, max_length=128)] = ""
+    tenant: Annotated[str, Meta(min_length=1, max_length=TENANT_MAX)] = ""
     time: Time | None = None
     data: Raw = Raw()
     data_base64: None = None
@@ -139,6 +149,8 @@ def read_fast(value: bytes, topic_tenant: str) -> Structured | None:
             return None
         force_setattr(event, "tenant", topic_tenant)
     if not is_tenant(event.tenant):
+        return None
+    if event.time is not None and event.time.year in _EDGES:
         return None
     force_setattr(event, "document", value)
     return event
@@ -205,6 +217,8 @@ def _binary_fast(
         return None
     if topic_tenant and tenant != topic_tenant:
         return None
+    if envelope.time is not None and envelope.time.year in _EDGES:
+        return None
     return Incoming(
         tenant, envelope.source, envelope.id, envelope.type, envelope.time, data, headers=tuple(headers)
     )
@@ -266,4 +280,16 @@ def _assemble(
         fault = f'attribute "tenant" is another than the tenant of this topic, {tenant}'
         return Unusable(Reason.WRONG_TENANT, fault, tenant)
     time = msgspec.convert(found["time"], Time) if "time" in found else None
+    if time is not None and not _has_utc(time):
+        return Unusable(
+            Reason.INVALID, 'attribute "time" must be between the years 1 and 9999 in UTC', tenant
+        )
     return Incoming(tenant, found["source"], found["id"], found["type"], time, data, document, headers)
+
+
+def _has_utc(time: datetime) -> bool:
+    try:
+        time.astimezone(UTC)
+    except OverflowError:
+        return False
+    return True
