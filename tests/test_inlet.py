@@ -13,7 +13,7 @@ from onceflow.agents.happenings import Arrivals, Arrived, Happening
 from onceflow.agents.run import Run
 from onceflow.config import Settings
 from onceflow.event import Event, home_slot
-from onceflow.stream.content import Ends, Finished, Grant, Input
+from onceflow.stream.content import Committed, Ends, Finished, Grant, Input
 from onceflow.stream.inlet import Reading
 from onceflow.stream.letters import Letters
 from onceflow.stream.topics import Names
@@ -70,12 +70,19 @@ class World:
         settings = Settings(limits={"value_bytes": 1024, "prefetch_bytes": 1 << 20})  # type: ignore[arg-type]
         letters = Letters("flow", NAMES, dict.fromkeys(NAMES, 1_000_000), 300)
         self.input = Input(topic, 3, Grant(HERE), topic_id="id", tenant=tenant)
-        self.cell: Any = SimpleNamespace(inputs={(topic, 3): self.input}, poll=self._polled)
+        self.cell: Any = SimpleNamespace(
+            inputs={(topic, 3): self.input}, poll=self._polled, pause=self._pause, positions=lambda _: {}
+        )
+        self.cell.resume = lambda inputs: [setattr(input, "paused", False) for input in inputs]
         self.messages: list[Message] = []
         taken = routes([takes, also_takes, in_order])
         self.reading = Reading(self.cell, settings, SLOTS, taken, letters, lambda _tenant: 0)
         self.arrived: dict[str, list[Happening]] = {}
         self.ends = Ends()
+
+    def _pause(self, inputs: Iterable[Input]) -> None:
+        for input in inputs:
+            input.paused = True
 
     def _polled(self) -> list[Message]:
         messages, self.messages = self.messages, []
@@ -183,3 +190,93 @@ def test_a_record_that_is_no_event_takes_no_other_with_it() -> None:
     assert [one.offset for one in singly(poll.arrived["acme"])] == [0, 2]
     (end,) = poll.ends
     assert ([*end.offsets], end.verdict) == ([1], "unusable")
+
+
+class Odd:
+    """A record with a header whose name is no text: the client raises when it is asked for them."""
+
+    def __init__(self, offset: int) -> None:
+        self._plain, self._asked = message(offset, event()), False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._plain, name)
+
+    def headers(self) -> Any:
+        assert not self._asked, "the second time the process ends"
+        self._asked = True
+        raise SystemError from UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+
+def test_a_record_whose_headers_cannot_be_read_takes_no_other_with_it() -> None:
+    world = World()
+    world.messages = [message(0, event()), Odd(1), message(2, event())]  # type: ignore[list-item]
+    poll = world.reading.poll()
+    assert [one.offset for one in singly(poll.arrived["acme"])] == [0, 2]
+    (end,) = poll.ends
+    (letter,) = end.outgoing
+    assert dict(letter.headers or ())["onceflow-reason"] == b"undecodable"
+    assert "unreadable" not in dict(letter.headers or ())
+
+
+def test_what_is_read_counts_with_its_headers_and_is_given_back_so() -> None:
+    world = World()
+    messages = [message(n, v, h) for n, (v, h) in enumerate((v, h) for v in VALUES for h in HEADERS)]
+    world.reading._read(world.input, messages, world.arrived, world.ends)
+    arrived = [one for happenings in world.arrived.values() for one in singly(happenings)]
+    given_back = sum(end.size for end in world.ends) + sum(one.size for one in arrived)
+    assert given_back == world.reading.unfinished_bytes
+    assert given_back > sum(len(value or b"") for value in VALUES) * len(HEADERS)
+
+
+# --- an input whose events are large, and end late ---
+
+
+def heavy_world() -> tuple[World, Input]:
+    """A cell that holds 64 KiB of events; one input brings as much, and another brings little."""
+    world = World()
+    limits = {"value_bytes": 1024, "unfinished_bytes": 64 << 10, "prefetch_bytes": 1 << 20}
+    world.reading._limits = Settings(limits=limits).limits  # type: ignore[arg-type]
+    world.reading._share = (64 << 10) // 8
+    other = Input("others", 3, Grant(HERE), topic_id="other")
+    world.cell.inputs["others", 3] = other
+    return world, other
+
+
+LARGE = event() + b" " * (1024 - len(event()))
+
+
+def test_an_input_with_more_than_its_share_is_paused_and_the_others_go_on() -> None:
+    world, other = heavy_world()
+    world.messages = [message(offset, LARGE) for offset in range(80)]
+    world.reading.poll()
+    assert (world.input.paused, other.paused) == (True, False)
+    assert world.reading.has_room()
+    world.messages = [message(0, event(), topic="others")]
+    assert world.reading.poll().arrived
+    assert not other.paused
+
+
+def test_a_few_bytes_pause_nobody() -> None:
+    world, _ = heavy_world()
+    world.messages = [message(offset, LARGE) for offset in range(30)]
+    world.reading.poll()
+    assert not world.input.paused
+
+
+def test_what_is_unfinished_stays_below_twice_the_limit() -> None:
+    world, _ = heavy_world()
+    world.messages = [message(offset, LARGE) for offset in range(130)]
+    world.reading.poll()
+    assert not world.reading.has_room()
+
+
+def test_a_paused_input_goes_on_once_it_has_no_more_than_its_share() -> None:
+    world, _ = heavy_world()
+    world.messages = [message(offset, LARGE) for offset in range(80)]
+    world.reading.poll()
+    world.reading._pause_and_resume(0.0)
+    assert world.input.paused
+    world.reading.committed(Committed([], [], {world.input: (75, 75 * 1024)}, {}))
+    world.reading.settle()
+    world.reading._pause_and_resume(0.0)
+    assert not world.input.paused

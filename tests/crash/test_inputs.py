@@ -13,7 +13,7 @@ from onceflow.errors import ConfigError
 from tests.conftest import PrivateKafka
 from tests.crash.cells import Cell
 from tests.crash.checker import Event
-from tests.crash.load import Record
+from tests.crash.load import Record, encode
 from tests.crash.scene import OWN, Scene
 from tests.waiting import wait_until
 
@@ -235,3 +235,36 @@ def test_kafka_goes_away_and_comes_back_under_load(
         scene.finish()
     finally:
         scene.close()
+
+
+def test_a_time_that_has_no_utc_ends_no_cell(scene: Scene) -> None:
+    """The run would go to the ledger, which has its times in UTC."""
+    scene.seed(98)
+    cell = scene.cell("a", "tests.crash.naps_flow").start()
+    event = encode(Event("own-a", "erp", "edge", b'{"own":1}'))
+    edge = event.replace(b'"id"', b'"time":"9999-12-31T23:59:59-23:59","id"', 1)
+    scene.load.send(Record(scene.own_prefix + "own-a", 0, "", edge, [], None, "invalid"))
+    send(scene, "own-a", range(3))
+    scene.finish(agent="naps", contents=anything)
+    assert cell.statuses == [0]
+
+
+def test_large_events_of_a_slow_tenant_hold_up_no_other(scene: Scene, tmp_path: Path) -> None:
+    """They are more than the cell may hold; the tenant has a topic of its own."""
+    scene.seed(99)
+    gate = tmp_path / "gate"
+    cell = scene.cell("a", "tests.crash.slow_flow", CRASH_GATE=str(gate))
+    cell.start(ONCEFLOW_LIMITS__UNFINISHED_BYTES=str(8 << 20), ONCEFLOW_LIMITS__PREFETCH_BYTES=str(2 << 20))
+    for number in range(40):
+        data = b'{"own":%d,"padding":"%b"}' % (number, b"x" * 500_000)
+        scene.send(Event("own-a", "erp", f"large-{number}", data), topic=scene.own_prefix + "own-a")
+    scene.load.flush()
+    for number in range(3):
+        send(scene, "own-b", range(10 * number, 10 * number + 10))
+        scene.wait(
+            lambda n=number: completed(scene, "own-b") == 10 * n + 10, "another tenant's events are done"
+        )
+    assert completed(scene, "own-a") == 0
+    gate.touch()
+    scene.finish(agent="asks", contents=anything)
+    assert cell.statuses == [0]

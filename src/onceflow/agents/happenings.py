@@ -14,7 +14,7 @@ from onceflow.agents.loop import Answered
 from onceflow.agents.shared import Shared
 from onceflow.agents.signals import Kept, Signal
 from onceflow.agents.sleep import Awaited
-from onceflow.event import Headers, Incoming
+from onceflow.event import Headers, Incoming, record_bytes
 from onceflow.state.ledger import Change
 
 NO_OFFSET = -1  # of what no record has led to
@@ -103,6 +103,11 @@ class Arrived(msgspec.Struct):
         )
 
     @property
+    def size(self) -> int:
+        """Bytes of the record."""
+        return record_bytes(self.value, self.headers)
+
+    @property
     def origin(self) -> str:
         """topic/partition/offset of the record in which the producer sent the event."""
         return self.forwarded_from or self.record
@@ -164,7 +169,7 @@ class Arrivals(msgspec.Struct):
 
     @property
     def size(self) -> int:
-        """Bytes of the records' values."""
+        """Bytes of the records; none of them has headers."""
         return sum([len(incoming.document) for incoming in self.incomings])
 
 

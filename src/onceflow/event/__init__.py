@@ -10,7 +10,7 @@ event       what an agent sees of it
 """
 
 from onceflow.event.event import Event, data_decoder
-from onceflow.event.incoming import Headers, Incoming, Reason, Unusable
+from onceflow.event.incoming import Headers, Incoming, Reason, Unusable, record_bytes
 from onceflow.event.json_text import InvalidData
 from onceflow.event.key import home_slot, idempotency_key, idempotency_keys
 from onceflow.event.plain import PlainMapping
@@ -30,4 +30,5 @@ __all__ = [
     "idempotency_keys",
     "read_event",
     "read_fast",
+    "record_bytes",
 ]

@@ -11,6 +11,8 @@ from onceflow.event.json_text import decode_json, decode_members
 
 Headers = Sequence[tuple[str, bytes | None]] | None
 
+HEADER_BYTES = 200  # more than what a header takes in memory beside its name and content
+
 _NOT_ATTRIBUTES = frozenset(("data", "data_base64"))
 
 
@@ -37,6 +39,14 @@ class Unusable(NamedTuple):
     reason: Reason
     detail: str
     tenant: str
+
+
+def record_bytes(value: bytes | None, headers: Headers) -> int:
+    """What a record that is under way takes in memory, at most: what bounds that counts in these."""
+    size = len(value or b"")
+    if headers:
+        size += sum([len(name) + len(content or b"") + HEADER_BYTES for name, content in headers])
+    return size
 
 
 class Incoming(msgspec.Struct, frozen=True, gc=False):

@@ -110,7 +110,7 @@ class Finished(msgspec.Struct, gc=False):
     input: Any  # an Input
     offsets: Sequence[int]  # empty: of runs that the ledger holds; then `input` is their slot's inbox
     verdict: str  # a field of Tally; RUN_BEGUN: a first whose run goes on; NO_RECORD: offsets are empty
-    size: int  # bytes of the records' values
+    size: int  # bytes of the records
     outgoing: Sequence[Outgoing] = ()
     seen: Sequence[bytes] = ()  # of runs that ended: what dedup knows them by
     identities: Sequence[

@@ -41,6 +41,8 @@ class Dedup:
                 ends += batch
                 continue
             assert type(batch) is Work
+            if not batch.happenings:  # its lane is asked whether it is idle
+                work.setdefault(tenant, [])
             for happening in batch.happenings:
                 if type(happening) is Arrivals:
                     if happening.source.grant.live:
@@ -109,8 +111,7 @@ class Dedup:
         """Those that are left; the others' ends go to `ends`."""
         if type(events) is Arrived:
             if verdicts[0] is Verdict.DUPLICATE:
-                size = len(events.value or b"")
-                ends.append(Finished(events.source, (events.offset,), "duplicate", size))
+                ends.append(Finished(events.source, (events.offset,), "duplicate", events.size))
             else:
                 ends.append(self._letters.conflict(events))
             return None

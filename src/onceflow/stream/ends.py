@@ -23,7 +23,7 @@ def ends_of(decided: Decided, letters: Letters, tenant: str, inbox: Input | None
         begun.setdefault(arrived.source, []).append(arrived)
     for source, events in begun.items():
         assert source.grant is inbox.grant  # a lane decides nothing for a slot that was lost
-        size = sum([len(event.value or b"") for event in events])
+        size = sum([event.size for event in events])
         ends.append(Finished(source, [event.offset for event in events], RUN_BEGUN, size))
     outgoing = [letters.parked(arrived, parked) for arrived, parked in decided.parked]
     for noted in decided.noted:

@@ -20,7 +20,17 @@ from onceflow.agents.commands import Command
 from onceflow.agents.happenings import Arrivals, Arrived, Commanded, Happening, Signalled
 from onceflow.agents.signals import read_signal
 from onceflow.config import Settings
-from onceflow.event import Headers, Incoming, PlainMapping, Reason, Unusable, home_slot, read_event, read_fast
+from onceflow.event import (
+    Headers,
+    Incoming,
+    PlainMapping,
+    Reason,
+    Unusable,
+    home_slot,
+    read_event,
+    read_fast,
+    record_bytes,
+)
 from onceflow.stream.cell import Cell, record_error
 from onceflow.stream.cluster import by_partition
 from onceflow.stream.content import NO_EVENT, Committed, Ends, Finished, Input, Reads
@@ -32,7 +42,13 @@ log = logging.getLogger(__name__)
 _HOLD_S = 0.5  # a cell that is full for longer pauses its inputs; until then it just doesn't poll
 _LOOK_EVERY_S = 0.1
 _POSITIONS_EVERY_S = 1.0
+_INPUTS_SHARE = (
+    8  # of the bytes that may be unfinished an input may have so small a part, once these are many
+)
 _SHARE_OF_EVENTS = 10_000  # events over which the share of forwarded ones is taken
+
+_UNREADABLE: Headers = [("unreadable", None)]
+_NAME_IS_NO_TEXT = Unusable(Reason.UNDECODABLE, "the name of a header is not UTF-8", "")
 
 
 class Poll(NamedTuple):
@@ -58,6 +74,7 @@ class Reading:
     ) -> None:
         self._cell = cell
         self._limits = settings.limits
+        self._share = settings.limits.unfinished_bytes // _INPUTS_SHARE
         self._slots = slots
         self._signals = settings.events.signals
         self._signals_origin = f"{self._signals}/"
@@ -72,6 +89,7 @@ class Reading:
         self._look_at = 0.0
         self._positions_at = 0.0
         self._forwarded = _Share()
+        self._unreadable: dict[int, Message] = {}  # of this poll: whose headers cannot be read
         self._accepted: list[Reads] = []  # inputs whose loss was accepted: where they go on
         self.unfinished = 0
         self.unfinished_bytes = 0
@@ -109,11 +127,7 @@ class Reading:
 
     def has_room(self) -> bool:
         """Whether the cell may read on."""
-        limits = self._limits
-        full = (
-            self.unfinished >= limits.unfinished_per_cell or self.unfinished_bytes >= limits.unfinished_bytes
-        )
-        if not full:
+        if not self._full():
             if self._full_since is not None:
                 self._full_since = None
                 self._look_at = 0.0
@@ -127,8 +141,28 @@ class Reading:
             return True
         return False
 
+    def _full(self) -> bool:
+        """Whether as much is unfinished as may be. Of an input that is paused for its bytes its share counts, up to
+        twice the limit: others go on meanwhile.
+        """
+        limits = self._limits
+        if self.unfinished >= limits.unfinished_per_cell:
+            return True
+        if self.unfinished_bytes < limits.unfinished_bytes:
+            return False
+        beyond = sum(max(0, i.unfinished_bytes - self._share) for i in self._cell.inputs.values() if i.paused)
+        return self.unfinished_bytes - min(beyond, limits.unfinished_bytes) >= limits.unfinished_bytes
+
+    def _is_heavy(self, input: Input) -> bool:
+        """Whether an input has more than its share of the bytes, and these are many."""
+        return (
+            input.unfinished_bytes > self._share
+            and self.unfinished_bytes > self._limits.unfinished_bytes // 2
+        )
+
     def poll(self) -> Poll:
         """Read what was fetched."""
+        self._unreadable.clear()
         arrived: dict[str, list[Happening]] = {}
         ends = Ends()
         reads: dict[Input, list[int]] = {}
@@ -141,6 +175,7 @@ class Reading:
             input.unfinished += len(offsets)
             count += len(offsets)
             reads.setdefault(input, []).extend(offsets)
+        self._cell.pause([input for input in reads if self._is_heavy(input)])
         if count:
             self.unfinished += count
             self._read_at.append((time.monotonic(), count))
@@ -189,7 +224,11 @@ class Reading:
             if not input.paused:
                 if waiting >= limits.lane_queue or slow:
                     pause.append(input)
-            elif waiting <= limits.lane_queue // 2 and input.unfinished <= limits.unfinished_per_input // 2:
+            elif (
+                waiting <= limits.lane_queue // 2
+                and input.unfinished <= limits.unfinished_per_input // 2
+                and input.unfinished_bytes <= self._share
+            ):
                 resume.append(input)
         self._cell.pause(pause)
         self._cell.resume(resume)
@@ -200,7 +239,7 @@ class Reading:
         """Read records of one input; return the offsets of those that are read now."""
         offsets = [message.offset() or 0 for message in messages]
         plainly = not (input.is_inbox or input.topic == self._signals or self._plain or input.skip)
-        if plainly and offsets[0] >= input.next_offset and not any(m.headers() for m in messages):
+        if plainly and offsets[0] >= input.next_offset and not any(self._headers(m) for m in messages):
             self._read_plain(input, offsets, messages, arrived, ends)
             return offsets
         return self._read_each(input, messages, arrived, ends)
@@ -275,19 +314,21 @@ class Reading:
                 if offset >= input.skip.end:
                     input.skip = None
             offsets.append(offset)
-            value = message.value()
-            headers: Headers = message.headers()  # type: ignore[assignment]  # a list of bytes, as read
-            if value:
-                size += len(value)
+            value, headers = message.value(), self._headers(message)
+            takes = record_bytes(value, headers)
+            size += takes
+            if headers is _UNREADABLE:
+                ends.append(self._unusable(input, offset, message, _NAME_IS_NO_TEXT, None))
+                continue
             sent = forwarding(headers) if is_inbox else None
             if is_inbox and (command := command_of(headers, value, slot, self._slots)) is not None:
                 if isinstance(command, Unusable):
                     ends.append(self._unusable(input, offset, message, command, None))
                 elif command.action == "accept-loss":
                     self._accept_loss(command)
-                    ends.append(Finished(input, (offset,), NO_EVENT, len(value or b"")))
+                    ends.append(Finished(input, (offset,), NO_EVENT, takes))
                 else:
-                    happening = Commanded(input, offset, len(value or b""), command)
+                    happening = Commanded(input, offset, takes, command)
                     arrived.setdefault(command.tenant, []).append(happening)
                 continue
             topic_tenant = sent.tenant if sent else own_tenant
@@ -327,6 +368,19 @@ class Reading:
         self.unfinished_bytes += size
         return offsets
 
+    def _headers(self, message: Message) -> Headers:
+        """A record's headers. Kafka takes any bytes as a name, the client only text: then none can be read.
+
+        It may be asked once only: the second time it gives what it has read, with holes that end the process.
+        """
+        if id(message) in self._unreadable:
+            return _UNREADABLE
+        try:
+            return message.headers()  # type: ignore[return-value]  # a list of bytes, as read
+        except (SystemError, UnicodeDecodeError):
+            self._unreadable[id(message)] = message
+            return _UNREADABLE
+
     def _signalled(
         self, input: Input, message: Message, incoming: Incoming, sent: Forwarding | None
     ) -> Signalled | Unusable:
@@ -337,8 +391,9 @@ class Reading:
         offset, value = message.offset() or 0, message.value()
         origin = sent.origin if sent else f"{input.topic}/{input.partition}/{offset}"
         time_ms = sent.time_ms if sent else message.timestamp()[1]
-        headers: Headers = message.headers()  # type: ignore[assignment]  # as in `_read`
-        return Signalled(input, offset, len(value or b""), time_ms, signal, origin, value, headers)
+        headers = self._headers(message)
+        takes = record_bytes(value, headers)
+        return Signalled(input, offset, takes, time_ms, signal, origin, value, headers)
 
     def _accept_loss(self, command: Command) -> None:
         """Go on with an input that waits for that, from the offset that the operator has named."""
@@ -359,7 +414,7 @@ class Reading:
             offset,
             message.key(),
             message.value(),
-            message.headers(),  # type: ignore[arg-type]
+            self._headers(message),
             time_ms=message.timestamp()[1],
             slot=home,
         )
@@ -369,19 +424,19 @@ class Reading:
     ) -> Finished:
         """The end of a record that is no event for this flow: its dead letter, where its tenant is at home."""
         slot = home_slot(why.tenant, self._slots) if why.tenant else input.grant.slot
-        value = message.value()
+        value, headers = message.value(), self._headers(message)
         letter = self._letters.dead_letter(
             input,
             offset,
             value,
-            message.headers(),  # type: ignore[arg-type]
+            None if headers is _UNREADABLE else headers,
             reason=why.reason,
             detail=why.detail,
             tenant=why.tenant,
             slot=slot,
             origin=sent.origin if sent else "",
         )
-        return Finished(input, (offset,), "unusable", len(value or b""), (letter,))
+        return Finished(input, (offset,), "unusable", record_bytes(value, headers), (letter,))
 
     def _age(self, count: int) -> None:
         """Count events as finished, the oldest first."""

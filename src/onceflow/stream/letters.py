@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from onceflow.agents.calls import Completed, Parked
 from onceflow.agents.happenings import NO_OFFSET, Arrived, Ended, EndedAtOnce
 from onceflow.agents.signals import Kept
-from onceflow.event import Headers, Reason
+from onceflow.event import Headers, Reason, record_bytes
 from onceflow.stream.completion_values import CompletionValues
 from onceflow.stream.content import Finished, Header, Input, Outgoing
 from onceflow.stream.headers import OURS
@@ -51,7 +51,7 @@ class Letters:
             arrived.source,
             (arrived.offset,),
             "first",
-            len(arrived.value or b""),
+            arrived.size,
             (completion,) if letter is None else (completion, letter),
             (arrived.seen,),
             () if arrived.identity is None else ((arrived.identity, arrived.seen),),
@@ -134,7 +134,7 @@ class Letters:
             slot=event.source.grant.slot,
             origin=event.origin,
         )
-        return Finished(event.source, (event.offset,), "conflict", len(event.value or b""), (letter,))
+        return Finished(event.source, (event.offset,), "conflict", event.size, (letter,))
 
     def forwarded(
         self,
@@ -165,9 +165,9 @@ class Letters:
                 tenant="",
                 slot=input.grant.slot,
             )
-            return Finished(input, (offset,), "unusable", len(value or b""), (letter,))
+            return Finished(input, (offset,), "unusable", record_bytes(value, headers), (letter,))
         record = Outgoing(self._names.inbox, slot, kafka_key, (value,), [*kept, *ours])
-        return Finished(input, (offset,), "forwarded", len(value or b""), (record,))
+        return Finished(input, (offset,), "forwarded", record_bytes(value, headers), (record,))
 
     def parked(self, arrived: Arrived, parked: Parked) -> Outgoing:
         """The dead letter of a run that waits for a person."""
