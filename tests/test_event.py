@@ -544,6 +544,31 @@ class Model(pydantic.BaseModel):
     price: float
 
 
+class Currency(pydantic.BaseModel):
+    name: str
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def known(cls, name: str) -> str:
+        return {"EUR": "Euro"}[name]
+
+
+class Account(msgspec.Struct):
+    name: str
+
+    def __post_init__(self) -> None:
+        raise LookupError(self.name)
+
+
+class Wordless(pydantic.BaseModel):
+    name: str
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def known(cls, name: str) -> str:
+        raise ValueError("\ud800")
+
+
 @pytest.mark.parametrize(
     ("kind", "data", "decoded"),
     [
@@ -577,6 +602,14 @@ def test_data_that_cannot_be_taken_is_one_line_without_its_values(kind: Any, dat
     assert str(raised.value).isprintable()
     assert "secret" not in str(raised.value)
     assert raised.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("kind", "raised"), [(Currency, "KeyError"), (Account, "LookupError"), (Wordless, "Error")]
+)
+def test_whatever_a_validator_raises_the_data_cannot_be_taken(kind: Any, raised: str) -> None:
+    with pytest.raises(InvalidData, match=rf"^(a validator|its type) raised \w*{raised}$"):
+        data_decoder(kind)(b'{"name":"secret"}')
 
 
 def test_the_message_leaves_out_the_values_that_the_decoders_quote() -> None:

@@ -294,6 +294,27 @@ class Struct(msgspec.Struct):
     models: list[Model]
 
 
+class Picky(pydantic.BaseModel):
+    name: str
+
+    @pydantic.field_validator("name")
+    @classmethod
+    def known(cls, name: str) -> str:
+        return name if name == "fine" else {}[name]
+
+    @pydantic.field_serializer("name")
+    def plain(self, name: str) -> str:
+        raise KeyError(name)
+
+
+class Checked(msgspec.Struct):
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.name != "fine":
+            raise KeyError(self.name)
+
+
 @dataclass
 class Point:
     x: int
@@ -331,7 +352,10 @@ def test_a_result_comes_back_as_its_annotation_says(returned: Any, value: Any, b
     assert declared.decode_result(declared.encode_result(value)) == (value if back is ... else back)
 
 
-@pytest.mark.parametrize("value", [Unstorable(), 2**70, "\ud800", iter(()), [Unstorable()], Unstorable])
+@pytest.mark.parametrize(
+    "value",
+    [Unstorable(), 2**70, "\ud800", iter(()), [Unstorable()], Unstorable, Picky(name="fine")],
+)
 def test_a_result_that_cannot_be_stored_names_its_tool_and_type(value: Any) -> None:
     def result() -> Any: ...
 
@@ -340,7 +364,14 @@ def test_a_result_that_cannot_be_stored_names_its_tool_and_type(value: Any) -> N
 
 
 @pytest.mark.parametrize(
-    ("returned", "value"), [(int, "secret"), (Model, {"day": "secret", "ratio": 1.0}), (Model, "secret")]
+    ("returned", "value"),
+    [
+        (int, "secret"),
+        (Model, {"day": "secret", "ratio": 1.0}),
+        (Model, "secret"),
+        (Picky, {"name": "secret"}),
+        (Checked, {"name": "secret"}),
+    ],
 )
 def test_a_result_of_another_type_is_refused_without_its_value(returned: Any, value: Any) -> None:
     def result() -> Any: ...

@@ -40,7 +40,7 @@ import xxhash
 from typing_extensions import TypedDict
 
 from onceflow.agents.call import FROM_RUN, Call, RetryPolicy, check_count, seconds_of
-from onceflow.errors import ConfigError
+from onceflow.errors import ConfigError, as_text
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -146,19 +146,19 @@ class Tool(Generic[P, R_co]):
         """A result as the journal keeps it. Raises TypeError for what cannot be kept."""
         try:
             return _encoder.encode(value)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        except Exception as error:
             raise TypeError(
-                f"tool {self.name}: its {type(value).__name__} result cannot be stored ({error}); {_STORABLE}"
+                f"tool {self.name}: its {type(value).__name__} result cannot be stored ({_why(error)}); {_STORABLE}"
             ) from error
 
     def decode_result(self, stored: bytes) -> R_co:
         """A result from the journal, by the return annotation. Raises TypeError if it isn't of that type."""
         try:
             result: R_co = self._decoder.decode(stored)
-        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        except Exception as error:
             raise TypeError(
                 f"tool {self.name}: its result is not the {_type_name(self.result_type)} of its annotation "
-                f"({error}); correct the one or the other"
+                f"({_why(error)}); correct the one or the other"
             ) from error
         return result
 
@@ -269,6 +269,13 @@ def _from_plain(kind: Any, value: Any) -> Any:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             raise ValueError(f"{first['msg']} - at `{'.'.join(map(str, first['loc']))}`") from None
     raise ValueError(f"{_type_name(kind)} has no stored form")
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a result; of what a validator or serializer raised, which may quote it, the name."""
+    if isinstance(error, (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)):
+        return as_text(error)
+    return type(error).__name__
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_to_plain)

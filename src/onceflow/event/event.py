@@ -1,6 +1,7 @@
 """What an agent sees of an event."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Generic
@@ -107,7 +108,14 @@ def _decode_model(model: type[pydantic.BaseModel], text: bytes) -> pydantic.Base
     decode_json(text)  # pydantic alone would take 1e400 for infinity
     try:
         return model.model_validate_json(text)
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = "".join(f".{part}" for part in first["loc"])
-        raise InvalidData(without_value(f"{first['msg']} - at `${where}`")) from None
+    except Exception as error:  # noqa: BLE001 (a validator may raise anything)
+        raise InvalidData(_why_not(error)) from None
+
+
+def _why_not(error: Exception) -> str:
+    if isinstance(error, pydantic.ValidationError):
+        with suppress(Exception):  # it words what a validator raised, whose text may raise too
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            where = "".join(f".{part}" for part in first["loc"])
+            return without_value(f"{first['msg']} - at `${where}`")
+    return f"a validator raised {type(error).__name__}"  # whose text may quote a value

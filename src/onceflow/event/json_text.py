@@ -74,6 +74,8 @@ def decode_json(text: bytes, decode: Callable[[bytes], Any] = decode_any) -> Any
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         # `from None`: the cause may quote a value, and tracebacks are logged.
         raise InvalidData(without_value(str(error))) from None
+    except Exception as error:  # noqa: BLE001 (a type's __post_init__ may raise anything)
+        raise InvalidData(f"its type raised {type(error).__name__}") from None
 
 
 def without_value(message: str) -> str:
