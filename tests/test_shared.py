@@ -114,6 +114,22 @@ def test_a_run_that_asks_later_gets_the_result_that_is_there(tenant: Tenant) -> 
     assert (tenant.started, outcomes(tenant)) == ([], [Completed("mail-1")] * 2)
 
 
+def test_a_run_may_ask_for_thousands_whose_results_are_there() -> None:
+    @tool(effect="keyed", scope="tenant", key_fields=("number",))
+    async def count(call: Call, number: int) -> int: ...  # type: ignore[empty-body]
+
+    @agent("many", on="t")
+    async def many(run: Run, event: Event) -> int:
+        return sum([await run.call(count, number) for number in range(1_000)])
+
+    tenant = Tenant(many)
+    tenant.event(many, 1)
+    for _ in range(1_000):
+        tenant.answer(1)
+    tenant.event(many, 2)
+    assert [ended.outcome for ended in tenant.ended] == [Completed(1_000)] * 2
+
+
 def test_the_same_call_twice_in_one_run_is_made_once(tenant: Tenant) -> None:
     @agent("greets", on="t")
     async def twice(run: Run, event: Event) -> list[str]:

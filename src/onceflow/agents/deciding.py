@@ -92,6 +92,7 @@ class Deciding:
         self._leaves = False  # its slot goes to another cell in a moment
         self._now_ms = 0  # of what is worked on now, which leads to these:
         self._calls: list[StartCall] = []
+        self._about_keys: deque[KeyEffect] = deque()
         self._decided = Decided()
 
     @property
@@ -111,17 +112,33 @@ class Deciding:
         return not (self._runs or waiting or self._journals or self._sleepers)
 
     def _note(self, run: Machine, effects: Sequence[Effect]) -> None:
+        """What a run has decided, and all that this leads to."""
+        self._told([(run, effects)])
+
+    def _told(self, told: Iterable[Told]) -> None:
+        """See `_note`. What is told of keys leads to more of that, thousands of times: not one within another."""
+        self._note_each(told)
+        while self._about_keys:
+            self._note_each(self._keys.take(self._about_keys.popleft(), self._now_ms))
+
+    def _note_each(self, told: Iterable[Told]) -> None:
+        for each in told:
+            if isinstance(each, Noted):
+                self._decided.note(each)
+            else:
+                self._note_effects(*each)
+
+    def _note_effects(self, run: Machine, effects: Sequence[Effect]) -> None:
         arrived: Arrived = run.token
         if effects and type(effects[-1]) is Completed:
             effects = self._written(run, effects[:-1], effects[-1])
-        about_keys: list[KeyEffect] = []  # last: what they lead to may be this run's end
         for effect in effects:
             if type(effect) is StartCall:
                 self._calls.append(effect)
             elif type(effect) is Record:
                 self._write(arrived, effect)
             elif isinstance(effect, KeyEffect):
-                about_keys.append(effect)
+                self._about_keys.append(effect)  # last: what they lead to may be this run's end
             elif type(effect) is WaitBegun:
                 awaited = Awaited(arrived.key, effect.place, effect.wait)
                 self._sleepers.waits(awaited)
@@ -144,22 +161,12 @@ class Deciding:
                 else:
                     self._end(arrived, effect, run.segments)
 
-        for each in about_keys:
-            self._told(self._keys.take(each, self._now_ms))
-
     def _written(self, run: Machine, before: Sequence[Effect], end: Completed) -> Sequence[Effect]:
         """The end with its completion; a value that makes none fails the run, while what it did can still be undone."""
         found = self._write_end(run.token, end, self._now_ms)
         if type(found) is not RunFailed:
             return [*before, found]
         return [effect for effect in before if type(effect) is not KeyKept] + run.fail(found, self._now_ms)
-
-    def _told(self, told: Iterable[Told]) -> None:
-        for each in told:
-            if isinstance(each, Noted):
-                self._decided.note(each)
-            else:
-                self._note(*each)
 
     def _write(self, arrived: Arrived, record: Record) -> None:
         """A segment of a run's journal. With the first the ledger holds the run, and its event's record is finished."""

@@ -1,6 +1,6 @@
 """The keys of a lane's calls of scope `tenant`: who makes a call, who waits for it, and what each is told."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from onceflow.agents.calls import AskKey, Effect, KeyDecided, KeyEffect, KeyKept, LeaveKey
 from onceflow.agents.happenings import NO_OFFSET, Memory, Noted
@@ -28,7 +28,7 @@ from onceflow.agents.shared import (
     undone,
 )
 
-Told = Noted | tuple[Machine, list[Effect]]
+Told = Noted | tuple[Machine, Sequence[Effect]]
 
 
 class Keys:
