@@ -28,7 +28,7 @@ from onceflow.agents.signals import (
     read_signal,
 )
 from onceflow.agents.tool import tool
-from onceflow.errors import WaitExpired
+from onceflow.errors import RetryLater, WaitExpired
 from onceflow.event import Event, Incoming
 from tests.left_out import replace
 from tests.tenant import INCOMING, KEY, NOW, Tenant
@@ -256,6 +256,25 @@ def test_a_run_that_was_cancelled_takes_no_signal_while_its_calls_are_waited_for
     tenant.take(Commanded(tenant.source, 11, 3, Command("cancel", "acme", KEY.hex())))
     ((_, value),) = tenant.signalled(signal(id="x")).changes
     assert not decode_kept(value or b"").taken, "the next wait may have it"
+
+
+def test_an_attempt_that_was_put_off_is_no_wait_any_more_once_it_is_made() -> None:
+    @agent("both", on="t")
+    async def both(run: Run, event: Event) -> list[Any]:
+        return await run.gather(run.call(escalate, id="x"), run.call(ask, id="x"))
+
+    tenant = Tenant(both)
+    tenant.event(both)
+    tenant.commit()
+    asked = tenant.started.pop(0)
+    tenant.answer(RetryLater(after=20))
+    tenant.started.append(asked)
+    tenant.now += 20_000
+    tenant.answer("asked")
+    tenant.take(Due(KEY))
+    assert tenant.ended == []
+    tenant.answer("escalated")
+    assert tenant.outcome == Completed(["escalated", "asked"])
 
 
 # --- Polling, and what follows a time-out ---

@@ -81,6 +81,8 @@ class RunState(msgspec.Struct, eq=False):
         if known is None or not known.open or known.retry is None or known.wait is None:
             return False
         if known.wait.due_ms <= self.now_ms:
+            if place in self._waits:  # what comes first takes it up, and that may be another call's answer
+                del self._waits[place]
             return False
         self._waits = {**self._waits, place: known.wait}
         return True
