@@ -1,5 +1,6 @@
 """Waits: how a run falls asleep and goes on, which signal ends which wait, and what a person may decide."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -85,6 +86,41 @@ def test_a_sleep_ends_when_its_time_is_over_and_not_before(tenant: Tenant, crash
     tenant.take(Due(KEY))
     assert tenant.outcome == Completed("awake")
     assert (tenant.memory.records, tenant.lane.idle) == ({}, True)
+
+
+CLEAN_UPS: list[Callable[[Run], Any]] = [
+    lambda run: run.call(ask, id="x"),
+    lambda run: run.call(escalate, id="x"),
+    lambda run: run.call(notify, id="x"),
+    lambda run: run.gather(run.call(escalate, id="x"), run.call(escalate, id="y")),
+    lambda run: run.wait_for("signed", "x", timeout=5),
+]
+
+
+@pytest.mark.parametrize("clean_up", CLEAN_UPS)
+def test_a_run_that_falls_asleep_asks_for_nothing_in_its_clean_up(clean_up: Callable[[Run], Any]) -> None:
+    @agent("tidies", on="t")
+    async def tidies(run: Run, event: Event) -> None:
+        try:
+            await run.sleep(60)
+            run.now()
+        finally:
+            run.flag("twice")
+            await clean_up(run)
+
+    tenant = Tenant(tidies)
+    tenant.event(tidies)
+    tenant.commit()
+    assert (tenant.started, tenant.asleep, len(tenant.memory.records)) == ([], True, 1)
+    tenant.signalled(signal(id="x"))
+    tenant.now += 60_000
+    tenant.take(Due(KEY))
+    tenant.commit()
+    while tenant.started:
+        tenant.answer("done")
+    tenant.now += 5_000
+    tenant.take(Due(KEY))
+    assert (len(tenant.ended), tenant.parked) == (1, [])
 
 
 @pytest.mark.parametrize("crash", [False, True])
@@ -286,6 +322,10 @@ async def ask(call: Call, id: str) -> str | None: ...
 
 @tool(effect="keyed")
 async def escalate(call: Call, id: str) -> str: ...  # type: ignore[empty-body]
+
+
+@tool(effect="keyed", scope="tenant", key_fields=("id",))
+async def notify(call: Call, id: str) -> str: ...  # type: ignore[empty-body]
 
 
 async def _polled(run: Run, event: Event) -> Any:

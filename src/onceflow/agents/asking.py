@@ -25,7 +25,7 @@ class Asking(DurableCalls, eq=False):
         if self.journal and (undone := self.journal.get(UNDONE + place)) is not None:
             key = later_key(key, undone.version)
         call = Call(tenant, event.key, key, 1, arguments, 0, (), fingerprint)
-        if tool.effect != "read":
+        if tool.effect != "read" and not self._given_up:
             tool.check()
             if tool.scope == "tenant":
                 self._belongs(tool, place, call)
@@ -42,12 +42,13 @@ class Asking(DurableCalls, eq=False):
 
     def outcome(self, tool: Tool[Any, Any], place: str, call: Call) -> Entry | None:
         """The outcome of a call; None: it has none yet, but is under way, unless the run is over."""
-        while True:
+        while not self._given_up:
             known = self.journal.get(place)
             if known is not None and (found := self._on_record(known, tool, place, call)) is not None:
                 return found
             if not self._start(tool, place, call, known):
-                return None
+                break
+        return None
 
     def _on_record(self, entry: Entry, tool: Tool[Any, Any], place: str, call: Call) -> Entry | None:
         """The outcome on record of this call; None: it has none. Another call on record parks a run of the ledger, or
@@ -70,6 +71,8 @@ class Asking(DurableCalls, eq=False):
 
     def wait(self, place: str, name: str, wait: Wait) -> Entry | None:
         """Wait at this place; the outcome, if there is one by now."""
+        if self._given_up:
+            return None
         known = self.journal.get(place)
         if known is not None:
             was = known.wait or Wait(0)
@@ -99,6 +102,8 @@ class Asking(DurableCalls, eq=False):
         if known is not None and known.tool == name and known.result is not None:
             return known.result
         made = make()
+        if self._given_up:
+            return made
         if known is not None and self.segments:
             self._differs(f"{place} on record is {known.tool}, replay asks for {name}")
         else:

@@ -219,7 +219,11 @@ class Machine(Asking, eq=False):
         self.ended = True
         coroutine, self._coroutine = self._coroutine, None
         if coroutine is not None:
-            close(coroutine)
+            self._give_up_agent(coroutine)
+
+    def _give_up_agent(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._given_up = True
+        close(coroutine)
 
     # -- the agent's progress --
 
@@ -246,7 +250,7 @@ class Machine(Asking, eq=False):
                     return self._begin_again(delay_s)
             end = failure(found.error)
         else:
-            close(coroutine)
+            self._give_up_agent(coroutine)
             end = foreign_await(ForeignAwait(found))
         if not (self._asked or self.segments or self._waits):  # it has changed nothing outside
             self.ended = True

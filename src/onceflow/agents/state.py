@@ -52,6 +52,7 @@ class RunState(msgspec.Struct, eq=False):
     _parking: tuple[str, str, str] | None = None  # reason, message and place, once no call is under way
     _waits: dict[str, Wait] = EMPTY  # that the agent waits for
     _leaves: bool = False  # it goes on in another cell, soon
+    _given_up: bool = False  # its agent is: what it still asks for, in a `finally`, is not the run's
 
     @property
     def _whole(self) -> "Machine":
