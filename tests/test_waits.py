@@ -294,6 +294,45 @@ def test_a_run_that_was_cancelled_takes_no_signal_while_its_calls_are_waited_for
     assert not decode_kept(value or b"").taken, "the next wait may have it"
 
 
+def test_a_sleep_beside_a_slow_call_is_over_when_its_time_is() -> None:
+    @agent("both", on="t")
+    async def both(run: Run, event: Event) -> list[Any]:
+        async def rested() -> str:
+            await run.sleep(1)
+            await run.sleep(2)
+            return await run.call(escalate, id="x")
+
+        return await run.gather(run.call(ask, id="x"), run.call(ask, id="y"), rested(), run.sleep(90))
+
+    tenant = Tenant(both)
+    tenant.event(both)
+    assert tenant.due_ms == NOW + 1_000
+    tenant.due_ms = 0
+    tenant.answer("asked")
+    assert tenant.due_ms == 0, "that is known"
+    for seconds in (1, 3):
+        tenant.now = NOW + seconds * 1_000
+        tenant.take(Due(KEY))
+    tenant.commit()
+    assert [call.tool.name for call in tenant.started] == ["ask", "escalate"]
+    assert tenant.due_ms == NOW + 90_000
+
+
+def test_an_attempt_that_was_put_off_is_made_while_another_call_is_waited_for() -> None:
+    @agent("twice", on="t")
+    async def twice(run: Run, event: Event) -> list[Any]:
+        return await run.gather(*(run.call(notify, id="x") for _ in range(2)))
+
+    tenant = Tenant(twice)
+    tenant.event(twice)
+    tenant.answer(RetryLater(after=60))
+    assert tenant.due_ms >= NOW + 60_000
+    tenant.now = tenant.due_ms
+    tenant.take(Due(KEY))
+    tenant.answer("told")
+    assert tenant.outcome == Completed(["told", "told"])
+
+
 def test_an_attempt_that_was_put_off_is_no_wait_any_more_once_it_is_made() -> None:
     @agent("both", on="t")
     async def both(run: Run, event: Event) -> list[Any]:

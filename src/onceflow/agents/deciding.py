@@ -160,6 +160,8 @@ class Deciding:
                     self._put_down(arrived.key)
                 else:
                     self._end(arrived, effect, run.segments)
+        if due_ms := run.next_due_ms(self._now_ms):
+            self._decided.due.append((Due(arrived.key), due_ms))
 
     def _written(self, run: Machine, before: Sequence[Effect], end: Completed) -> Sequence[Effect]:
         """The end with its completion; a value that makes none fails the run, while what it did can still be undone."""

@@ -159,6 +159,14 @@ class Machine(Asking, eq=False):
         """Whether a signal could still end the wait at this place."""
         return self._end is None and place in self._waits
 
+    def next_due_ms(self, now_ms: int) -> int:
+        """When a run that is awake has to be told that a wait is over; 0: none ever is, or it is told before."""
+        due_ms = 0 if self.ended or not self._waits else first_due_ms(self._waits.values())
+        if not due_ms or now_ms < self._told_ms <= due_ms:
+            return 0
+        self._told_ms = due_ms
+        return due_ms
+
     def due(self, now_ms: int) -> list[Effect]:
         """The time of waits may be over."""
         over = [place for place, wait in self._waits.items() if 0 < wait.due_ms <= now_ms]

@@ -51,6 +51,7 @@ class RunState(msgspec.Struct, eq=False):
     _fails: bool = False  # whatever its agent does: it was cancelled, or has failed before
     _parking: tuple[str, str, str] | None = None  # reason, message and place, once no call is under way
     _waits: dict[str, Wait] = EMPTY  # that the agent waits for
+    _told_ms: int = 0  # when it is told that one of them may be over
     _leaves: bool = False  # it goes on in another cell, soon
     _given_up: bool = False  # its agent is: what it still asks for, in a `finally`, is not the run's
 
