@@ -8,7 +8,8 @@ from onceflow.agents.agent import agent
 from onceflow.agents.call import Call
 from onceflow.agents.calls import Completed, RunFailed
 from onceflow.agents.commands import Command
-from onceflow.agents.happenings import Commanded, Due, Redrive
+from onceflow.agents.happenings import Commanded, Due, Redrive, Turn
+from onceflow.agents.poison import CONTROL_S, NAMES_BYTES, Names, Suspicion, Watch
 from onceflow.agents.run import Run
 from onceflow.agents.tool import tool
 from onceflow.errors import Failed
@@ -29,6 +30,9 @@ async def looks(run: Run, event: Event) -> str:
 async def sleeps(run: Run, event: Event) -> str:
     await run.sleep(60)
     return event.id
+
+
+async def let_go(call: Call, result: str | None) -> None: ...
 
 
 def ends(tenant: Tenant) -> list[Any]:
@@ -138,6 +142,45 @@ def test_one_that_stands_behind_another_can_be_cancelled(asleep: bool) -> None:
         tenant.answer("ok")
         tenant.answer("ok")
     assert [type(end) for end in ends(tenant)] == [RunFailed, Completed, Completed]
+
+
+@pytest.mark.parametrize("suspected", [False, True])
+def test_one_that_undoes_after_a_cancel_has_its_turn_meanwhile(suspected: bool) -> None:
+    @tool(effect="keyed")
+    async def hold(call: Call) -> str: ...  # type: ignore[empty-body]
+
+    @agent("holds", on="t", order_by="type")
+    async def holds(run: Run, event: Event) -> str:
+        if event.id != "evt-1":
+            await run.sleep(60)
+            return event.id
+        await run.call(hold)
+        raise Failed("broken")
+
+    tenant = Tenant(holds)
+    failed = tenant.event(holds)
+    tenant.answer("h-1")
+    letter = Redrive(failed, failed, "f.dead-letters/3/17", tenant.ended.pop().segments)
+    hold.compensate(let_go)  # declared since
+    first = tenant.event(holds, 2)
+    again = tenant.event(holds, redrive=letter)
+    last = tenant.event(holds, 3)
+    if suspected:
+        suspicion = Suspicion(suspects=[again])
+        tenant.begin_anew(Watch(Names(memoryview(bytearray(NAMES_BYTES))), suspicion, lambda _: None))
+        tenant.resume()
+    tenant.take(Commanded(tenant.source, 9, 1, Command("cancel", "acme", again.hex())))
+    tenant.now += 60_000
+    tenant.take(Due(first))
+    assert ends(tenant) == [Completed("evt-2")]
+    for now_s in (0.0, CONTROL_S):
+        tenant.capacity.turns(now_s)
+        tenant.take(Turn())
+    assert tenant.answer(None).kind == "undo"
+    assert ends(tenant)[1].code == "cancelled"
+    tenant.now += 60_000
+    tenant.take(Due(last))
+    assert (ends(tenant)[2:], tenant.lane.idle) == ([Completed("evt-3")], True)
 
 
 def test_what_comes_after_a_cancel_behind_a_sleeping_run_holds_no_input() -> None:

@@ -251,6 +251,8 @@ class Deciding:
     def _next(self, follower: Follower | None) -> None:
         if follower is None:
             return
+        if follower.arrived is None and not self._sleepers.asleep(follower.key):
+            return  # it was cancelled, and goes on already or is about to
         arrived = follower.arrived or self._called(follower.key, by_itself=True)
         if arrived is None:
             self._put_down(follower.key)
