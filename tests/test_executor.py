@@ -4,6 +4,7 @@ import asyncio
 import functools
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -89,6 +90,12 @@ def raises_plainly(error: BaseException) -> None:
 
 async def never() -> None:
     await asyncio.Event().wait()
+
+
+def cancel_this_task() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
 
 
 async def returns_an_object() -> Any:
@@ -180,6 +187,26 @@ def test_a_call_that_outlasts_its_time_out_is_a_failed_attempt(asked: Asked) -> 
     answer = asked.answer()
     assert isinstance(answer, Raised)
     assert str(answer.error) == "no answer within 0.05 s"
+
+
+def test_a_tool_whose_library_cancels_its_task_is_answered(asked: Asked) -> None:
+    async def cancels_itself() -> None:
+        cancel_this_task()
+        await asyncio.Event().wait()
+
+    asked.call(cancels_itself)
+    assert isinstance(asked.answer().error, asyncio.CancelledError)
+
+
+def test_its_time_out_is_one_whatever_was_cancelled_before(asked: Asked) -> None:
+    async def cancels_itself_and_goes_on() -> None:
+        cancel_this_task()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    asked.call(cancels_itself_and_goes_on, timeout_s=0.05)
+    assert isinstance(asked.answer().error, TimeoutError)
 
 
 def test_a_plain_function_that_hangs_gets_the_time_out_and_delays_nobody(asked: Asked) -> None:

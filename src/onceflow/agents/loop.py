@@ -61,6 +61,7 @@ class _Calling(msgspec.Struct, eq=False):
     task: "asyncio.Task[None] | None" = None
     due: float = 0.0
     too_late: bool = False  # its time is over: it was cancelled for that
+    abandoned: bool = False  # nobody waits for its answer: it was cancelled for that
     queues: bool = False  # for a thread: it was not sent yet
     left: "set[asyncio.Task[Any]] | None" = None  # the tasks that its tool has begun
 
@@ -151,10 +152,11 @@ class Loop:
     def _cancel(self, runs: list[Machine] | None) -> None:
         for calling in self._running:
             if calling.task is not None and (runs is None or calling.started.run in runs):
+                calling.abandoned = True
                 calling.task.cancel()
 
     async def _call(self, calling: _Calling) -> None:
-        """From a call's start to its answer; none if it was cancelled."""
+        """From a call's start to its answer; none if it was abandoned."""
         started = calling.started
         answer: Answer
         try:
@@ -176,8 +178,8 @@ class Loop:
                 raise
             self._ended(gate, at, None)
         except BaseException as error:  # noqa: BLE001 (what a tool raises is its answer, SystemExit and the like too)
-            if calling.task is not None and calling.task.cancelling():
-                return  # the run was abandoned: nobody waits for the answer
+            if calling.abandoned:  # otherwise a library that its tool uses may have cancelled it
+                return
             answer = Raised(started.place, started.call.attempt, error)
         finally:
             self._running.discard(calling)
@@ -207,12 +209,10 @@ class Loop:
                 if inspect.isawaitable(result):  # a decorator around it is a plain function
                     result = await result
         except BaseException as error:
-            if calling.too_late:
-                assert calling.task is not None
-                if calling.task.uncancel() == 0 and isinstance(error, asyncio.CancelledError):
-                    if calling.queues:
-                        raise NotSent from error
-                    raise TimeoutError(f"no answer within {tool.timeout_s:g} s") from error
+            if calling.too_late and isinstance(error, asyncio.CancelledError):
+                if calling.queues:
+                    raise NotSent from error
+                raise TimeoutError(f"no answer within {tool.timeout_s:g} s") from error
             raise
         finally:
             del due[calling]
