@@ -74,6 +74,14 @@ class Bare(Failed):
     def __init__(self) -> None: ...
 
 
+class Unprintable(Exception):  # noqa: N818
+    """An exception that has a text, but raises when it is asked for more, as one with a `__getattr__` may."""
+
+    @property
+    def __notes__(self) -> list[str]:  # type: ignore[override]
+        raise KeyError("no notes")
+
+
 class Kind(StrEnum):
     PAID = "paid"
 
@@ -122,6 +130,8 @@ ODD: list[tuple[BaseException, str]] = [
     (Failed(404, "no"), "no"),  # type: ignore[arg-type]
     (Failed("x", None), ""),  # type: ignore[arg-type]
     (Bare(), ""),
+    (Unprintable("api"), "api"),
+    (SyntaxError("bad", ("f.py", 1, "x", "text")), "bad"),
 ]
 
 
@@ -151,6 +161,7 @@ def test_so_may_an_agent(error: BaseException, text: str) -> None:
     tenant.answer("p")
     assert isinstance(tenant.outcome, RunFailed)
     assert text in tenant.outcome.message
+    assert tenant.outcome.detail
     assert journal(tenant), "it is kept to be redriven"
 
 

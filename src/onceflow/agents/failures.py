@@ -17,8 +17,7 @@ log = logging.getLogger("onceflow.run")
 
 def failure(error: BaseException) -> RunFailed:
     """How a run ends whose agent raised `error`."""
-    detail = "".join(traceback.format_exception(error))[-DETAIL_MAX:]
-    text = as_text(error)
+    detail, text = _traceback_of(error), as_text(error)
     if isinstance(error, Failed):
         return RunFailed(as_text(error.code), as_text(error.message), detail)
     if isinstance(error, InvalidData):
@@ -30,6 +29,13 @@ def failure(error: BaseException) -> RunFailed:
     if needs_a_loop(error):
         return foreign_await(error)
     return RunFailed("agent-failed", as_text(f"{type(error).__name__}: {text}", 1_000), detail)
+
+
+def _traceback_of(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))[-DETAIL_MAX:]
+    except Exception:  # noqa: BLE001 (it asks the error for more than its text, and that may be anything)
+        return "".join(traceback.format_tb(error.__traceback__))[-DETAIL_MAX:]
 
 
 def needs_a_loop(error: BaseException) -> bool:
