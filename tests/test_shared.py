@@ -9,13 +9,13 @@ import pytest
 from onceflow.agents import keys, shared
 from onceflow.agents.agent import agent
 from onceflow.agents.call import Call, RetryPolicy
-from onceflow.agents.calls import Completed, FoundNotDone, UnusableResult
+from onceflow.agents.calls import Completed, FoundNotDone, NotSent, UnusableResult
 from onceflow.agents.commands import Command
 from onceflow.agents.happenings import Commanded, Due, Redrive
 from onceflow.agents.loop import Answered
 from onceflow.agents.run import Run
 from onceflow.agents.tool import tool
-from onceflow.errors import CallFailed, ConfigError, Failed, GiveUp, KeyReused, OutcomeUnknown
+from onceflow.errors import CallFailed, ConfigError, Failed, GiveUp, KeyReused, OutcomeUnknown, RetryLater
 from onceflow.event import Event
 from tests.left_out import replace
 from tests.tenant import KEY, NOW, Tenant
@@ -217,21 +217,79 @@ async def sends(run: Run, event: Event) -> str:
     return await run.call(parcel, customer="ann")
 
 
-def test_what_nobody_knows_of_is_looked_for_by_one_run_at_a_time() -> None:
-    """Each that finds that it did not happen would make it."""
-    tenant = Tenant(sends)
-    for number in (1, 2, 3):
+@agent("greets-and-sends", on="q")
+async def greets_and_sends(run: Run, event: Event) -> str:
+    await run.call(welcome, customer="ann")
+    return await run.call(parcel, customer="ann")
+
+
+def unknown_parcel(tenant: Tenant, waiting: int = 0) -> None:
+    """One was sent, and its run is parked: nobody knows of it. So many others wait for it."""
+    for number in range(1, 2 + waiting):
         tenant.event(sends, number)
     tenant.answer(TimeoutError())
     for _ in range(parcel.retry.attempts):
         tenant.answer(ConnectionError())
     assert len(tenant.parked) == 1
+
+
+def test_what_nobody_knows_of_is_looked_for_by_one_run_at_a_time() -> None:
+    """Each that finds that it did not happen would make it."""
+    tenant = Tenant(sends)
+    unknown_parcel(tenant, waiting=2)
+    tenant.commit()
     (looks,) = tenant.started
     assert looks.kind == "reconcile"
     tenant.started.clear()
     tenant.take(Answered(looks.run, FoundNotDone(looks.place, looks.call.attempt)))
     assert tenant.answer("p-1").kind == "call"
     assert (tenant.started, outcomes(tenant)) == ([], [Completed("p-1")] * 2)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [[GiveUp("cannot say")], [Failed("cannot-say")], [RetryLater("busy")] * parcel.retry.attempts],
+    ids=["gives up", "fails", "stays busy"],
+)
+def test_what_a_run_could_not_find_out_stays_unknown(answers: list[Exception]) -> None:
+    """It has sent nothing itself; but that is not what was asked."""
+    tenant = Tenant(sends)
+    unknown_parcel(tenant)
+    tenant.event(sends, 2)
+    for answer in answers:
+        assert tenant.answer(answer).kind == "reconcile"
+    assert (len(tenant.parked), outcomes(tenant)) == (2, [])
+    tenant.event(sends, 3)
+    tenant.commit()
+    assert [call.kind for call in tenant.started] == ["reconcile"]
+
+
+def test_that_a_run_finds_out_about_a_call_is_on_record_before_it_does() -> None:
+    tenant = Tenant(sends)
+    unknown_parcel(tenant)
+    tenant.event(sends, 2)
+    assert tenant.started == []
+    tenant.commit()
+    assert [call.kind for call in tenant.started] == ["reconcile"]
+    tenant.begin_anew()
+    tenant.resume()
+    assert [call.kind for call in tenant.started] == ["reconcile"], "it is not sent"
+
+
+@pytest.mark.parametrize("by", [sends, greets_and_sends])
+def test_what_a_run_was_finding_out_about_when_its_slot_moved_stays_unknown(by: Any) -> None:
+    tenant = Tenant(sends, greets_and_sends)
+    unknown_parcel(tenant)
+    tenant.event(by, 2)
+    if by is greets_and_sends:
+        tenant.answer("w-2")
+    tenant.commit()
+    tenant.lane.leave()
+    assert tenant.answer(NotSent()).kind == "reconcile"
+    tenant.lane.take_back(tenant.now)
+    tenant.begin_anew()
+    tenant.resume()
+    assert [call.kind for call in tenant.started] == ["reconcile"]
 
 
 # --- When a run fails ---

@@ -206,7 +206,10 @@ class DurableCalls(RunState, eq=False):
             waiting.started = msgspec.structs.replace(
                 started, call=call, kind="reconcile", delay_s=over_s, send_by_ms=0
             )
-            self._effects.append(waiting.started)
+            if self.segments:
+                self._effects.append(waiting.started)
+            else:  # of another run's call; that this one finds out about it is on record first
+                self._held = [*self._held, waiting.started]
             return False
         if policy == "park":
             self._park_call(started, why)

@@ -400,6 +400,7 @@ class Machine(Asking, eq=False):
         waiting.started = msgspec.structs.replace(
             started, call=msgspec.structs.replace(started.call, key=key)
         )
+        waiting.unknown = True
         self._intend(waiting)
         self._held = NONE  # on record, for a person to decide about; not to be sent
         self._unresolved(waiting, message, 0.0)
