@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from onceflow.agents.agent import Agent
-from onceflow.agents.calls import NotSent, Parked, Raised, Returned, StartCall
+from onceflow.agents.call import NotDone
+from onceflow.agents.calls import FoundNotDone, NotSent, Parked, Raised, Returned, StartCall
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.happenings import (
     Arrived,
@@ -162,12 +163,16 @@ class Tenant:
             else:
                 self.take(Answered(call.run, Raised(call.place, call.call.attempt, NotSent())))
 
-    def answer(self, result: Any) -> StartCall:
-        """The oldest call that was sent is answered: with a result, or an exception."""
+    def answer(self, result: Any, by: int = 0) -> StartCall:
+        """The oldest call that was sent is answered (`by`: of this event's run): with a result, or an exception."""
         self.commit()
-        call = self.started.pop(0)
+        key = self.event_key(by)
+        call = next(each for each in self.started if not by or each.run.token.key == key)
+        self.started.remove(call)
         answer: Any
-        if isinstance(result, BaseException):
+        if result is NotDone:
+            answer = FoundNotDone(call.place, call.call.attempt)
+        elif isinstance(result, BaseException):
             answer = Raised(call.place, call.call.attempt, result)
         else:
             answer = Returned(call.place, call.call.attempt, msgspec.msgpack.encode(result))

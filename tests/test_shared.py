@@ -8,7 +8,7 @@ import pytest
 
 from onceflow.agents import keys, shared
 from onceflow.agents.agent import agent
-from onceflow.agents.call import Call, RetryPolicy
+from onceflow.agents.call import Call, NotDone, RetryPolicy
 from onceflow.agents.calls import Completed, FoundNotDone, NotSent, UnusableResult
 from onceflow.agents.commands import Command
 from onceflow.agents.happenings import Commanded, Due, Redrive
@@ -223,10 +223,10 @@ async def greets_and_sends(run: Run, event: Event) -> str:
     return await run.call(parcel, customer="ann")
 
 
-def unknown_parcel(tenant: Tenant, waiting: int = 0) -> None:
+def unknown_parcel(tenant: Tenant, waiting: int = 0, by: Any = sends) -> None:
     """One was sent, and its run is parked: nobody knows of it. So many others wait for it."""
     for number in range(1, 2 + waiting):
-        tenant.event(sends, number)
+        tenant.event(by, number)
     tenant.answer(TimeoutError())
     for _ in range(parcel.retry.attempts):
         tenant.answer(ConnectionError())
@@ -290,6 +290,57 @@ def test_what_a_run_was_finding_out_about_when_its_slot_moved_stays_unknown(by: 
     tenant.begin_anew()
     tenant.resume()
     assert [call.kind for call in tenant.started] == ["reconcile"]
+
+
+@agent("hurries-and-sends", on="h", deadline=1_000)
+async def hurries_and_sends(run: Run, event: Event) -> str:
+    return await run.call(parcel, customer="ann")
+
+
+@pytest.mark.parametrize("sent", [False, True], ids=["under way", "made"])
+@pytest.mark.parametrize("says", [NotDone, GiveUp("cannot say")], ids=["not done", "cannot say"])
+def test_what_a_run_says_that_was_parked_is_no_news_of_what_another_has_made_since(
+    says: Any, sent: bool
+) -> None:
+    """Its deadline is over, and it finds out for itself."""
+    tenant = Tenant(sends, hurries_and_sends)
+    unknown_parcel(tenant, by=hurries_and_sends)
+    tenant.event(sends, 2)
+    tenant.answer(NotDone, by=2)
+    if sent:
+        tenant.answer("p-2", by=2)
+    tenant.now += 1_000_000
+    tenant.take(Due(KEY))
+    tenant.answer(says, by=1)
+    tenant.event(sends, 3)
+    tenant.commit()
+    if not sent:
+        tenant.answer("p-2", by=2)
+    assert (tenant.started, outcomes(tenant).count(Completed("p-2"))) == ([], 2)
+
+
+@tool(effect="blind", scope="tenant", key_fields=("customer",), on_unknown="compensate")
+async def flyer(call: Call, customer: str) -> str: ...  # type: ignore[empty-body]
+
+
+@flyer.compensate
+async def recall(call: Call, result: str | None) -> None: ...
+
+
+@agent("hands-out", on="f")
+async def hands_out(run: Run, event: Event) -> str:
+    return await run.call(flyer, customer="ann")
+
+
+@pytest.mark.parametrize("by", [notifies, hands_out])
+def test_what_was_undone_as_nobody_knew_is_made_anew_by_one_of_those_that_wait(by: Any) -> None:
+    tenant = Tenant(by)
+    for number in (1, 2, 3):
+        tenant.event(by, number)
+    tenant.answer(TimeoutError())
+    assert tenant.answer(None).kind == "undo"
+    assert tenant.answer("x-2").kind == "call"
+    assert (tenant.started, outcomes(tenant)[1:]) == ([], [Completed("x-2")] * 2)
 
 
 # --- When a run fails ---

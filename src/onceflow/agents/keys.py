@@ -17,6 +17,7 @@ from onceflow.agents.shared import (
     asked,
     call_key,
     completed,
+    counts,
     decided,
     encode_shared,
     forgotten,
@@ -52,7 +53,10 @@ class Keys:
                     yield self._note(effect.digest, completed(known))
                 return
             if isinstance(effect, KeyDecided):
-                yield self._note(effect.digest, decided(known, (run, effect.place), effect.outcome))
+                by = (run, effect.place)
+                if not counts(known, by, effect.outcome):
+                    return
+                yield self._note(effect.digest, decided(known, by, effect.outcome))
             else:
                 yield self._note(effect.digest, undone(known, now_ms + int(effect.ttl_s * 1000)))
             yield from self._tell(effect.digest, now_ms)

@@ -125,6 +125,14 @@ def completed(known: Shared) -> Shared:
     return msgspec.structs.replace(known, takers=(), kept=True)
 
 
+def counts(known: Shared, by: tuple[bytes, str], outcome: Entry) -> bool:
+    """Whether what a run says of a call is news. That it did not happen, or that nobody knows, is none while its effect
+    stands, or while another run makes it or finds out: the word of a run that was parked meanwhile, or has undone it.
+    """
+    happened = outcome.result is not None or (outcome.error or ("",))[0] == UNUSABLE_RESULT
+    return happened or known.holder == by or bool(known.unknown)
+
+
 def decided(known: Shared, by: tuple[bytes, str], outcome: Entry) -> Shared | None:
     """The record once the call has an outcome; None: it did not happen, and all of it is forgotten.
 
