@@ -384,6 +384,22 @@ def test_what_a_redrive_made_anew_and_nobody_knows_of_is_undone_with_a_key_of_it
     assert len(set(keys_used)) == 4
 
 
+def test_what_a_person_gave_up_to_undo_is_unknown_for_who_asks_next(tenant: Tenant) -> None:
+    """And for its redrive: what stands is on record for all, and may have been undone meanwhile."""
+    key = tenant.event(notifies)
+    made = tenant.answer(TimeoutError())
+    undo = tenant.answer(GiveUp("too late"))
+    resolve(tenant, key, "fail")
+    assert (tenant.outcome.code, tenant.started) == ("agent-failed", [])
+    tenant.event(notifies, 2)
+    undone = tenant.answer(None)
+    assert (undone.kind, undone.call.key) == ("undo", undo.call.key)
+    tenant.event(notifies, redrive=Redrive(KEY, KEY, "f.dead-letters/3/17", tenant.ended[0].segments))
+    anew = tenant.answer("n-1")
+    assert (anew.kind, anew.call.key != made.call.key) == ("call", True)
+    assert (tenant.started, outcomes(tenant)[-1]) == ([], Completed("n-1"))
+
+
 # --- How long it is known, and what a person decides ---
 
 

@@ -34,15 +34,19 @@ _FOR_GOOD = (Failed, GiveUp, KeyReused, OutcomeUnknown, WaitExpired, InvalidData
 def stands(journal: Mapping[str, Entry], place: str) -> bool:
     """Whether the call at this place has, or may have, an effect that was not undone."""
     entry, undone = journal[place], journal.get(UNDO + place)
-    if entry.intent is None or (undone is not None and not undone.open):
+    if entry.intent is None or (undone is not None and undone.result is not None):
         return False
+    if undone is not None and not undone.open and entry.intent.shared:
+        return False  # its compensation was given up, and whether it stands is on record for all: it is asked for again
     return entry.result is not None or entry.open or (entry.error is not None and entry.error[0] in MAY_STAND)
 
 
 def cannot_be_left(journal: Mapping[str, Entry], place: str) -> bool:
     """Whether a run that fails must come to this call: to undo it, or to say how it came out, for which others wait."""
-    intent = journal[place].intent
+    intent, undone = journal[place].intent, journal.get(UNDO + place)
     if intent is None or place.startswith(SPECIAL) or not stands(journal, place):
+        return False
+    if undone is not None and not undone.open:  # its compensation was given up
         return False
     return intent.undoable or (bool(intent.shared) and journal[place].open)
 

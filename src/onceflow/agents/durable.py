@@ -258,9 +258,12 @@ class DurableCalls(RunState, eq=False):
             self._decided(call, self._undone(call))
 
     def _undone(self, started: StartCall) -> Entry:
-        """The outcome of a call that was undone because nobody knew."""
-        message = f"{started.tool.name}: it may have happened, and was compensated"
-        return msgspec.structs.replace(self.journal[started.place], error=(CALL_FAILED, message))
+        """The outcome of a call that was undone because nobody knew; or was not, as a person has said."""
+        name = started.tool.name
+        error = (CALL_FAILED, f"{name}: it may have happened, and was compensated")
+        if self.journal[UNDO + started.place].result is None:
+            error = (OUTCOME_UNKNOWN, f"{name}: it may have happened, and its compensation was given up")
+        return msgspec.structs.replace(self.journal[started.place], error=error)
 
     # -- the run goes on in another cell, soon --
 
