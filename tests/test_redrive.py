@@ -427,6 +427,25 @@ def test_attempts_and_what_may_have_happened_outlast_a_long_wait(crash: bool) ->
     assert tenant.outcome.code == "agent-failed", "nothing has happened, and it was tried twice"
 
 
+def test_a_key_that_a_person_has_sent_again_is_remembered_from_then_on() -> None:
+    @tool(effect="keyed", ttl=60, retry=RetryPolicy(attempts=2, first=0))
+    async def pay(call: Call) -> str: ...  # type: ignore[empty-body]
+
+    @agent("pays", on="t")
+    async def pays(run: Run, event: Event) -> str:
+        return await run.call(pay)
+
+    tenant = Tenant(pays)
+    key = tenant.event(pays)
+    for _ in range(2):
+        tenant.answer(TimeoutError())
+    tenant.now += 61_000
+    resolve(tenant, key, "again")
+    tenant.answer(RetryLater())
+    tenant.answer("paid")
+    assert tenant.outcome == Completed("paid")
+
+
 def test_an_undo_that_waits_is_gone_on_with() -> None:
     tenant = Tenant(sells)
     tenant.event(sells)

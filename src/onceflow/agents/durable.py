@@ -48,7 +48,12 @@ class DurableCalls(RunState, eq=False):
         started, made_ms = waiting.started, self.now_ms
         place, tool, call = started.place, started.tool, started.call
         known = self.journal.get(place)
-        if known is not None and known.intent is not None and (waiting.unknown or known.retry is None):
+        if (
+            known is not None
+            and known.intent is not None
+            and not known.intent.again
+            and (waiting.unknown or known.retry is None)
+        ):
             made_ms = known.intent.made_ms
         send_by_ms = self.now_ms + int(started.delay_s * 1000) + SEND_WITHIN_MS
         shared = self._digest(place.removeprefix(UNDO)) if tool.scope == "tenant" else b""
@@ -69,7 +74,7 @@ class DurableCalls(RunState, eq=False):
         if not waiting.unknown:
             self._intend(waiting)
             return False
-        if intent.again or (tool.effect == "keyed" and self.now_ms < intent.made_ms + tool.ttl_s * 1000):
+        if intent.again or (tool.effect == "keyed" and not self._is_forgotten(waiting.started)):
             self._intend(waiting)
             return False
         # It may be on its way until then, and at work for as long as it may take.
@@ -111,6 +116,10 @@ class DurableCalls(RunState, eq=False):
         if not self.wants(started):
             self._leave(started)
             return
+        may_have_happened = waiting.unknown and started.kind == "call" and tool.effect == "keyed"
+        if may_have_happened and self._is_forgotten(started, delay_s):
+            self._unresolved(waiting, "its target may have forgotten the key", tool.timeout_s)
+            return
         if delay_s > LONGEST_IN_MEMORY_S and started.kind != "reconcile":
             if self._end is None or started.kind == "undo":
                 self._postpone(waiting, delay_s)
@@ -131,6 +140,12 @@ class DurableCalls(RunState, eq=False):
             self._intend(waiting)
         else:
             self._effects.append(started)
+
+    def _is_forgotten(self, started: StartCall, delay_s: float = 0.0) -> bool:
+        """Whether its target may have forgotten the key of a call that is sent again so much later."""
+        intent = self.journal[started.place].intent
+        assert intent is not None
+        return self.now_ms + delay_s * 1000 >= intent.made_ms + started.tool.ttl_s * 1000
 
     def wants(self, started: StartCall) -> bool:
         """Whether a call that was asked for is still to be sent. From any thread.

@@ -44,7 +44,7 @@ class Intent(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     key: str  # the call key
     executions: int  # how often it may have been sent, this time included
-    made_ms: int  # when the call was first intended
+    made_ms: int  # when the call was first intended, or again as a person said: what `ttl` counts from
     send_by_ms: int  # no execution so far is sent later than this
     again: bool = False  # a person has said that the call is to be sent again
     shared: bytes = b""  # of a call of scope `tenant`: the digest of its key
