@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from onceflow.agents.call import Call
 from onceflow.agents.calls import Completed, NotSent, Parked
 from onceflow.agents.happenings import Decided
 from onceflow.agents.run import Run
@@ -13,6 +14,17 @@ from onceflow.stream.leaving import leave
 from tests.test_machine import Ledger, effect, pays
 
 mail = effect("mail", effect="blind", retry=None)
+
+
+book = effect("book", effect="blind", retry=None, on_unknown="compensate")
+
+
+@book.compensate
+async def cancel(call: Call, result: int | None) -> None: ...
+
+
+async def books(run: Run, event: Event) -> int:
+    return await run.call(book, n=1)  # type: ignore[no-any-return]
 
 
 async def mails_twice(run: Run, event: Event) -> list[Any]:
@@ -94,8 +106,31 @@ def test_an_attempt_whose_outcome_nobody_knows_stays_so() -> None:
     sent(run)
     run.run.leave()
     run.answer(TimeoutError())
+    assert not run.run.in_doubt, "no answer will come"
     moved(run)
     assert isinstance(run.end, Parked)
+
+
+def test_a_call_that_is_to_be_undone_as_nobody_knows_is_not_waited_for() -> None:
+    """Its time is over; what undoes it waits until the call can no longer arrive."""
+    run = Ledger(books)
+    sent(run)
+    run.answer(TimeoutError())
+    run.commit()
+    assert [call.kind for call in run.sent] == ["undo"]
+    run.run.leave()
+    assert not run.run.in_doubt
+    moved(run)
+    run.answer(None)
+    assert "was compensated" in str(run.end)
+
+
+def test_what_undoes_a_call_is_waited_for() -> None:
+    run = Ledger(books)
+    run.answer(TimeoutError())
+    sent(run)
+    run.run.leave()
+    assert run.run.in_doubt
 
 
 def test_of_calls_with_keys_nothing_need_be_on_record() -> None:

@@ -241,6 +241,7 @@ class Waiting(msgspec.Struct):
     unknown: bool = False  # an earlier attempt may have done it
     asked_ms: int = 0
     made: int = 0  # attempts of the call, while its reconciliation is asked
+    over: bool = False  # the last answer is that nobody knows, and no other will come
 
 
 def judged(waiting: Waiting, answer: Answer) -> Entry | Next:

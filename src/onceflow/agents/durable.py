@@ -289,7 +289,10 @@ class DurableCalls(RunState, eq=False):
     @property
     def in_doubt(self) -> bool:
         """Whether a call is out that nobody may repeat: without its answer, nobody would know about it."""
-        return any(_only_once(w.started) and w.started.call.deadline_ms for w in self._waiting.values())
+        return any(
+            _only_once(w.started) and w.started.call.deadline_ms and not w.over
+            for w in self._waiting.values()
+        )
 
     def _outcome_left(self, waiting: Waiting, answer: Answer, outcome: Entry | Next) -> None:
         """A call's answer, for whoever goes on with the run."""

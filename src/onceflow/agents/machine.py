@@ -130,6 +130,7 @@ class Machine(Asking, eq=False):
         self.now_ms = now_ms
         self._effects = []
         outcome = judged(waiting, answer)
+        waiting.over = outcome is Next.UNKNOWN
         if self._leaves:
             self._outcome_left(waiting, answer, outcome)
             return self._written()
