@@ -12,6 +12,7 @@ from onceflow.agents.calls import FoundNotDone, NotSent, Parked, Raised, Returne
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.happenings import (
     Arrived,
+    Due,
     Ended,
     Noted,
     Redrive,
@@ -90,6 +91,7 @@ class Tenant:
         self.begun: list[Arrived] = []  # whose runs the ledger holds since
         self.parked: list[Parked] = []
         self.due_ms = 0
+        self.planned: list[tuple[Due, int]] = []  # what the lane is to be told, and when
         self.started: list[StartCall] = []
         self.held: list[StartCall] = []  # until what was decided is committed
         self.abandoned = 0
@@ -120,6 +122,7 @@ class Tenant:
             given, again = again, []
             decided = self.lane.take(given, self.now)
             again += decided.looked
+            self.planned += [(due, ms) for due, ms in decided.due if ms]
             self.due_ms = next((ms for due, ms in reversed(decided.due) if due.key), self.due_ms)
             self.ended += decided.ended
             self.noted += decided.noted

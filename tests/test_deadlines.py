@@ -91,6 +91,25 @@ def test_a_deadline_that_nobody_needs_any_more_changes_nothing() -> None:
     assert tenant.outcome == Completed("found")
 
 
+@pytest.mark.parametrize("crash", [False, True])
+def test_its_time_is_held_once_however_often_the_run_wakes(crash: bool) -> None:
+    @agent("polls", on="t", deadline=timedelta(hours=1))
+    async def polls(run: Run, event: Event) -> None:
+        await run.wait_for("signed", event.id, poll=ask, every=60)
+
+    tenant = Tenant(polls)
+    tenant.event(polls)
+    if crash:
+        tenant.planned.clear()
+        tenant.begin_anew()
+        tenant.resume()
+    for _ in range(5):
+        tenant.now += MINUTE
+        tenant.take(Due(KEY))
+        tenant.answer(None)
+    assert tenant.planned.count((Due(KEY), NOW + 60 * MINUTE)) == 1
+
+
 # --- Parked runs: a time that is over changes nothing, but for the deadline ---
 
 

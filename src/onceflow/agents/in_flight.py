@@ -45,8 +45,12 @@ class InFlight(Deciding):
         self,
         arrived: Arrived,
         news: Mapping[str, Entry] = NOTHING,
+        *,
+        woken: bool = False,
     ) -> None:
-        """Let a run begin, or go on; `news`: what its journal has got meanwhile."""
+        """Let a run begin, or go on; `news`: what its journal has got meanwhile. Of a run that was `woken`, the time of
+        its deadline is known already.
+        """
         if not arrived.source.grant.live:
             return  # the slot's next owner lets it begin; this lane is about to be told
         watch = self._watch
@@ -96,7 +100,7 @@ class InFlight(Deciding):
             run.record(FAILING, Entry(agent.name, 0, b"", None, out_of_time(arrived)))
             due_ms = 0
         self._under_way(run, run.begin(event, self._now_ms))
-        if due_ms and (run in self._runs or self._sleepers.asleep(arrived.key)):
+        if due_ms and not woken and (run in self._runs or self._sleepers.asleep(arrived.key)):
             self._decided.due.append((Due(arrived.key), due_ms))
 
     def _unreadable(

@@ -181,7 +181,7 @@ class Lane(InFlight):
         """Let a sleeping run go on."""
         arrived = self._called(key, by_itself=by_itself)
         if arrived is not None:
-            self._begin(arrived, news)
+            self._begin(arrived, news, woken=True)
 
     def _due(self, due: Due) -> None:
         kind = due.record.partition(b"\0")[2][:1]
