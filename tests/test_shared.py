@@ -406,7 +406,8 @@ def test_what_a_person_gave_up_to_undo_is_unknown_for_who_asks_next(tenant: Tena
 def test_it_is_known_for_its_ttl(tenant: Tenant) -> None:
     tenant.event(greets)
     tenant.answer("mail-1")
-    key, until_ms = tenant.noted[-1].changes[0][0], tenant.noted[-1].keep_until_ms
+    tenant.event(greets, 2)
+    (((_, key), until_ms),) = tenant.planned
     assert until_ms == NOW + timedelta(hours=24) / timedelta(milliseconds=1)
     tenant.now = until_ms - 1
     tenant.take(Due(b"", key))

@@ -87,6 +87,25 @@ def test_what_was_made_anew_since_is_not_undone_by_a_run_that_had_the_former_res
     assert tenant.started == []
 
 
+def test_its_time_is_looked_at_again_while_an_open_run_may_have_to_undo_it() -> None:
+    """And at once when the last of them has completed."""
+    tenant, key = long_runs(b"7", b"7")
+    of_the_call = [due_ms for due, due_ms in tenant.planned if due.record == key]
+    assert of_the_call == [NOW + 24 * 3_600_000, NOW + 24 * 3_600_000 + shared.OPEN_MS]
+    tenant.planned.clear()
+    wake(tenant, 1, 2)
+    ((due, due_ms),) = tenant.planned
+    assert due_ms <= tenant.now
+    tenant.take(due)
+    assert tenant.memory.records == {}
+
+
+def test_after_a_restart_its_time_is_known_anew() -> None:
+    tenant, key = long_runs(b"7")
+    records = sorted(tenant.memory.records.items())
+    assert shared.remembered(records) == [("acme", key, NOW + 24 * 3_600_000)]
+
+
 def test_it_is_forgotten_in_the_end_whatever_became_of_the_open_runs() -> None:
     tenant, key = long_runs(b"1")
     tenant.now = NOW + 24 * 3_600_000 + shared.OPEN_MS

@@ -50,15 +50,16 @@ class Keys:
         elif known is not None:
             if isinstance(effect, KeyKept):
                 if known.made and run in known.takers:
-                    yield self._note(effect.digest, completed(known))
+                    yield self._note(effect.digest, completed(known), known, now_ms)
                 return
             if isinstance(effect, KeyDecided):
                 by = (run, effect.place)
                 if not counts(known, by, effect.outcome):
                     return
-                yield self._note(effect.digest, decided(known, by, effect.outcome))
+                yield self._note(effect.digest, decided(known, by, effect.outcome), known, now_ms)
             else:
-                yield self._note(effect.digest, undone(known, now_ms + int(effect.ttl_s * 1000)))
+                until_ms = now_ms + int(effect.ttl_s * 1000)
+                yield self._note(effect.digest, undone(known, until_ms), known, now_ms)
             yield from self._tell(effect.digest, now_ms)
 
     def settled_by_others(self, place: str, entry: Entry, now_ms: int) -> bool:
@@ -75,22 +76,27 @@ class Keys:
 
     def resolved(self, digest: bytes, by: tuple[bytes, str], outcome: Entry, now_ms: int) -> Iterator[Told]:
         """A person has said how a call, or its compensation, came out; open: that it is to be made again."""
-        known = self._memory.shared(shared_key(self._tenant, digest))
+        was = known = self._memory.shared(shared_key(self._tenant, digest))
         if known is None and outcome.result is not None and not by[1].startswith(UNDO):
             # its time is over: it is remembered while this run is open, which may have to undo it
             known = Shared(FORMAT, outcome.tool, outcome.arguments, now_ms)
         if known is not None and not (outcome.open and by[1].startswith(UNDO)):
             told = undo_told(known, outcome) if by[1].startswith(UNDO) else decided(known, by, outcome)
-            yield self._note(digest, told)
+            yield self._note(digest, told, was, now_ms)
             yield from self._tell(digest, now_ms)
 
-    def due(self, key: bytes, now_ms: int) -> Iterator[Noted]:
-        """The time of a record may be over."""
+    def due(self, key: bytes, now_ms: int) -> Noted | int:
+        """The time of a record may be over: then it is forgotten. Otherwise when to look again (ms); 0: it is gone, or
+        held by a run, and `_note` will say.
+        """
         known = self._memory.shared(key)
-        if known is not None and forgotten(known, now_ms):
-            change = (key, None)
-            self._memory.put(change)
-            yield Noted(None, NO_OFFSET, 0, (change,))
+        if known is None or known.holder != NOBODY:
+            return 0
+        if not forgotten(known, now_ms):
+            return known.forgotten_ms
+        change = (key, None)
+        self._memory.put(change)
+        return Noted(None, NO_OFFSET, 0, (change,))
 
     def lost(self) -> None:
         """The tenant's slot is gone."""
@@ -104,7 +110,7 @@ class Keys:
             by = (run, ask.place)
             kept = ask.tool.compensation is None
             record = Shared(FORMAT, ask.tool.name, ask.arguments, until_ms, answer.undone, by, kept=kept)
-            yield self._note(ask.digest, record)
+            yield self._note(ask.digest, record, known, now_ms)
             yield ask.run, ask.run.key_free(ask.place, call_key(ask.digest, answer.undone), now_ms)
         elif isinstance(answer, Held):
             self._waiting.setdefault(ask.digest, []).append(ask)
@@ -112,7 +118,7 @@ class Keys:
             assert known is not None
             record = taken(known, run)
             if record is not known:
-                yield self._note(ask.digest, record)
+                yield self._note(ask.digest, record, known, now_ms)
             error = (UNUSABLE_RESULT, answer.unusable) if answer.unusable else None
             yield ask.run, ask.run.key_told(ask.place, Entry("", 0, b"", answer.result, error), now_ms)
         elif isinstance(answer, Reused):
@@ -121,7 +127,7 @@ class Keys:
         else:
             assert known is not None
             if ask.tool.on_unknown in ("reconcile", "compensate"):  # by one at a time: it may end in a call
-                yield self._note(ask.digest, held(known, (run, ask.place)))
+                yield self._note(ask.digest, held(known, (run, ask.place)), known, now_ms)
             key = call_key(ask.digest, answer.undone)
             yield ask.run, ask.run.key_unknown(ask.place, key, answer.message, now_ms)
 
@@ -133,7 +139,7 @@ class Keys:
         key = ""
         if known is not None:  # otherwise it was kept, and forgotten since
             record, undo = left(known, (run, leave.place))
-            yield self._note(leave.digest, record)
+            yield self._note(leave.digest, record, known, now_ms)
             key = call_key(leave.digest, record.undone) if undo else ""
         yield leave.run, leave.run.key_left(leave.place, key, now_ms)
 
@@ -144,8 +150,12 @@ class Keys:
                 continue  # it was cancelled meanwhile
             yield from self._asked(ask, self._memory.shared(shared_key(self._tenant, digest)), now_ms)
 
-    def _note(self, digest: bytes, record: Shared | None) -> Noted:
+    def _note(self, digest: bytes, record: Shared | None, was: Shared | None, now_ms: int) -> Noted:
         change = (shared_key(self._tenant, digest), None if record is None else encode_shared(record))
         self._memory.put(change)
-        until_ms = 0 if record is None or record.holder != NOBODY else record.forgotten_ms
+        until_ms = 0
+        if record is not None and record.holder == NOBODY:
+            # Once, not with each run that takes it; or its time was over before, and has been looked at.
+            first = was is None or was.holder != NOBODY
+            until_ms = record.until_ms if first or forgotten(record, now_ms) else 0
         return Noted(None, NO_OFFSET, 0, (change,), until_ms)

@@ -186,7 +186,11 @@ class Lane(InFlight):
     def _due(self, due: Due) -> None:
         kind = due.record.partition(b"\0")[2][:1]
         if kind == b"k":
-            self._told(self._keys.due(due.record, self._now_ms))
+            found = self._keys.due(due.record, self._now_ms)
+            if isinstance(found, Noted):
+                self._decided.note(found)
+            elif found:
+                self._decided.due.append((due, found))
         elif kind == b"r":
             kept = self._memory.failed(due.record.partition(b"\0r")[2])
             if kept is not None and kept_until_ms(kept) <= self._now_ms:  # it may have failed anew since

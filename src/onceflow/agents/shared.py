@@ -207,12 +207,12 @@ def decode_shared(value: bytes) -> Shared:
 
 
 def remembered(records: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, bytes, int]]:
-    """The calls among these records of one slot, as (tenant, Kafka key, until when they are remembered)."""
+    """The calls among these records of one slot, as (tenant, Kafka key, until when they are remembered at least)."""
     found = []
     for key, value in records:
         tenant, _, rest = key.partition(b"\0")
         if rest[:1] == _KIND[1:]:
-            found.append((tenant.decode(), key, decode_shared(value).forgotten_ms))
+            found.append((tenant.decode(), key, decode_shared(value).until_ms))
     return found
 
 
