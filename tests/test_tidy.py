@@ -53,7 +53,6 @@ SHELL = {
     "cli",
 }  # of the same rank, and may use each other
 LONGER = {
-    "src/onceflow/agents/tool.py": "a tool's options, their checks and their docstring belong together",
     "tests/test_event.py": "its tables show what each kind of record comes to",
     "tests/model/cell.py": "the model's cell does the steps of all parts of the real one",
 }

@@ -101,6 +101,8 @@ WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (plain, {"effect": "read", "timeout": 0}, "timeout=0; write a timedelta"),
     (plain, {"effect": "read", "timeout": timedelta(seconds=-1)}, "write a timedelta"),
     (plain, {"effect": "read", "ttl": float("nan")}, "ttl=nan; write a timedelta"),
+    (plain, {"effect": "read", "retry": 3}, "tool plain: retry=3; write RetryPolicy(attempts=3)"),
+    (plain, {"effect": "read", "retry": RetryPolicy}, "write RetryPolicy(attempts=3)"),
     (plain, {"effect": "read", "name": "a b"}, "write name="),
     (lambda x: x, {"effect": "pure"}, "write name="),
     (int, {"effect": "pure"}, "decorate a `def`"),
@@ -394,7 +396,18 @@ def test_delays_double_up_to_the_longest_and_are_spread_over_all_of_it() -> None
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"attempts": 0}, {"first": -1}, {"factor": 0.5}, {"longest": float("inf")}, {"first": "1s"}]
+    "wrong",
+    [
+        {"attempts": 0},
+        {"attempts": "3"},
+        {"first": -1},
+        {"first": "1s"},
+        {"factor": 0.5},
+        {"factor": "2"},
+        {"factor": None},
+        {"factor": float("inf")},
+        {"longest": float("inf")},
+    ],
 )
 def test_a_policy_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="RetryPolicy: "):

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, get_args, get
 
 import msgspec
 
-from onceflow.agents.call import RetryPolicy, seconds_of
-from onceflow.agents.tool import annotations
+from onceflow.agents.call import RetryPolicy, check_retry, seconds_of
+from onceflow.agents.tool_checks import annotations
 from onceflow.errors import ConfigError
 from onceflow.event import Event, Incoming, data_decoder
 
@@ -122,8 +122,7 @@ def agent(
     if not isinstance(version, int) or version < 1:
         raise ConfigError(f"{where}: version={version!r}; write a whole number, 1 or more")
     types = _types(where, on)
-    if retry is not None and not isinstance(retry, RetryPolicy):
-        raise ConfigError(f"{where}: retry={retry!r}; write RetryPolicy(attempts=3), for example")
+    check_retry(where, retry)
     path = _path(where, order_by)
     deadline_s = None if deadline is None else seconds_of(where, "deadline", deadline)
     caller_locals = sys._getframe(1).f_locals

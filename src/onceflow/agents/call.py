@@ -116,9 +116,10 @@ class RetryPolicy:
         check_count("RetryPolicy", "attempts", self.attempts)
         seconds_of("RetryPolicy", "first", self.first, zero=True)
         seconds_of("RetryPolicy", "longest", self.longest, zero=True)
-        if not self.factor >= 1:
+        factor: object = self.factor
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor < math.inf:
             raise ConfigError(
-                f"RetryPolicy: factor={self.factor!r} would shorten the delays; write 1 or more"
+                f"RetryPolicy: factor={factor!r}; write a number, 1 or more (less would shorten the delays)"
             )
 
     def delay_s(self, attempt: int, unit: float) -> float:
@@ -130,3 +131,8 @@ class RetryPolicy:
         except OverflowError:  # attempt in the thousands: beyond what a float holds, so beyond `longest`
             bound_s = longest_s
         return unit * bound_s
+
+
+def check_retry(where: str, retry: object) -> None:
+    if retry is not None and not isinstance(retry, RetryPolicy):
+        raise ConfigError(f"{where}: retry={retry!r}; write RetryPolicy(attempts=3), for example")

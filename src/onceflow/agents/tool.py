@@ -29,8 +29,6 @@ from typing import (
     Protocol,
     TypeVar,
     Unpack,
-    get_args,
-    get_type_hints,
     overload,
 )
 
@@ -39,7 +37,21 @@ import pydantic
 import xxhash
 from typing_extensions import TypedDict
 
-from onceflow.agents.call import FROM_RUN, Call, RetryPolicy, check_count, seconds_of
+from onceflow.agents.call import Call, RetryPolicy, check_count, check_retry, seconds_of
+from onceflow.agents.tool_checks import (
+    STORABLE,
+    Effect,
+    OnUnknown,
+    Scope,
+    annotations,
+    check_choice,
+    check_effect,
+    check_function,
+    check_parameters,
+    check_storable,
+    split_call,
+)
+from onceflow.agents.tool_checks import type_name as _type_name
 from onceflow.errors import ConfigError, as_text
 
 if TYPE_CHECKING:
@@ -50,10 +62,6 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from _typeshed import DataclassInstance
-
-Effect = Literal["pure", "read", "keyed", "blind"]
-OnUnknown = Literal["park", "reconcile", "compensate", "fail"]
-Scope = Literal["run", "tenant"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,13 +75,6 @@ Storable = TypeVar(
     " | DataclassInstance | None",
 )
 """What a plain function may return: what can be stored. No coroutines: so just one overload fits."""
-
-
-def _check_choice(where: str, option: str, value: object, choices: Any) -> None:
-    if value not in get_args(choices):
-        raise ConfigError(
-            f"{where}: {option}={value!r}; write one of {', '.join(map(repr, get_args(choices)))}"
-        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -148,7 +149,7 @@ class Tool(Generic[P, R_co]):
             return _encoder.encode(value)
         except Exception as error:
             raise TypeError(
-                f"tool {self.name}: its {type(value).__name__} result cannot be stored ({_why(error)}); {_STORABLE}"
+                f"tool {self.name}: its {type(value).__name__} result cannot be stored ({_why(error)}); {STORABLE}"
             ) from error
 
     def decode_result(self, stored: bytes) -> R_co:
@@ -294,101 +295,6 @@ def _sorted_text(value: Any) -> str:
     return repr(value)
 
 
-_STORABLE = "return JSON-like values, a dataclass, a msgspec Struct or a pydantic model"
-
-
-# --- Checks, all of them at import ---
-
-
-def _check_function(where: str, function: Callable[..., Any], effect: Effect) -> None:
-    if not inspect.isfunction(function):
-        raise ConfigError(f"{where}: {function!r} is not a function; decorate a `def` or `async def`")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise ConfigError(f"{where}: a generator has no single result that can be recorded; return a list")
-    if effect == "pure" and inspect.iscoroutinefunction(function):
-        raise ConfigError(
-            f'{where}: a pure tool has nothing to await; write `def`, or effect="read" if it does I/O'
-        )
-
-
-def _split_call(
-    where: str, function: Callable[..., Any], hints: Mapping[str, Any]
-) -> tuple[bool, inspect.Signature]:
-    """Whether the function takes `call: Call`, and its signature without it."""
-    signature = inspect.signature(function)
-    parameters = list(signature.parameters.values())
-    takes_call = bool(parameters) and hints.get(parameters[0].name, Call) is Call
-    takes_call = takes_call and (parameters[0].name in hints or parameters[0].name == "call")
-    if takes_call and parameters[0].kind is parameters[0].KEYWORD_ONLY:
-        raise ConfigError(
-            f"{where}: `{parameters[0].name}: Call` is passed by position; move it before the `*`"
-        )
-    rest = parameters[1:] if takes_call else parameters
-    for each in rest:
-        if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD, each.POSITIONAL_ONLY):
-            raise ConfigError(
-                f"{where}: arguments are recorded by name, `{each}` has none: name each parameter, drop `/`"
-            )
-        if hints.get(each.name) is Call:
-            raise ConfigError(f"{where}: `{each.name}: Call` must be the first parameter, and the only Call")
-    return takes_call, signature.replace(parameters=rest)
-
-
-def _check_parameters(
-    where: str,
-    signature: inspect.Signature,
-    tenant_arg: str | None,
-    key_fields: Sequence[str] | None,
-    free_fields: Sequence[str],
-) -> None:
-    parameters = signature.parameters
-    for option, names in (("key_fields", key_fields or ()), ("free_fields", free_fields)):
-        unknown = [names] if isinstance(names, str) else [each for each in names if each not in parameters]
-        if unknown:
-            raise ConfigError(
-                f"{where}: {option} must be a tuple of parameters of {signature}, unlike {unknown}"
-            )
-    if tenant_arg is not None and tenant_arg not in parameters:
-        raise ConfigError(f"{where}: tenant_arg={tenant_arg!r} is no parameter of {signature}")
-    for each in parameters.values():
-        if (each.name == tenant_arg) != (each.default is FROM_RUN):
-            raise ConfigError(
-                f"{where}: for the run to fill in its tenant, write both tenant_arg={each.name!r} and the "
-                f"parameter `{each.name}: str = FROM_RUN`"
-            )
-
-
-def _check_effect(
-    where: str, effect: Effect, *, takes_call: bool, key_fields: Sequence[str] | None, scope: Scope
-) -> None:
-    if effect in ("pure", "read") and key_fields is not None:
-        raise ConfigError(f"{where}: leave out key_fields, they are for keyed tools")
-    if effect in ("keyed", "blind") and not takes_call:
-        raise ConfigError(
-            f"{where}: a {effect} tool needs `call: Call` as its first parameter, to pass on call.key"
-        )
-    if scope == "tenant" and effect not in ("keyed", "blind"):
-        raise ConfigError(f"{where}: leave out scope, it is for keyed and blind tools")
-    if (scope == "tenant") != bool(key_fields):
-        raise ConfigError(
-            f'{where}: scope="tenant" and key_fields=(…) go together: for all runs of a tenant a call is the same '
-            "if its key fields are"
-        )
-
-
-def _check_storable(where: str, result_type: Any) -> None:
-    try:
-        info = msgspec.inspect.type_info(result_type)
-    except TypeError as error:
-        raise ConfigError(f"{where}: its result cannot be stored ({error}); {_STORABLE}") from error
-    if isinstance(info, msgspec.inspect.CustomType) and not issubclass(info.cls, pydantic.BaseModel):
-        raise ConfigError(f"{where}: a {_type_name(result_type)} cannot be stored; {_STORABLE}")
-
-
-def _type_name(kind: Any) -> str:
-    return kind.__qualname__ if isinstance(kind, type) else str(kind)
-
-
 # --- The decorator ---
 
 
@@ -477,19 +383,20 @@ def tool(
     def decorate(function: Callable[..., Any]) -> Tool[..., Any]:
         tool_name = str(name or getattr(function, "__name__", "?"))
         where = f"tool {tool_name}"
-        _check_choice(where, "effect", effect, Effect)
-        _check_choice(where, "scope", scope, Scope)
-        _check_choice(where, "on_unknown", on_unknown, OnUnknown)
+        check_choice(where, "effect", effect, Effect)
+        check_choice(where, "scope", scope, Scope)
+        check_choice(where, "on_unknown", on_unknown, OnUnknown)
         if not re.fullmatch(r"\w[\w.:/-]{0,127}", tool_name):
             raise ConfigError(f"{where}: write name=… with up to 128 letters, digits and . : / _ -")
         check_count(where, "version", version)
         ttl_s = seconds_of(where, "ttl", timedelta(hours=24) if ttl is None else ttl)
         timeout_s = seconds_of(where, "timeout", timeout)
-        _check_function(where, function, effect)
+        check_retry(where, retry)
+        check_function(where, function, effect)
         hints = annotations(where, function, caller_locals)
-        takes_call, signature = _split_call(where, function, hints)
-        _check_parameters(where, signature, tenant_arg, key_fields, free_fields)
-        _check_effect(where, effect, takes_call=takes_call, key_fields=key_fields, scope=scope)
+        takes_call, signature = split_call(where, function, hints)
+        check_parameters(where, signature, tenant_arg, key_fields, free_fields)
+        check_effect(where, effect, takes_call=takes_call, key_fields=key_fields, scope=scope)
         for option, given, effects in (
             ("free_fields", bool(free_fields), ("keyed", "blind") if scope == "tenant" else ("keyed",)),
             ("ttl", ttl is not None, ("keyed", "blind") if scope == "tenant" else ("keyed",)),
@@ -500,7 +407,7 @@ def tool(
                 raise ConfigError(f"{where}: leave out {option}, it is for {' and '.join(effects)} tools")
         result_type = hints.get("return", Any)
         if effect != "pure":  # results of pure tools are computed again, never stored
-            _check_storable(where, result_type)
+            check_storable(where, result_type)
         return Tool(
             name=tool_name,
             version=version,
@@ -521,14 +428,3 @@ def tool(
         )
 
     return decorate
-
-
-def annotations(where: str, function: Callable[..., Any], caller_locals: Mapping[str, Any]) -> dict[str, Any]:
-    """A function's annotations as types, strings resolved in its module and where its decorator stands."""
-    try:
-        return get_type_hints(function, localns=dict(caller_locals), include_extras=True)
-    except (NameError, AttributeError, TypeError, SyntaxError) as error:
-        raise ConfigError(
-            f"{where}: an annotation cannot be read ({error}); annotations are read when the program runs: "
-            "define or import the name before the function, and not under TYPE_CHECKING"
-        ) from error

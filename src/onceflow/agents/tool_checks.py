@@ -1,0 +1,124 @@
+"""What can be wrong with a tool, found when its module is imported; each says what to write instead."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args, get_type_hints
+
+import msgspec
+import pydantic
+
+from onceflow.agents.call import FROM_RUN, Call
+from onceflow.errors import ConfigError
+
+Effect = Literal["pure", "read", "keyed", "blind"]
+OnUnknown = Literal["park", "reconcile", "compensate", "fail"]
+Scope = Literal["run", "tenant"]
+
+STORABLE = "return JSON-like values, a dataclass, a msgspec Struct or a pydantic model"
+
+
+def check_choice(where: str, option: str, value: object, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ConfigError(
+            f"{where}: {option}={value!r}; write one of {', '.join(map(repr, get_args(choices)))}"
+        )
+
+
+def check_function(where: str, function: Callable[..., Any], effect: Effect) -> None:
+    if not inspect.isfunction(function):
+        raise ConfigError(f"{where}: {function!r} is not a function; decorate a `def` or `async def`")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigError(f"{where}: a generator has no single result that can be recorded; return a list")
+    if effect == "pure" and inspect.iscoroutinefunction(function):
+        raise ConfigError(
+            f'{where}: a pure tool has nothing to await; write `def`, or effect="read" if it does I/O'
+        )
+
+
+def split_call(
+    where: str, function: Callable[..., Any], hints: Mapping[str, Any]
+) -> tuple[bool, inspect.Signature]:
+    """Whether the function takes `call: Call`, and its signature without it."""
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())
+    takes_call = bool(parameters) and hints.get(parameters[0].name, Call) is Call
+    takes_call = takes_call and (parameters[0].name in hints or parameters[0].name == "call")
+    if takes_call and parameters[0].kind is parameters[0].KEYWORD_ONLY:
+        raise ConfigError(
+            f"{where}: `{parameters[0].name}: Call` is passed by position; move it before the `*`"
+        )
+    rest = parameters[1:] if takes_call else parameters
+    for each in rest:
+        if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD, each.POSITIONAL_ONLY):
+            raise ConfigError(
+                f"{where}: arguments are recorded by name, `{each}` has none: name each parameter, drop `/`"
+            )
+        if hints.get(each.name) is Call:
+            raise ConfigError(f"{where}: `{each.name}: Call` must be the first parameter, and the only Call")
+    return takes_call, signature.replace(parameters=rest)
+
+
+def check_parameters(
+    where: str,
+    signature: inspect.Signature,
+    tenant_arg: str | None,
+    key_fields: Sequence[str] | None,
+    free_fields: Sequence[str],
+) -> None:
+    parameters = signature.parameters
+    for option, names in (("key_fields", key_fields or ()), ("free_fields", free_fields)):
+        unknown = [names] if isinstance(names, str) else [each for each in names if each not in parameters]
+        if unknown:
+            raise ConfigError(
+                f"{where}: {option} must be a tuple of parameters of {signature}, unlike {unknown}"
+            )
+    if tenant_arg is not None and tenant_arg not in parameters:
+        raise ConfigError(f"{where}: tenant_arg={tenant_arg!r} is no parameter of {signature}")
+    for each in parameters.values():
+        if (each.name == tenant_arg) != (each.default is FROM_RUN):
+            raise ConfigError(
+                f"{where}: for the run to fill in its tenant, write both tenant_arg={each.name!r} and the "
+                f"parameter `{each.name}: str = FROM_RUN`"
+            )
+
+
+def check_effect(
+    where: str, effect: Effect, *, takes_call: bool, key_fields: Sequence[str] | None, scope: Scope
+) -> None:
+    if effect in ("pure", "read") and key_fields is not None:
+        raise ConfigError(f"{where}: leave out key_fields, they are for keyed tools")
+    if effect in ("keyed", "blind") and not takes_call:
+        raise ConfigError(
+            f"{where}: a {effect} tool needs `call: Call` as its first parameter, to pass on call.key"
+        )
+    if scope == "tenant" and effect not in ("keyed", "blind"):
+        raise ConfigError(f"{where}: leave out scope, it is for keyed and blind tools")
+    if (scope == "tenant") != bool(key_fields):
+        raise ConfigError(
+            f'{where}: scope="tenant" and key_fields=(…) go together: for all runs of a tenant a call is the same '
+            "if its key fields are"
+        )
+
+
+def check_storable(where: str, result_type: Any) -> None:
+    try:
+        info = msgspec.inspect.type_info(result_type)
+    except TypeError as error:
+        raise ConfigError(f"{where}: its result cannot be stored ({error}); {STORABLE}") from error
+    if isinstance(info, msgspec.inspect.CustomType) and not issubclass(info.cls, pydantic.BaseModel):
+        raise ConfigError(f"{where}: a {type_name(result_type)} cannot be stored; {STORABLE}")
+
+
+def type_name(kind: Any) -> str:
+    return kind.__qualname__ if isinstance(kind, type) else str(kind)
+
+
+def annotations(where: str, function: Callable[..., Any], caller_locals: Mapping[str, Any]) -> dict[str, Any]:
+    """A function's annotations as types, strings resolved in its module and where its decorator stands."""
+    try:
+        return get_type_hints(function, localns=dict(caller_locals), include_extras=True)
+    except (NameError, AttributeError, TypeError, SyntaxError) as error:
+        raise ConfigError(
+            f"{where}: an annotation cannot be read ({error}); annotations are read when the program runs: "
+            "define or import the name before the function, and not under TYPE_CHECKING"
+        ) from error
