@@ -1,11 +1,14 @@
 """A flow's module, from its import to its run: what is wrong with it is one line and status 2, however it is run."""
 
+import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from onceflow.agents import tool_names
 from onceflow.agents.agent import agent
 from onceflow.agents.run import Run
 from onceflow.errors import ConfigError
@@ -82,3 +85,54 @@ def test_under_bytewax_too_a_wrong_tool_ends_with_2_and_a_line_and_other_errors_
     assert done.returncode == status, done.stderr
     assert done.stderr.startswith(says)
     assert status == 1 or done.stderr.count("\n") == 1
+
+
+TELLS = """
+from onceflow import Call, tool
+@tool(effect="keyed", scope="tenant", key_fields=("to",), version={version})
+async def notify(call: Call, to: str) -> str: ...
+"""
+BOTH = """
+from onceflow import agent, dataflow
+import by_mail, by_text
+@agent("tells", on="*")
+async def tells(run, event):
+    return await run.call(by_mail.notify, to="ann"), await run.call(by_text.notify, to="ann")
+flow = dataflow("tells", agents=[tells])
+"""
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_two_tools_of_one_name_that_would_share_their_calls_are_refused_before_a_cell_starts(
+    tmp_path: Path, version: int
+) -> None:
+    """Two versions of one tool share them by intention: there it is Kafka that is missing."""
+    (tmp_path / "by_mail.py").write_text(TELLS.format(version=1))
+    (tmp_path / "by_text.py").write_text(TELLS.format(version=version))
+    (tmp_path / "tells.py").write_text(BOTH)
+    command = (sys.executable, "-m", "bytewax.run", "tells")
+    env = {**os.environ, "ONCEFLOW_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as cell:
+        assert cell.stderr is not None
+        line = cell.stderr.readline()
+        cell.kill()
+        rest = cell.stderr.read()
+    if version == 1:
+        assert line.startswith(
+            "onceflow: two tools of scope tenant are named 'notify': by_mail.notify and by_"
+        )
+        assert "name=…" in line + rest
+        assert rest == ""
+    else:
+        assert "two tools" not in line + rest
+
+
+def test_a_module_that_is_imported_anew_declares_the_same_tools(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool_names, "_declared", {})
+    (tmp_path / "by_mail.py").write_text(TELLS.format(version=1))
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("by_mail")
+    importlib.reload(module)
+    tool_names.check_names()

@@ -23,6 +23,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from onceflow.agents.agent import Agent, routes
+from onceflow.agents.tool_names import check_names
 from onceflow.config import Settings, load
 from onceflow.errors import ConfigError, Fault, OnceflowError
 from onceflow.observe.health import serve
@@ -173,6 +174,7 @@ def take_over_process(flow: Flow) -> None:
     """Set up logs, metrics, signals and exit statuses for a process that will run this flow, and open the cell."""
     settings, recovery = flow.settings, flow.runtime.recovery
     setup_logging(settings.log, settings.log_level, flow=flow.name)
+    check_names()
     sys.excepthook = partial(_end_with_status, flow.runtime)
     flow.runtime.identify()
     if recovery is not None:

@@ -37,6 +37,7 @@ import pydantic
 import xxhash
 from typing_extensions import TypedDict
 
+from onceflow.agents import tool_names
 from onceflow.agents.call import Call, RetryPolicy, check_count, check_retry, seconds_of
 from onceflow.agents.tool_checks import (
     STORABLE,
@@ -408,6 +409,8 @@ def tool(
         result_type = hints.get("return", Any)
         if effect != "pure":  # results of pure tools are computed again, never stored
             check_storable(where, result_type)
+        if scope == "tenant":
+            tool_names.enter(tool_name, version, function)
         return Tool(
             name=tool_name,
             version=version,
