@@ -24,11 +24,20 @@ from onceflow.agents.journal import (
     Entry,
 )
 from onceflow.agents.run import ForeignAwait
-from onceflow.errors import Failed, GiveUp, KeyReused, OutcomeUnknown, RetryLater, WaitExpired
+from onceflow.errors import ConfigError, Failed, GiveUp, KeyReused, OutcomeUnknown, RetryLater, WaitExpired
 from onceflow.event import InvalidData
 
 MAY_STAND = (OUTCOME_UNKNOWN, UNUSABLE_RESULT)
-_FOR_GOOD = (Failed, GiveUp, KeyReused, OutcomeUnknown, WaitExpired, InvalidData, ForeignAwait)
+_FOR_GOOD = (
+    Failed,
+    GiveUp,
+    KeyReused,
+    OutcomeUnknown,
+    WaitExpired,
+    InvalidData,
+    ForeignAwait,
+    ConfigError,
+)
 
 
 def stands(journal: Mapping[str, Entry], place: str) -> bool:

@@ -59,6 +59,7 @@ from onceflow.agents.journal import (
 )
 from onceflow.agents.run import SUSPENDED, ForeignAwait, Run
 from onceflow.agents.state import EMPTY, NONE
+from onceflow.agents.tool import AGENT_BENEATH
 from onceflow.errors import as_text
 from onceflow.event import Event, Reason
 
@@ -77,6 +78,9 @@ def _advanced(coroutine: Coroutine[Any, Any, Any]) -> Any:
         raise
     except BaseException as error:  # noqa: BLE001 (an agent may raise anything; only its own run fails)
         return _RaisedByAgent(error)
+
+
+AGENT_BENEATH[_advanced.__code__] = True
 
 
 def begin(

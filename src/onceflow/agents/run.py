@@ -25,7 +25,7 @@ from onceflow.agents.journal import (
     Wait,
 )
 from onceflow.agents.signals import Signal
-from onceflow.agents.tool import Tool
+from onceflow.agents.tool import AGENT_BENEATH, Tool
 from onceflow.errors import CallFailed, Failed, KeyReused, OutcomeUnknown, WaitExpired, as_text
 from onceflow.event import Event
 
@@ -338,6 +338,8 @@ def _call_inline(tool: Tool[Any, R], function: Any, args: Any, kwargs: Mapping[s
         raise CallFailed(f"{tool.name}: {type(error).__name__}: {as_text(error)}") from error
     return result
 
+
+AGENT_BENEATH[_call_inline.__code__] = False
 
 _decode_signal = msgspec.msgpack.Decoder(Signal).decode
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
 from hashlib import blake2b
+from types import CodeType, FrameType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -82,7 +83,8 @@ Storable = TypeVar(
 class Tool(Generic[P, R_co]):
     """A function that agents call through `run.call`. Made by `@tool`.
 
-    Called directly, outside a run, it is the plain function (handy in tests; nothing is recorded or retried).
+    Called directly, outside a run, it is the plain function (handy in tests; nothing is recorded or retried). An agent
+    has to say run.call, unless the tool is pure.
     """
 
     name: str
@@ -110,6 +112,11 @@ class Tool(Generic[P, R_co]):
             raise ConfigError(
                 f"tool {self.name}: a {self.effect} tool changes something: call it with run.call(…), or, in a test of "
                 f"its own, as {self.name}.function(call, …)"
+            )
+        if self.effect == "read" and _called_by_agent():
+            raise ConfigError(
+                f"tool {self.name}: called directly it is not on record, and asked again in each replay: call it with "
+                f"run.call({self.name}, …)"
             )
         return self.function(*args, **kwargs)
 
@@ -252,6 +259,22 @@ class Tool(Generic[P, R_co]):
     @cached_property
     def _decoder(self) -> msgspec.msgpack.Decoder[Any]:
         return msgspec.msgpack.Decoder(self.result_type, dec_hook=_from_plain)
+
+
+# --- Who calls a tool directly ---
+
+AGENT_BENEATH: dict[CodeType, bool] = {}
+"""Whether what these functions call is an agent; noted where they are defined."""
+
+
+def _called_by_agent() -> bool:
+    """Whether an agent calls the function that asks, and neither a test does nor another tool."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        if (agent := AGENT_BENEATH.get(frame.f_code)) is not None:
+            return agent
+        frame = frame.f_back
+    return False
 
 
 # --- How results are stored: msgpack, by the return annotation; pydantic models by their field names ---
