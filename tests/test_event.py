@@ -569,6 +569,15 @@ class Wordless(pydantic.BaseModel):
         raise ValueError("\ud800")
 
 
+class Basket(msgspec.Struct):
+    model: Model
+    within: "Basket | None" = None
+    more: object = None
+
+
+class Custom: ...
+
+
 @pytest.mark.parametrize(
     ("kind", "data", "decoded"),
     [
@@ -579,13 +588,20 @@ class Wordless(pydantic.BaseModel):
         (Order | None, b"", None),
         (dict[str, int], b'{"a":1}', {"a": 1}),
         (Model, b'{"price":1.5}', Model(price=1.5)),
+        (list[Model], b'[{"price":1.5}]', [Model(price=1.5)]),
+        (Model | None, b"", None),
+        (
+            Basket,
+            b'{"model":{"price":1},"within":{"model":{"price":2},"more":[1]}}',
+            Basket(Model(price=1), Basket(Model(price=2), None, [1])),
+        ),
     ],
 )
 def test_data_is_decoded_as_the_agent_declares(kind: Any, data: bytes, decoded: Any) -> None:
     assert data_decoder(kind)(data) == decoded
 
 
-@pytest.mark.parametrize("kind", [Any, Order, Model, dict[str, Any]])
+@pytest.mark.parametrize("kind", [Any, Order, Model, dict[str, Any], list[Model], dict[str, Model]])
 @pytest.mark.parametrize(
     "data",
     [
@@ -612,6 +628,17 @@ def test_whatever_a_validator_raises_the_data_cannot_be_taken(kind: Any, raised:
         data_decoder(kind)(b'{"name":"secret"}')
 
 
+def test_a_model_within_another_type_is_refused_as_one_of_its_own_and_with_its_place() -> None:
+    for data in (b'[{"price":"secret"}]', b'[{"price":1e400}]', b"[7]", b"[{}]"):
+        with pytest.raises(InvalidData) as raised:
+            data_decoder(list[Model])(data)
+        assert "secret" not in str(raised.value)
+        assert str(raised.value).isprintable()
+        assert raised.value.__suppress_context__
+    with pytest.raises(InvalidData, match=r"`\$\.model`"):
+        data_decoder(Basket)(b'{"model":{"price":"secret"}}')
+
+
 def test_the_message_leaves_out_the_values_that_the_decoders_quote() -> None:
     for data in (b'"secret"', b'"secret - at `x`"', b'"secret\\n"'):
         with pytest.raises(InvalidData, match=r"^Invalid enum value$"):
@@ -620,7 +647,9 @@ def test_the_message_leaves_out_the_values_that_the_decoders_quote() -> None:
         data_decoder(list[Literal["a"]])(b'["secret"]')
 
 
-@pytest.mark.parametrize("kind", [object(), type("Custom", (), {})])
+@pytest.mark.parametrize(
+    "kind", [object(), Custom, list[Custom], Custom | None, dict[str, tuple[Custom, int]]]
+)
 def test_a_kind_that_no_data_can_fill_is_refused_at_once(kind: Any) -> None:
     with pytest.raises(ConfigError, match="declare Event"):
         data_decoder(kind)

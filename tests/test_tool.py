@@ -154,7 +154,15 @@ def test_call_must_come_first_and_by_position() -> None:
     assert declare(unannotated_call, effect="read").takes_call
 
 
-@pytest.mark.parametrize("returned", [Unstorable, re.Pattern[str], Unstorable | int, Awaitable[int]])
+@dataclass
+class Holder:
+    held: list[Unstorable]
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [Unstorable, re.Pattern[str], Unstorable | int, Awaitable[int], list[Unstorable], dict[str, Holder]],
+)
 def test_a_result_that_cannot_be_stored_is_refused_unless_it_never_will_be(returned: Any) -> None:
     def made() -> Any: ...
 
@@ -343,6 +351,7 @@ MODEL = Model(day=date(2024, 2, 29), share=0.5)
         (Model, MODEL, ...),
         (Model | None, None, ...),
         (dict[str, list[Model]], {"a": [MODEL]}, ...),
+        (dict[str, object], {"a": [1, "b"]}, ...),
         (set[int], {1, 2}, ...),
     ],
 )

@@ -53,8 +53,8 @@ from onceflow.agents.tool_checks import (
     check_storable,
     split_call,
 )
-from onceflow.agents.tool_checks import type_name as _type_name
 from onceflow.errors import ConfigError, as_text
+from onceflow.event import type_name as _type_name
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -287,6 +287,8 @@ def _to_plain(value: Any) -> Any:
 
 
 def _from_plain(kind: Any, value: Any) -> Any:
+    if kind is object:
+        return value
     if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
         try:  # not strict, whatever the model says: dates and the like are stored as text
             return kind.model_validate(value, strict=False, by_alias=False, by_name=True)

@@ -4,11 +4,9 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_type_hints
 
-import msgspec
-import pydantic
-
 from onceflow.agents.call import FROM_RUN, Call
 from onceflow.errors import ConfigError
+from onceflow.event import undecodable
 
 Effect = Literal["pure", "read", "keyed", "blind"]
 OnUnknown = Literal["park", "reconcile", "compensate", "fail"]
@@ -102,15 +100,11 @@ def check_effect(
 
 def check_storable(where: str, result_type: Any) -> None:
     try:
-        info = msgspec.inspect.type_info(result_type)
+        unknown = undecodable(result_type)
     except TypeError as error:
         raise ConfigError(f"{where}: its result cannot be stored ({error}); {STORABLE}") from error
-    if isinstance(info, msgspec.inspect.CustomType) and not issubclass(info.cls, pydantic.BaseModel):
-        raise ConfigError(f"{where}: a {type_name(result_type)} cannot be stored; {STORABLE}")
-
-
-def type_name(kind: Any) -> str:
-    return kind.__qualname__ if isinstance(kind, type) else str(kind)
+    if unknown:
+        raise ConfigError(f"{where}: a {unknown} cannot be stored; {STORABLE}")
 
 
 def annotations(where: str, function: Callable[..., Any], caller_locals: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ plain       where events that are no CloudEvents carry theirs
 incoming    an event as it was read; why a record is none
 reading     bytes become one or the other
 key         what names an event; its tenant's slot
+kinds       which types its data may be declared as
 event       what an agent sees of it
 """
 
@@ -13,6 +14,7 @@ from onceflow.event.event import Event, data_decoder
 from onceflow.event.incoming import Headers, Incoming, Reason, Unusable, record_bytes
 from onceflow.event.json_text import InvalidData
 from onceflow.event.key import home_slot, idempotency_key, idempotency_keys
+from onceflow.event.kinds import type_name, undecodable
 from onceflow.event.plain import PlainMapping
 from onceflow.event.reading import read_event, read_fast
 
@@ -31,4 +33,6 @@ __all__ = [
     "read_event",
     "read_fast",
     "record_bytes",
+    "type_name",
+    "undecodable",
 ]

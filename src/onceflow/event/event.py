@@ -1,5 +1,6 @@
 """What an agent sees of an event."""
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -15,6 +16,7 @@ from typing_extensions import TypeVar
 from onceflow.errors import ConfigError
 from onceflow.event.incoming import Incoming
 from onceflow.event.json_text import InvalidData, decode_json, decode_json_or_none, without_value
+from onceflow.event.kinds import undecodable
 
 T = TypeVar("T", default=Any)
 
@@ -92,16 +94,21 @@ def data_decoder(kind: Any) -> Callable[[bytes], Any]:
     if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
         return lambda data: _decode_model(kind, bytes(data) or b"null")
     try:
-        supported = not isinstance(msgspec.inspect.type_info(kind), msgspec.inspect.CustomType)
-    except TypeError:
-        supported = False
-    if not supported:
+        unknown = undecodable(kind)
+    except TypeError as error:
+        unknown = f"{kind!r} ({error})"
+    if unknown:
         raise ConfigError(
-            f"event data cannot be decoded as {kind!r}: declare Event[S] with a msgspec Struct, a dataclass, "
+            f"event data cannot be decoded as {unknown}: declare Event[S] with a msgspec Struct, a dataclass, "
             "a TypedDict or a pydantic model, or plain Event for JSON values"
         )
-    decode = msgspec.json.Decoder(kind).decode
+    decode = msgspec.json.Decoder(kind, dec_hook=_nested).decode
     return lambda data: decode_json(data or b"null", decode)
+
+
+def _nested(kind: Any, value: Any) -> Any:
+    """A pydantic model within another type, from JSON values; decoded as one that is all of the data."""
+    return value if kind is object else _decode_model(kind, json.dumps(value).encode())
 
 
 def _decode_model(model: type[pydantic.BaseModel], text: bytes) -> pydantic.BaseModel:
