@@ -195,6 +195,28 @@ def test_a_value_that_a_cell_cannot_write_fails_the_run_as_it_does_there(value: 
     assert set(crash_everywhere(returns, ORDER).outcomes) == {code or "completed"}
 
 
+@pytest.mark.parametrize(
+    "returned",
+    [
+        lambda event: event,
+        lambda event: {"event": [event]},
+        lambda event: (event.attributes["type"], event),
+        lambda event: event.attributes,
+    ],
+    ids=["itself", "within another value", "after its attributes were read", "its attributes"],
+)
+def test_an_event_is_not_returned_as_a_whole(returned: Any) -> None:
+    """It would publish how an event is held: another one's attributes, its bytes."""
+
+    @agent("returns", on="order.placed")
+    async def returns(run: Run, event: Event) -> Any:
+        return returned(event)
+
+    outcome = run_agent(returns, ORDER)
+    assert outcome.code == "agent-failed"
+    assert "return event.data" in outcome.message
+
+
 def test_a_forgotten_await_fails_the_run() -> None:
     calls = []
 

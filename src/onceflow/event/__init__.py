@@ -10,7 +10,7 @@ kinds       which types its data may be declared as
 event       what an agent sees of it
 """
 
-from onceflow.event.event import Event, data_decoder
+from onceflow.event.event import Event, NotRead, data_decoder
 from onceflow.event.incoming import Headers, Incoming, Reason, Unusable, record_bytes
 from onceflow.event.json_text import InvalidData
 from onceflow.event.key import home_slot, idempotency_key, idempotency_keys
@@ -23,6 +23,7 @@ __all__ = [
     "Headers",
     "Incoming",
     "InvalidData",
+    "NotRead",
     "PlainMapping",
     "Reason",
     "Unusable",

@@ -21,13 +21,23 @@ from onceflow.event.kinds import undecodable
 T = TypeVar("T", default=Any)
 
 
+class NotRead:
+    """The attributes of an event that nobody has asked for. No encoder takes it, so none writes an event as a whole."""
+
+    def __repr__(self) -> str:
+        return "…"
+
+
+_NOT_READ = NotRead()
+
+
 class Event(msgspec.Struct, Generic[T], frozen=True, eq=False, gc=False):
     """An event as an agent sees it: read-only; `data` is of the type that the agent declares."""
 
     _incoming: Incoming
     _key: str
     _data: T
-    _attributes: Mapping[str, Any] | None = None
+    _attributes: Mapping[str, Any] | NotRead = _NOT_READ
 
     @classmethod
     def of(cls, incoming: Incoming, key: str, data: T) -> "Event[T]":
@@ -74,7 +84,7 @@ class Event(msgspec.Struct, Generic[T], frozen=True, eq=False, gc=False):
     def attributes(self) -> Mapping[str, Any]:
         """All attributes as JSON values, unknown ones too (`traceparent`); decoded when first asked for."""
         found = self._attributes
-        if found is None:
+        if isinstance(found, NotRead):
             found = MappingProxyType(self._incoming.attributes())
             force_setattr(self, "_attributes", found)
         return found

@@ -5,6 +5,7 @@ failed, and no other. It is decided here, without Kafka, so that the testing kit
 """
 
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ import pydantic
 from onceflow.agents.calls import Completed, RunFailed
 from onceflow.agents.happenings import Arrived, Ended, EndedAtOnce
 from onceflow.errors import TEXT_MAX, as_text
-from onceflow.event import Reason
+from onceflow.event import NotRead, Reason
 
 
 class _Completion(msgspec.Struct, gc=False):
@@ -117,6 +118,10 @@ class CompletionValues:
 def _plain(value: Any) -> Any:
     if isinstance(value, pydantic.BaseModel):
         return value.model_dump(mode="json")
+    if isinstance(value, NotRead):
+        raise TypeError("an event is not written as a whole: return event.data")
+    if isinstance(value, MappingProxyType):  # an event's attributes, most likely: alone, or of a whole event
+        raise TypeError("a read-only mapping has no JSON form: return event.data, or dict(event.attributes)")
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
