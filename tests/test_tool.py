@@ -111,6 +111,8 @@ WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (hidden, {"effect": "read"}, "not under TYPE_CHECKING"),
     (lambda *xs: xs, {"effect": "pure", "name": "n"}, "name each parameter"),
     (lambda **xs: xs, {"effect": "pure", "name": "n"}, "name each parameter"),
+    (lambda xs=[]: xs, {"effect": "pure", "name": "n"}, "write None or a tuple"),
+    (lambda *, xs={}: xs, {"effect": "read", "name": "n"}, "write None or a tuple"),
     (lambda x, /: x, {"effect": "pure", "name": "n"}, "drop `/`"),
     (plain, {"effect": "read", "tenant_arg": "tenant"}, "is no parameter of"),
     (plain, {"effect": "read", "tenant_arg": "y"}, "`y: str = FROM_RUN`"),

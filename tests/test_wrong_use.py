@@ -2,8 +2,12 @@
 
 import asyncio
 import gc
+import threading
 import warnings
+from dataclasses import dataclass
 from typing import Any
+
+import pytest
 
 from onceflow.agents.agent import agent
 from onceflow.agents.call import RetryPolicy
@@ -27,9 +31,17 @@ def double(number: int) -> int:
     return number * 2
 
 
-def begun(function: Any) -> Any:
-    """How the run of an agent goes that could be tried again, as far as it comes by itself."""
-    tried = agent("tested", on="t", retry=RetryPolicy())(function)
+@tool(effect="read")
+async def take(it: Any) -> str:
+    raise AssertionError("nobody carries out calls here")
+
+
+def print_later() -> None: ...
+
+
+def begun(function: Any, retry: RetryPolicy | None = None) -> Any:
+    """How the run of an agent goes, as far as it comes by itself."""
+    tried = agent("tested", on="t", retry=retry)(function)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a run.call that is not awaited
         effects = Machine(tried, "token").begin(EVENT, NOW)
@@ -37,9 +49,9 @@ def begun(function: Any) -> Any:
     return effects
 
 
-def complaint(function: Any) -> str:
-    """How the run of a wrong agent fails, for good."""
-    (ended,) = begun(function)
+def complaint(function: Any, retry: RetryPolicy | None = None) -> str:
+    """How the run of a wrong agent fails."""
+    (ended,) = begun(function, retry)
     assert isinstance(ended, RunFailed)
     assert ended.code == "agent-failed"
     return ended.message
@@ -70,7 +82,55 @@ def test_an_agent_that_calls_a_read_tool_directly_fails_with_the_remedy() -> Non
         return double(await run.call(words, "why is it so?"))
 
     for wrong in (directly, among_others):
-        assert "tool ask: called directly it is not on record" in complaint(wrong)
-        assert "call it with run.call(ask, …)" in complaint(wrong)
+        said = complaint(wrong, RetryPolicy())  # and is not tried again
+        assert "tool ask: called directly it is not on record" in said
+        assert "call it with run.call(ask, …)" in said
     assert begun(right) == [Completed(8)]
     assert asyncio.run(ask("why?")) == "why?"
+
+
+class Opaque: ...
+
+
+@dataclass
+class Holder:
+    held: Any
+
+
+@pytest.mark.parametrize(
+    ("made", "name"),
+    [
+        (Opaque, "Opaque"),
+        (lambda: [{"a": Opaque()}], "list"),
+        (lambda: Holder(Opaque()), "Holder"),
+        (lambda: [10**30, Opaque()], "list"),
+        (lambda: print_later, "function"),
+        (lambda: lambda: 1, "function"),
+        (threading.Lock, "lock"),
+    ],
+)
+def test_an_argument_that_looks_different_in_each_process_is_refused(made: Any, name: str) -> None:
+    async def passes(run: Run, event: Event) -> Any:
+        return await run.call(take, it=made())
+
+    said = complaint(passes)
+    assert said.startswith(f"TypeError: tool take: its argument it, a {name}, has no stable form")
+    assert "Pass what the tool needs of it, as texts, numbers" in said
+
+
+def test_so_is_the_run_itself() -> None:
+    async def passes(run: Run, event: Event) -> Any:
+        return await run.call(take, it=run)
+
+    assert "its argument it, a Run, has no stable form" in complaint(passes)
+
+
+@pytest.mark.parametrize(
+    "given", ["<a at 0x1f>", ["<a at 0x1f>", 10**30], {"<a at 0x1f>": {1}}, EVENT, Opaque]
+)
+def test_a_text_about_an_address_is_a_text(given: Any) -> None:
+    async def passes(run: Run, event: Event) -> Any:
+        return await run.call(take, it=given)
+
+    (started,) = begun(passes)
+    assert started.call.arguments == {"it": given}

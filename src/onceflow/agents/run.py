@@ -66,6 +66,8 @@ class Run(msgspec.Struct, eq=False):
     _of: tuple[Any, ...] = ()
     _own_strand: Strand | None = None
 
+    __repr__ = object.__repr__  # not what it holds: that is the event's, and not for a log
+
     @property
     def _machine(self) -> "Machine":
         if self._made is None:

@@ -40,6 +40,7 @@ from typing_extensions import TypedDict
 
 from onceflow.agents import tool_names
 from onceflow.agents.call import Call, RetryPolicy, check_count, check_retry, seconds_of
+from onceflow.agents.told import encode_sorted, sorted_text, told
 from onceflow.agents.tool_checks import (
     STORABLE,
     Effect,
@@ -198,15 +199,11 @@ class Tool(Generic[P, R_co]):
             )
 
     def fingerprint(self, arguments: Mapping[str, Any]) -> bytes:
-        """16 bytes that tell calls at one place apart; what has no encoding counts by its text."""
-        told = arguments
+        """16 bytes that tell calls at one place apart. Raises TypeError for arguments that have no stable form."""
+        counted = arguments
         if self.free_fields:
-            told = {name: value for name, value in arguments.items() if name not in self.free_fields}
-        try:
-            text = _encode_sorted(told)
-        except (OverflowError, TypeError, ValueError):
-            text = repr(told).encode("utf-8", "surrogatepass")
-        return xxhash.xxh3_128_digest(text)
+            counted = {name: value for name, value in arguments.items() if name not in self.free_fields}
+        return xxhash.xxh3_128_digest(told(self.name, counted))
 
     def key(self, tenant: str, run: str, fingerprint: bytes, place: str) -> str:
         """The call key, 32 hex digits: BLAKE2b, for it leaves the system, and xxh3 does not resist attack."""
@@ -217,9 +214,9 @@ class Tool(Generic[P, R_co]):
         """16 bytes that name a call of scope `tenant`: no version, no run, no place; in every process the same."""
         fields = [arguments[name] for name in self.key_fields]
         try:
-            parts = _encode_sorted((tenant, self.name, fields))
+            parts = encode_sorted((tenant, self.name, fields))
         except (OverflowError, TypeError, ValueError):
-            parts = _sorted_text([tenant, self.name, fields]).encode("utf-8", "surrogatepass")
+            parts = sorted_text([tenant, self.name, fields]).encode("utf-8", "surrogatepass")
         return blake2b(parts, digest_size=16, person=b"scope tenant").digest()
 
     def _declare(self, what: str, function: F, parameters: tuple[str, ...]) -> F:
@@ -307,18 +304,6 @@ def _why(error: Exception) -> str:
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_to_plain)
 _encode = msgspec.msgpack.Encoder().encode
-_encode_sorted = msgspec.msgpack.Encoder(enc_hook=repr, order="sorted").encode
-
-
-def _sorted_text(value: Any) -> str:
-    """What has no encoding, as text: `repr`, but sets and dicts in an order that all processes agree on."""
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(sorted(f'{_sorted_text(k)}: {_sorted_text(v)}' for k, v in value.items()))}}}"
-    if isinstance(value, (set, frozenset)):
-        return f"{{{', '.join(sorted(map(_sorted_text, value)))}}}"
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_sorted_text, value))}]"
-    return repr(value)
 
 
 # --- The decorator ---

@@ -51,6 +51,10 @@ def split_call(
             raise ConfigError(
                 f"{where}: arguments are recorded by name, `{each}` has none: name each parameter, drop `/`"
             )
+        if isinstance(each.default, list | dict | set):
+            raise ConfigError(
+                f"{where}: `{each.name}={each.default!r}` would be one value for all calls; write None or a tuple"
+            )
         if hints.get(each.name) is Call:
             raise ConfigError(f"{where}: `{each.name}: Call` must be the first parameter, and the only Call")
     return takes_call, signature.replace(parameters=rest)
