@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,3 +135,14 @@ def test_a_text_about_an_address_is_a_text(given: Any) -> None:
 
     (started,) = begun(passes)
     assert started.call.arguments == {"it": given}
+
+
+def test_a_gather_of_asyncio_is_told_where_a_thread_has_no_loop_and_not_tried_again() -> None:
+    """As in a cell, whose runs go on in a thread of Bytewax's."""
+
+    async def gathers(run: Run, event: Event) -> Any:
+        return await asyncio.gather(run.call(fetch, name="a"), run.call(fetch, name="b"))
+
+    with ThreadPoolExecutor(1) as thread:
+        said = thread.submit(complaint, gathers, RetryPolicy()).result()
+    assert "await only run.call, run.gather and the run's waits" in said

@@ -12,6 +12,8 @@ from onceflow.event import InvalidData, Reason
 
 DETAIL_MAX = 8_000  # characters of a traceback that go into a dead letter
 
+_NO_LOOP = ("no running event loop", "There is no current event loop in thread")  # as asyncio says it
+
 log = logging.getLogger("onceflow.run")
 
 
@@ -39,8 +41,8 @@ def _traceback_of(error: BaseException) -> str:
 
 
 def needs_a_loop(error: BaseException) -> bool:
-    """Whether an agent has awaited asyncio.sleep or its like."""
-    return isinstance(error, RuntimeError) and as_text(error) == "no running event loop"
+    """Whether an agent has awaited asyncio.sleep, asyncio.gather or their like."""
+    return isinstance(error, RuntimeError) and as_text(error).startswith(_NO_LOOP)
 
 
 def foreign_await(error: BaseException) -> RunFailed:
