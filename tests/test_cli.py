@@ -2,11 +2,13 @@
 
 import json
 import re
+import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 from typer.testing import CliRunner
 
 from onceflow import cli, devkafka
@@ -107,8 +109,10 @@ def test_the_help_lists_the_commands_in_groups() -> None:
         (f"{SEND} check.finished account-7 --tenant a/b", "that is no signal: "),
         (f"{SEND} {'x' * 513} account-7 --tenant acme", "that is no signal: "),
         (f"{SEND} check.finished account-7 --tenant acme --data NaN", "--data: write an object"),
-        ("config --colour", "No such option"),
-        ("run", "Missing argument"),
+        ("config --colour", "No such option: --colour (`onceflow config --help`)"),
+        ("run", "Missing argument 'FLOW' (`onceflow run --help`)"),
+        ("runs list --flow f --state asleep", "is not one of 'running', 'calling', 'waiting', 'parked',"),
+        ("stop", "No such command 'stop'"),
     ],
 )
 def test_wrong_usage_is_told_on_standard_error_and_ends_with_2(
@@ -117,8 +121,53 @@ def test_wrong_usage_is_told_on_standard_error_and_ends_with_2(
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[1]), *sys.path])
     assert main(monkeypatch, arguments) == 2
     captured = capsys.readouterr()
+    assert captured.err.startswith("onceflow: ")
+    assert captured.err.count("\n") == 1
     assert says in captured.err
     assert captured.out == ""
+
+
+@pytest.mark.parametrize("arguments", ["", "runs"])
+def test_without_a_command_the_help_is_shown_and_it_ends_with_2(
+    arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(monkeypatch, arguments) == 2
+    captured = capsys.readouterr()
+    assert "Usage: onceflow" in captured.out
+    assert captured.err.startswith("onceflow: which command?")
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [(KafkaError.TOPIC_AUTHORIZATION_FAILED, 2), (KafkaError.NOT_ENOUGH_REPLICAS, 3)]
+)
+def test_what_kafka_refuses_ends_with_2_and_with_3_if_it_may_be_taken_later(
+    code: int, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        retriable = code == KafkaError.NOT_ENOUGH_REPLICAS
+        raise KafkaException(KafkaError(code, "not for you", retriable=retriable))
+
+    monkeypatch.setattr("onceflow.observe.status.newest_dead_letters", refuse)
+    assert main(monkeypatch, "dead-letters list --flow f") == status
+    assert capsys.readouterr().err == "onceflow: Kafka refused: not for you\n"
+
+
+@pytest.mark.parametrize("arguments", ["--help", "config", "config --json", "--version"])
+def test_who_reads_no_further_is_no_error(arguments: str) -> None:
+    """As with `onceflow … | head -3`."""
+    command = (sys.executable, "-m", "onceflow", *arguments.split())
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "")
+
+
+def test_it_is_a_module_too_and_knows_its_version() -> None:
+    command = (sys.executable, "-m", "onceflow", "--version")
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert shown == f"onceflow {version('onceflow')}\n"
 
 
 @pytest.mark.parametrize(
@@ -312,7 +361,7 @@ def test_dead_letters_are_listed_and_their_values_only_when_asked_for(
     assert "dead letters  2 (1 invalid, 1 undecodable)" in capsys.readouterr().out
 
 
-def test_a_redrive_passes_over_what_was_redriven_before_and_ends_with_1_if_it_refuses_one(
+def test_a_redrive_passes_over_what_was_redriven_before_and_ends_with_2_if_it_refuses_one(
     flow: str,
     flow_name: str,
     kafka: Kafka,
@@ -330,8 +379,10 @@ def test_a_redrive_passes_over_what_was_redriven_before_and_ends_with_1_if_it_re
     assert capsys.readouterr().out == f"{topic}/0/0  redriven or discarded before\n"
 
     send(kafka, topic, [(b"acme", b"{", 1, headers(**failed, truncated="2000000"))])
-    assert main(monkeypatch, f"dead-letters redrive --all --flow {flow_name}") == 1
-    assert f"{topic}/1/0  refused: only its first part was kept" in capsys.readouterr().out
+    assert main(monkeypatch, f"dead-letters redrive --all --flow {flow_name}") == 2
+    captured = capsys.readouterr()
+    assert f"{topic}/1/0  refused: only its first part was kept" in captured.out
+    assert captured.err == f"onceflow: refused, for what is said of each: {topic}/1/0\n"
 
 
 def test_status_says_that_no_cell_runs_and_shows_all_when_asked(

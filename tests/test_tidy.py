@@ -42,6 +42,7 @@ RANKS = {
     "cli_runs": 8,
     "cli_letters": 8,
     "cli": 8,
+    "__main__": 9,
 }
 SHELL = {
     "devkafka",

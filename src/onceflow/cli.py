@@ -77,7 +77,10 @@ RecoveryDir = Annotated[
 def main() -> None:
     """The console entry point."""
     status = _run()
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # `onceflow … | head`
+        _write_nowhere()
     sys.stderr.flush()
     # At once: freeing a Kafka client can wait for ever (librdkafka, where a group's coordinator was not there at
     # the first asking), and there is nothing left to do.
@@ -87,22 +90,68 @@ def main() -> None:
 def _run() -> int:
     """Run the command that the arguments ask for; the status to end with."""
     try:
-        app(prog_name="onceflow")
+        ended: int | None = app(prog_name="onceflow", standalone_mode=False)
+        return ended or 0
     except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # met by Typer or Rich first
+            _write_nowhere()
+            return 0
         return end.code if isinstance(end.code, int) else 0
     except OnceflowError as error:
-        print(f"onceflow: {error}", file=sys.stderr)
+        say(f"onceflow: {error}")
         return error.exit_status
-    except BrokenPipeError:  # `onceflow … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        _write_nowhere()
         return 0
     except Exception as error:
+        if (usage := _wrong_usage(error)) is not None:
+            return usage
         client = sys.modules.get("confluent_kafka")
         if client is None or not isinstance(error, client.KafkaException):
             raise
-        print(f"onceflow: Kafka refused: {error.args[0].str()}", file=sys.stderr)
-        return 1
-    return 0
+        from onceflow.stream.cluster import is_away
+
+        say(f"onceflow: Kafka refused: {error.args[0].str()}")
+        return 3 if is_away(error.args[0]) else 2
+
+
+def _write_nowhere() -> None:
+    """Nobody reads what is printed any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _wrong_usage(error: Exception) -> int | None:
+    """If this error says what is wrong with the arguments, say it in a line; the status to end with, None: it does not.
+
+    Told by what it has, for its class is Click's or, by Typer's version, that of a copy of Click.
+    """
+    worded = getattr(error, "format_message", None)
+    if worded is None:
+        return None
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help has been shown
+        text = "which command? Give one of those above"
+    else:
+        text = " ".join(worded().split()).removesuffix(".")
+    say(f"onceflow: {text} (`{context.command_path if context else 'onceflow'} --help`)")
+    return 2
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"onceflow {version('onceflow')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Its version.")
+    ] = False,
+) -> None:
+    """Options of `onceflow` itself."""
 
 
 # --- running ---

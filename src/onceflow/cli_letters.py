@@ -70,7 +70,7 @@ def redrive(
     A failed run is done anew as a run of its own: what it has done and what was not undone stays, and isn't done again.
     An event that never had a run is read again.
 
-    Exit status 1: some were refused, their lines say why (the run is still open, or the event was not kept whole).
+    Exit status 2: some were refused, their lines say why (the run is still open, or the event was not kept whole).
 
     Example: `onceflow dead-letters redrive clearledger.dead-letters/3/17 --flow clearledger`
     """
@@ -88,8 +88,8 @@ def redrive(
             print(f"{each.at}  {_became(each)}")
         if not done:
             print("no such dead letters")
-    if any(each.refused for each in done):
-        raise typer.Exit(1)
+    if refused := [each.at for each in done if each.refused]:
+        raise ConfigError(f"refused, for what is said of each: {', '.join(refused)}")
 
 
 @dead_letters.command("discard")
