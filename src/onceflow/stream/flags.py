@@ -13,16 +13,20 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 1.0
+_NEVER = (0, 0)
 DEFAULT = "default"
 
 
 class Flags:
-    """Whether a flag is set, as the file says now. A file that cannot be read changes nothing, and is reported."""
+    """Whether a flag is set, as the file says now.
+
+    A file that cannot be read, or is gone, changes nothing, and is reported. One that never was there sets no flags.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._flags: dict[str, dict[str, bool]] = {}
-        self._read = (0, 0)  # when the file that was read was changed (ns), and its size
+        self._read = _NEVER  # when the file that was read was changed (ns), and its size
         self._looked_at = float("-inf")
 
     def __call__(self, name: str, market: str | None) -> bool:
@@ -40,8 +44,10 @@ class Flags:
                 return
             self._read = (stat.st_mtime_ns, stat.st_size)
             self._flags = parsed(self._path.read_text())
-        except FileNotFoundError:
-            self._flags, self._read = {}, (0, 0)
+        except FileNotFoundError:  # perhaps for a moment: it is being replaced
+            if self._read != _NEVER:
+                log.warning("the file is gone: flags stay as they were", extra={"file": str(self._path)})
+            self._read = _NEVER
         except (OSError, ValueError):
             log.exception("flags stay as they were", extra={"file": str(self._path)})
         else:
