@@ -28,7 +28,7 @@ from onceflow.stream.content import Grant, Input
 from onceflow.stream.letters import Letters
 from onceflow.stream.topics import RECORD_MAX_BYTES, Names
 from onceflow.testing import Reply, Target, check_tool, crash_everywhere, event, run_agent, signal
-from onceflow.testing.simulation import ScriptError
+from onceflow.testing.script import ScriptError
 
 FEW = RetryPolicy(attempts=3, first=0.1)
 ORDER = event("order.placed", {"order": "A-1"})

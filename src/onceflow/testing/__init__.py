@@ -17,7 +17,8 @@ The runs are the real ones, by the rules that hold in production: what a crash c
 says, a value, an exception, a function of the arguments, or a list of these. Other tools are called for real.
 """
 
-from onceflow.testing.kit import Outcome, Report, crash_everywhere, event, run_agent, signal
+from onceflow.testing.everywhere import Report, crash_everywhere
+from onceflow.testing.kit import Outcome, event, run_agent, signal
 from onceflow.testing.simulation import Called, Reply
 from onceflow.testing.target import Effect, Target
 from onceflow.testing.tool_check import check_tool

@@ -9,6 +9,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -32,17 +33,13 @@ from onceflow.agents.lane import Lane
 from onceflow.agents.loop import Answered, answer_of, function_of
 from onceflow.agents.order import in_turn
 from onceflow.agents.signals import Signal
-from onceflow.agents.tool import Tool
 from onceflow.config import Limits
 from onceflow.errors import Failed, GiveUp, RetryLater
 from onceflow.event import Incoming, idempotency_key
 from onceflow.stream.completion_values import CompletionValues
 from onceflow.testing.memory_ledger import MemoryLedger
+from onceflow.testing.script import ScriptError, Scripts
 from onceflow.testing.target import Target
-
-
-class ScriptError(AssertionError):
-    """A test's script does not fit."""
 
 
 class Reply(StrEnum):
@@ -89,7 +86,7 @@ class Simulation:
         self.reply: Callable[[StartCall], Reply] = lambda started: Reply.OK
         self.real: Counter[str] = Counter()  # tools called for real that change something: requests of each
         self.undoable = {tool.name for tool in results if tool.compensation is not None}
-        self._results = {tool: list(r) if isinstance(r, list) else r for tool, r in results.items()}
+        self._scripts = Scripts(results)
         self._values = CompletionValues("tests", Limits().value_bytes)
         self._agents, self._routes = agents, routes(agents)
         self._source = SimpleNamespace(topic="events", partition=0, grant=SimpleNamespace(live=True))
@@ -265,7 +262,7 @@ class Simulation:
     def _perform(self, started: StartCall) -> Any:
         """Do what a request asks for, in the world: by script, or by the tool's own function."""
         tool = started.tool
-        if tool not in self._results:
+        if tool not in self._scripts:
             return self._really(started)
         operation = f"{started.kind} {tool.name}" if started.kind == "undo" else tool.name
         subject = f"{started.call.run_id[:8]}/{started.place.lstrip('~')}"
@@ -275,9 +272,10 @@ class Simulation:
             known = self.target.find(operation, subject)
             return NotDone if known is None else known.answer
         if tool.effect == "read":
-            return self._scripted(tool, started)
+            return self._scripts.next(tool, started.call.arguments)
         key = started.call.key if tool.effect == "keyed" else ""
-        return self.target.do(operation, subject, key, lambda: self._scripted(tool, started))
+        made = partial(self._scripts.next, tool, started.call.arguments)
+        return self.target.do(operation, subject, key, (lambda: None) if started.kind == "undo" else made)
 
     def _really(self, started: StartCall) -> Any:
         """Call a tool's own function, and note whether the target sees what it does."""
@@ -292,24 +290,6 @@ class Simulation:
             changes = started.kind == "call" and started.tool.effect in ("keyed", "blind")
             if changes and (requests or not nothing_done):
                 self.real[started.tool.name] += requests
-
-    def _scripted(self, tool: Tool[Any, Any], started: StartCall) -> Any:
-        script = self._results[tool]
-        if started.kind == "undo":
-            return None
-        value = script
-        if isinstance(script, list):
-            if not script:
-                raise ScriptError(
-                    f"the script of {tool.name} has no more results: give it a value, or a longer list; "
-                    "one result that is a list itself is written as [[1, 2]]"
-                )
-            value = script.pop(0)
-        if callable(value):
-            value = value(**started.call.arguments)
-        if isinstance(value, BaseException):
-            raise value
-        return value
 
     def _named(self, started: StartCall) -> str:
         what = started.tool.name if started.kind == "call" else f"{started.kind} {started.tool.name}"

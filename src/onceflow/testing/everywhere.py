@@ -1,0 +1,133 @@
+"""One run of an agent for each point at which a process may die, with each reply to each request; and their judge."""
+
+from collections import Counter
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from onceflow.agents.agent import Agent
+from onceflow.agents.calls import StartCall
+from onceflow.agents.signals import Signal
+from onceflow.event import Incoming
+from onceflow.testing.kit import NO_FLAGS, NOW, Flags, Results, outcome_of, simulated, tail, to_the_end
+from onceflow.testing.script import ScriptError
+from onceflow.testing.simulation import Reply, Simulation
+from onceflow.testing.target import Effect, Target, listed
+
+
+@dataclass
+class Report:
+    """What `crash_everywhere` has tried: how many scenarios, and how often each outcome came of them."""
+
+    scenarios: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+
+
+def crash_everywhere(
+    agent: Agent[Any, Any],
+    given: Incoming,
+    *,
+    results: Results | None = None,
+    signals: Iterable[Signal] = (),
+    target: Target | None = None,
+    replies: Iterable[Reply] = tuple(Reply),
+    flags: Flags = NO_FLAGS,
+) -> Report:
+    """Kill the process at every step, with every reply to every request; fail if an effect is done twice or left over.
+
+    The steps: before an intent is committed and after, before a request and after it, before its result is committed
+    and after. Each scenario runs to its end in a new process. An effect counts by its operation and subject, in the
+    `target`: yours, if your tools call it, or the one that does what the tools in `results` do. A run that fails must
+    have undone, once and in reverse order, what it had done and can undo. Parking a run is right where nobody can know.
+
+    Tools that are called for real must reach `target`, or what they do would not be seen: ScriptError. A tool in
+    `results` is never called; whether it passes its key on is for `check_tool`.
+
+    Raises AssertionError with the timeline of the run and the effects, the wrong ones marked.
+    """
+    world = target or Target()
+    signals = list(signals)
+
+    def begun() -> Simulation:
+        world.forget()
+        return simulated(agent, given, results, signals, NOW, world, flags)
+
+    clean = begun()
+    steps = to_the_end(clean)
+    _check_seen(clean)
+    requests = len(clean.called)
+    waits = outcome_of(clean).waiting
+    report = Report()
+    for reply in replies:
+        for request in range(requests) if reply is not Reply.OK else range(1):
+            for step in range(steps + 1):
+                simulation = begun()
+                simulation.reply = _Nth(simulation, request, reply)
+                to_the_end(simulation, step)
+                _check_seen(simulation)
+                _judge(
+                    simulation,
+                    f"{reply}, at request {request + 1}; the process dies after step {step}",
+                    waits,
+                )
+                report.scenarios += 1
+                report.outcomes[_ending(simulation)] += 1
+    return report
+
+
+class _Nth:
+    """Replies so to the nth request, and well to all others."""
+
+    def __init__(self, simulation: Simulation, request: int, reply: Reply) -> None:
+        self._simulation, self._request, self._reply = simulation, request, reply
+
+    def __call__(self, started: StartCall) -> Reply:
+        return self._reply if len(self._simulation.called) == self._request else Reply.OK
+
+
+def _check_seen(simulation: Simulation) -> None:
+    """A tool whose effects nobody sees would pass, whatever it does twice."""
+    for name, requests in simulation.real.items():
+        if not requests:
+            raise ScriptError(
+                f"{name} is called for real: pass the service that it calls as target=…, or its result in results"
+            )
+
+
+def _ending(simulation: Simulation) -> str:
+    found = outcome_of(simulation)
+    return "parked" if found.parked else "waiting" if found.waiting else found.code or "completed"
+
+
+def _judge(simulation: Simulation, scenario: str, waits: bool) -> None:
+    """Whether the world is as it must be; `waits`: the run waits for a signal that nobody sends."""
+    effects = simulation.target.effects
+    counts = Counter((effect.operation, effect.subject) for effect in effects)
+    wrong = {n for n, effect in enumerate(effects) if counts[effect.operation, effect.subject] > 1}
+    complaint = ""
+    if wrong:
+        operation, subject = next((e.operation, e.subject) for n, e in enumerate(effects) if n in wrong)
+        times = counts[operation, subject]
+        complaint = (
+            f"{operation} was done {times} times for {subject}. What changes something must be a tool with "
+            'effect="keyed" (its key passed on to the target), or "blind", and asked for by run.call'
+        )
+    elif outcome_of(simulation).waiting and not waits:
+        complaint = "the run did not come to its end"
+    elif len(simulation.ends) > 1:
+        complaint = f"the run ended {len(simulation.ends)} times"
+    elif outcome_of(simulation).code and (left := _left_standing(effects, simulation.undoable)):
+        complaint = (
+            f"the run failed, and these effects are left over, or undone in another order: {', '.join(left)}"
+        )
+    if complaint:
+        raise AssertionError(
+            f"{complaint}\n\nScenario: {scenario}\n\n{tail(simulation)}\n\nEffects:\n{listed(effects, wrong)}"
+        )
+
+
+def _left_standing(effects: Iterable[Effect], undoable: Container[str]) -> list[str]:
+    """What these tools did and was not undone, or not in reverse order."""
+    done = [effect.subject for effect in effects if effect.operation in undoable]
+    undone = [e.subject for e in effects if e.operation.startswith("undo ") and e.subject in done]
+    return [] if undone == done[::-1] else [subject for subject in done if subject not in undone] or undone

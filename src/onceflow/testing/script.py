@@ -1,0 +1,49 @@
+"""What a test gives the kit: what does not fit is refused with the remedy, and tools get their results from it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from onceflow.agents.tool import Tool
+from onceflow.event import Incoming
+
+
+class ScriptError(AssertionError):
+    """A test's script does not fit."""
+
+
+def check_script(given: object, results: Mapping[Any, Any]) -> None:
+    """Raise ScriptError for what can be seen to be wrong before anything runs."""
+    if not isinstance(given, Incoming):
+        raise ScriptError(f"the event is a {type(given).__name__}: make it with onceflow.testing.event(…)")
+    for key in results:
+        if isinstance(key, str):
+            raise ScriptError(f"results takes tools, not names: write {{{key}: …}} instead of {{{key!r}: …}}")
+        if not isinstance(key, Tool):
+            name = getattr(key, "__name__", repr(key))
+            raise ScriptError(f"results takes tools: decorate {name} with @tool(effect=…)")
+
+
+class Scripts:
+    """What the tools in `results` return, one request after another."""
+
+    def __init__(self, results: Mapping[Any, Any]) -> None:
+        self._results = {tool: list(r) if isinstance(r, list) else r for tool, r in results.items()}
+
+    def __contains__(self, tool: Tool[Any, Any]) -> bool:
+        return tool in self._results
+
+    def next(self, tool: Tool[Any, Any], arguments: Mapping[str, Any]) -> Any:
+        """The next result of a tool; raises what the script says that the tool raises."""
+        value = self._results[tool]
+        if isinstance(value, list):
+            if not value:
+                raise ScriptError(
+                    f"the script of {tool.name} has no more results: give it a value, or a longer list; "
+                    "one result that is a list itself is written as [[1, 2]]"
+                )
+            value = value.pop(0)
+        if callable(value):
+            value = value(**arguments)
+        if isinstance(value, BaseException):
+            raise value
+        return value
