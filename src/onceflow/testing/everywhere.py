@@ -8,8 +8,18 @@ from typing import Any
 from onceflow.agents.agent import Agent
 from onceflow.agents.calls import StartCall
 from onceflow.agents.signals import Signal
-from onceflow.event import Incoming
-from onceflow.testing.kit import NO_FLAGS, NOW, Flags, Results, outcome_of, simulated, tail, to_the_end
+from onceflow.event import Incoming, Reason
+from onceflow.testing.kit import (
+    NO_FLAGS,
+    NOW,
+    Flags,
+    Outcome,
+    Results,
+    outcome_of,
+    simulated,
+    tail,
+    to_the_end,
+)
 from onceflow.testing.script import ScriptError
 from onceflow.testing.simulation import Reply, Simulation
 from onceflow.testing.target import Effect, Target, listed
@@ -55,8 +65,8 @@ def crash_everywhere(
     clean = begun()
     steps = to_the_end(clean)
     _check_seen(clean)
-    requests = len(clean.called)
-    waits = outcome_of(clean).waiting
+    _judge(clean, "nothing happens to the run", None)
+    requests, undisturbed = len(clean.called), outcome_of(clean)
     report = Report()
     for reply in replies:
         for request in range(requests) if reply is not Reply.OK else range(1):
@@ -68,7 +78,7 @@ def crash_everywhere(
                 _judge(
                     simulation,
                     f"{reply}, at request {request + 1}; the process dies after step {step}",
-                    waits,
+                    undisturbed,
                 )
                 report.scenarios += 1
                 report.outcomes[_ending(simulation)] += 1
@@ -99,11 +109,12 @@ def _ending(simulation: Simulation) -> str:
     return "parked" if found.parked else "waiting" if found.waiting else found.code or "completed"
 
 
-def _judge(simulation: Simulation, scenario: str, waits: bool) -> None:
-    """Whether the world is as it must be; `waits`: the run waits for a signal that nobody sends."""
+def _judge(simulation: Simulation, scenario: str, undisturbed: Outcome | None) -> None:
+    """Whether the world is as it must be; `undisturbed`: how the run goes if nothing happens to it; None: so it is."""
     effects = simulation.target.effects
     counts = Counter((effect.operation, effect.subject) for effect in effects)
     wrong = {n for n, effect in enumerate(effects) if counts[effect.operation, effect.subject] > 1}
+    outcome = outcome_of(simulation)
     complaint = ""
     if wrong:
         operation, subject = next((e.operation, e.subject) for n, e in enumerate(effects) if n in wrong)
@@ -112,11 +123,18 @@ def _judge(simulation: Simulation, scenario: str, waits: bool) -> None:
             f"{operation} was done {times} times for {subject}. What changes something must be a tool with "
             'effect="keyed" (its key passed on to the target), or "blind", and asked for by run.call'
         )
-    elif outcome_of(simulation).waiting and not waits:
+    elif other := [each.message for each in simulation.parked if each.reason == Reason.NONDETERMINISTIC]:
+        complaint = (
+            f"{other[0]}. A replay asked for something else: take time, random numbers and ids from `run`, pass values "
+            "as arguments, not objects, and do not change them afterwards, in the agent or in a tool"
+        )
+    elif outcome.parked and undisturbed is None:
+        complaint = f"the run is parked though nothing has happened to it: {outcome.parked}"
+    elif outcome.waiting and undisturbed is not None and not undisturbed.waiting:
         complaint = "the run did not come to its end"
     elif len(simulation.ends) > 1:
         complaint = f"the run ended {len(simulation.ends)} times"
-    elif outcome_of(simulation).code and (left := _left_standing(effects, simulation.undoable)):
+    elif outcome.code and (left := _left_standing(effects, simulation.undoable)):
         complaint = (
             f"the run failed, and these effects are left over, or undone in another order: {', '.join(left)}"
         )

@@ -112,7 +112,7 @@ def outcome_of(simulation: Simulation) -> Outcome:
             return Outcome(end.value, **about)
         return Outcome(code=end.code, message=end.message, **about)
     if simulation.parked:
-        return Outcome(parked=simulation.parked[-1], **about)
+        return Outcome(parked=simulation.parked[-1].message, **about)
     return Outcome(waiting=True, **about)
 
 

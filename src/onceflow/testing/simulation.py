@@ -17,7 +17,7 @@ import msgspec
 
 from onceflow.agents.agent import Agent, routes
 from onceflow.agents.call import NotDone
-from onceflow.agents.calls import Answer, Completed, NotSent, Raised, RunFailed, StartCall
+from onceflow.agents.calls import Answer, Completed, NotSent, Parked, Raised, RunFailed, StartCall
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.happenings import (
     Arrived,
@@ -81,7 +81,7 @@ class Simulation:
         self.timeline: list[str] = []
         self.called: list[Called] = []
         self.ends: list[tuple[str, Completed | RunFailed]] = []  # run, how
-        self.parked: list[str] = []
+        self.parked: list[Parked] = []
         self.flags: dict[str, bool | Mapping[str, bool]] = {}
         self.reply: Callable[[StartCall], Reply] = lambda started: Reply.OK
         self.real: Counter[str] = Counter()  # tools called for real that change something: requests of each
@@ -191,7 +191,7 @@ class Simulation:
         for entries in map(entries_of, decided.ledger):
             self._say_committed(entries)
         for _, parked in decided.parked:
-            self.parked.append(parked.message)
+            self.parked.append(parked)
             self.say(f"■ the run is parked: {parked.message}")
         for ended in decided.ended:
             _, failed = self._values.of(ended, self.now_ms)

@@ -1,0 +1,107 @@
+"""What `crash_everywhere` refuses: agents that only seem to pass, and checks that check nothing."""
+
+import itertools
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from onceflow import Call, Event, Run, agent, tool
+from onceflow.testing import Target, crash_everywhere, event
+
+ORDER = event("order.placed", {"order": "A-1"})
+bank = Target()
+flips = itertools.count()
+
+
+@tool(effect="keyed")
+async def charge(call: Call, order: Any) -> str:
+    return str(bank.do("charge", "A-1", call.key))
+
+
+@tool(effect="keyed")
+async def ship(call: Call, order: Any = "A-1") -> str:
+    return str(bank.do("ship", "A-1", call.key))
+
+
+@tool(effect="keyed")
+async def change_its_list(call: Call, items: list[str]) -> str:
+    items.append("changed")
+    return str(bank.do("change", "A-1", call.key))
+
+
+@tool(effect="keyed")
+async def change_its_default(call: Call, items: list[str] = []) -> str:  # noqa: B006
+    items.append("changed")
+    return str(bank.do("change", "A-1", call.key))
+
+
+@tool(effect="blind")
+async def post(call: Call) -> str: ...  # type: ignore[empty-body]
+
+
+def agent_of(does: Callable[[Run], Awaitable[Any]]) -> Any:
+    @agent("does", on="order.placed")
+    async def agent_that_does(run: Run, event: Event) -> Any:
+        return await does(run)
+
+    return agent_that_does
+
+
+# --- What a replay asks for ---
+
+
+async def an_id(run: Run) -> str:
+    await run.call(charge, order=str(uuid.uuid4()))
+    return await run.call(ship)
+
+
+async def the_time(run: Run) -> str:
+    await run.call(charge, order=time.perf_counter())
+    return await run.call(ship)
+
+
+async def an_object(run: Run) -> str:
+    await run.call(charge, order=object())
+    return await run.call(ship)
+
+
+async def a_branch(run: Run) -> str:
+    if next(flips) % 2:
+        await run.call(charge, order="A-1")
+    return await run.call(ship)
+
+
+async def a_changed_argument(run: Run) -> str:
+    items = ["A-1"]
+    await run.call(change_its_list, items)
+    return await run.call(ship, order=items)
+
+
+async def a_changed_default(run: Run) -> str:
+    await run.call(change_its_default)
+    return await run.call(ship)
+
+
+@pytest.mark.parametrize(
+    "does", [an_id, the_time, an_object, a_branch, a_changed_argument, a_changed_default]
+)
+def test_an_agent_whose_replay_asks_for_something_else_is_caught_with_the_remedy(
+    does: Callable[[Run], Awaitable[Any]],
+) -> None:
+    message = r"(?s)A replay asked for something else: take time, .* from `run`.*the process dies.*■ the run is parked"
+    with pytest.raises(AssertionError, match=message):
+        crash_everywhere(agent_of(does), ORDER, target=bank)
+
+
+def test_a_run_that_is_parked_though_nothing_has_happened_to_it_is_caught() -> None:
+    async def does(run: Run) -> str:
+        return await run.call(post)
+
+    message = (
+        r"(?s)parked though nothing has happened to it: post: it may or may not.*Scenario: nothing happens"
+    )
+    with pytest.raises(AssertionError, match=message):
+        crash_everywhere(agent_of(does), ORDER, results={post: TimeoutError()})
