@@ -189,10 +189,11 @@ def code_in_a_cell(value: Any) -> str:
 def test_a_value_that_a_cell_cannot_write_fails_the_run_as_it_does_there(value: Any, code: str) -> None:
     @agent("returns", on="order.placed")
     async def returns(run: Run, event: Event) -> Any:
+        await run.call(ship, order="A-1")
         return value
 
-    assert run_agent(returns, ORDER).code == code == code_in_a_cell(value)
-    assert set(crash_everywhere(returns, ORDER).outcomes) == {code or "completed"}
+    assert run_agent(returns, ORDER, results=scripts()).code == code == code_in_a_cell(value)
+    assert set(crash_everywhere(returns, ORDER, results=scripts()).outcomes) == {code or "completed"}
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,21 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 
-from onceflow import Call, Event, Run, agent, tool
+from onceflow import Call, Event, Failed, Run, agent, tool
 from onceflow.testing import Target, crash_everywhere, event
+from onceflow.testing.script import ScriptError
 
 ORDER = event("order.placed", {"order": "A-1"})
 bank = Target()
 flips = itertools.count()
+
+
+@tool(effect="read")
+async def look(order: str) -> str:
+    return order
 
 
 @tool(effect="keyed")
@@ -105,3 +112,42 @@ def test_a_run_that_is_parked_though_nothing_has_happened_to_it_is_caught() -> N
     )
     with pytest.raises(AssertionError, match=message):
         crash_everywhere(agent_of(does), ORDER, results={post: TimeoutError()})
+
+
+# --- A check that checks nothing ---
+
+
+class Order(msgspec.Struct):
+    order: str
+
+
+@agent("sends", on="order.placed")
+async def sends(run: Run, event: Event) -> str:
+    await run.call(look, order="A-1")
+    return await run.call(charge, order=event.data["order"])
+
+
+@agent("sends-typed", on="order.placed")
+async def sends_typed(run: Run, event: Event[Order]) -> str:
+    return await run.call(charge, order=event.data.order)
+
+
+@pytest.mark.parametrize(
+    ("sender", "cause"),
+    [(sends, "agent-failed, KeyError: 'order'"), (sends_typed, "invalid-data, Object missing .*`order`")],
+    ids=["any data", "typed data"],
+)
+def test_a_run_that_fails_before_it_changes_anything_is_refused_with_the_cause(
+    sender: Any, cause: str
+) -> None:
+    message = rf"(?s)fails before it changes anything.*: {cause}.*Correct the event.*■ the run ends: failed"
+    with pytest.raises(ScriptError, match=message):
+        crash_everywhere(sender, event("order.placed", {"oder": "A-1"}), target=bank)
+    assert crash_everywhere(sender, ORDER, target=bank).outcomes["completed"]
+
+
+def test_a_run_that_is_meant_to_fail_before_it_changes_anything_is_not() -> None:
+    async def does(run: Run) -> None:
+        raise Failed("no-such-order")
+
+    assert set(crash_everywhere(agent_of(does), ORDER).outcomes) == {"no-such-order"}

@@ -66,6 +66,7 @@ def crash_everywhere(
     steps = to_the_end(clean)
     _check_seen(clean)
     _judge(clean, "nothing happens to the run", None)
+    _check_that_it_does_something(clean)
     requests, undisturbed = len(clean.called), outcome_of(clean)
     report = Report()
     for reply in replies:
@@ -102,6 +103,17 @@ def _check_seen(simulation: Simulation) -> None:
             raise ScriptError(
                 f"{name} is called for real: pass the service that it calls as target=…, or its result in results"
             )
+
+
+def _check_that_it_does_something(clean: Simulation) -> None:
+    """A run that fails before it changes anything has nothing that a crash could double."""
+    outcome = outcome_of(clean)
+    if outcome.code in ("agent-failed", "invalid-data") and not clean.changing:
+        raise ScriptError(
+            "the run fails before it changes anything, and a crash of it shows nothing: "
+            f"{outcome.code}, {outcome.message}. Correct the event, the results or the agent; "
+            f"one that is meant to fail raises Failed with a code of its own\n\n{tail(clean)}"
+        )
 
 
 def _ending(simulation: Simulation) -> str:

@@ -85,6 +85,7 @@ class Simulation:
         self.flags: dict[str, bool | Mapping[str, bool]] = {}
         self.reply: Callable[[StartCall], Reply] = lambda started: Reply.OK
         self.real: Counter[str] = Counter()  # tools called for real that change something: requests of each
+        self.changing = 0  # requests of tools that change something
         self.undoable = {tool.name for tool in results if tool.compensation is not None}
         self._scripts = Scripts(results)
         self._values = CompletionValues("tests", Limits().value_bytes)
@@ -219,6 +220,7 @@ class Simulation:
         self.now_ms += round(started.delay_s * 1000)
         reply = self.reply(started)
         attempt = started.call.attempt
+        self.changing += started.kind == "call" and started.tool.effect in ("keyed", "blind")
         self.called.append(
             Called(
                 started.tool.name,
