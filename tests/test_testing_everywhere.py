@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from onceflow import Call, Event, Failed, Run, agent, tool
+from onceflow import Call, Event, Failed, RetryPolicy, Run, agent, tool
 from onceflow.testing import Target, crash_everywhere, event
 from onceflow.testing.script import ScriptError
 
@@ -151,3 +151,62 @@ def test_a_run_that_is_meant_to_fail_before_it_changes_anything_is_not() -> None
         raise Failed("no-such-order")
 
     assert set(crash_everywhere(agent_of(does), ORDER).outcomes) == {"no-such-order"}
+
+
+# --- What is not undone ---
+
+
+def test_a_compensation_called_for_real_that_asks_the_target_for_nothing_is_caught() -> None:
+    @tool(effect="keyed")
+    async def pay(call: Call) -> str:
+        return str(bank.do("pay", "A-1", call.key))
+
+    @pay.compensate
+    async def refund(call: Call, result: str | None) -> None: ...
+
+    async def does(run: Run) -> None:
+        await run.call(pay)
+        raise Failed("sold-out")
+
+    message = (
+        r"(?s)the compensation of pay .* nothing is undone: have it ask the service.*undo pay\(\).*sold-out"
+    )
+    with pytest.raises(ScriptError, match=message):
+        crash_everywhere(agent_of(does), ORDER, target=bank)
+    assert set(crash_everywhere(agent_of(does), ORDER, results={pay: "p_1"}).outcomes) == {"sold-out"}
+
+
+def test_a_compensation_that_looks_first_and_finds_nothing_to_undo_is_right() -> None:
+    @tool(effect="keyed", retry=RetryPolicy(attempts=1), on_unknown="compensate")
+    async def pay(call: Call) -> str:
+        assert bank.find("pay", "A-1") is None
+        raise ConnectionError("no route")
+
+    @pay.compensate
+    async def refund(call: Call, result: str | None) -> None:
+        if bank.find("pay", "A-1") is not None:
+            bank.do("refund", "A-1", call.key)
+
+    async def does(run: Run) -> str:
+        return await run.call(pay)
+
+    assert set(crash_everywhere(agent_of(does), ORDER, target=bank).outcomes) == {"agent-failed", "parked"}
+
+
+def test_a_compensation_that_raises_is_shown_as_what_parks_the_run() -> None:
+    @tool(effect="keyed", retry=RetryPolicy(attempts=1))
+    async def pay(call: Call) -> str:
+        return str(bank.do("pay", "A-1", call.key))
+
+    @pay.compensate
+    async def refund(result: str | None, call: Call) -> None:
+        bank.do("refund", "A-1", call.key)
+
+    async def does(run: Run) -> None:
+        await run.call(pay)
+        raise Failed("sold-out")
+
+    with pytest.raises(
+        AssertionError, match=r"nothing has happened to it: pay: .*'str' object has no attribute"
+    ):
+        crash_everywhere(agent_of(does), ORDER, target=bank)

@@ -97,12 +97,19 @@ class _Nth:
 
 
 def _check_seen(simulation: Simulation) -> None:
-    """A tool whose effects nobody sees would pass, whatever it does twice."""
-    for name, requests in simulation.real.items():
-        if not requests:
+    """A tool whose effects nobody sees would pass, whatever it does twice or does not undo."""
+    for (name, kind), requests in simulation.real.items():
+        if requests:
+            continue
+        if kind == "undo":
             raise ScriptError(
-                f"{name} is called for real: pass the service that it calls as target=…, or its result in results"
+                f"the compensation of {name} is called for real, and nothing is undone: have it ask the service that "
+                f"is passed as target=…, with call.key, or pass {name}'s result in results\n\n{tail(simulation)}"
             )
+        raise ScriptError(
+            f"{name} is called for real: pass the service that it calls as target=…, or its result in results"
+            f"\n\n{tail(simulation)}"
+        )
 
 
 def _check_that_it_does_something(clean: Simulation) -> None:

@@ -84,7 +84,9 @@ class Simulation:
         self.parked: list[Parked] = []
         self.flags: dict[str, bool | Mapping[str, bool]] = {}
         self.reply: Callable[[StartCall], Reply] = lambda started: Reply.OK
-        self.real: Counter[str] = Counter()  # tools called for real that change something: requests of each
+        self.real: Counter[tuple[str, str]] = (
+            Counter()
+        )  # what changes something and is called for real: its requests
         self.changing = 0  # requests of tools that change something
         self.undoable = {tool.name for tool in results if tool.compensation is not None}
         self._scripts = Scripts(results)
@@ -281,17 +283,17 @@ class Simulation:
 
     def _really(self, started: StartCall) -> Any:
         """Call a tool's own function, and note whether the target sees what it does."""
-        before, nothing_done = len(self.target.asked), False
+        before, should_reach_it = self.target.reached, started.kind != "reconcile"
         try:
             return finished(function_of(started)())
-        except (RetryLater, GiveUp, Failed):
-            nothing_done = True
+        except Exception as error:
+            nothing_done = started.kind == "undo" or isinstance(error, RetryLater | GiveUp | Failed)
+            should_reach_it = should_reach_it and not nothing_done
             raise
         finally:
-            requests = len(self.target.asked) - before
-            changes = started.kind == "call" and started.tool.effect in ("keyed", "blind")
-            if changes and (requests or not nothing_done):
-                self.real[started.tool.name] += requests
+            requests = self.target.reached - before
+            if started.tool.effect in ("keyed", "blind") and (requests or should_reach_it):
+                self.real[started.tool.name, started.kind] += requests
 
     def _named(self, started: StartCall) -> str:
         what = started.tool.name if started.kind == "call" else f"{started.kind} {started.tool.name}"

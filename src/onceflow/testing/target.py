@@ -19,6 +19,7 @@ class Target:
     def __init__(self) -> None:
         self.effects: list[Effect] = []
         self.asked: list[tuple[str, str]] = []  # operation and key of each request, done or known
+        self.reached = 0  # how often it was asked, or asked for what it knows
         self._lost = 0
 
     def lose_next_answer(self) -> None:
@@ -32,6 +33,7 @@ class Target:
     def do(self, operation: str, subject: str, key: str = "", make: Callable[[], Any] | None = None) -> Any:
         """Do it, unless a request with this key has been done; return its answer (`make`s, or a number)."""
         self.asked.append((operation, key))
+        self.reached += 1
         known = next((effect for effect in self.effects if key and effect.key == key), None)
         if known is None:
             answer = f"{operation}-{len(self.effects) + 1}" if make is None else make()
@@ -44,6 +46,7 @@ class Target:
 
     def find(self, operation: str, subject: str) -> Effect | None:
         """What was done to a subject."""
+        self.reached += 1
         return next((e for e in self.effects if (e.operation, e.subject) == (operation, subject)), None)
 
     def forget(self) -> None:
