@@ -446,3 +446,44 @@ def test_a_tool_that_keeps_its_key_to_itself_is_caught_with_the_remedy(onceflow_
 
     with pytest.raises(AssertionError, match=r"was given a request without a key.*call\.headers"):
         check_tool(bad, onceflow_target, order="A-1")
+
+
+def test_a_tool_that_derives_a_key_for_each_of_its_requests_is_right(onceflow_target: Target) -> None:
+    @tool(effect="keyed")
+    async def both(call: Call, order: str) -> Any:
+        return [onceflow_target.do(what, order, f"{call.key}:{what}") for what in ("reserve", "notify")]
+
+    check_tool(both, onceflow_target, order="A-1")
+    check_tool(both, onceflow_target, order="A-1")
+
+
+def test_a_tool_that_keeps_its_key_from_one_of_its_requests_is_caught(onceflow_target: Target) -> None:
+    @tool(effect="keyed")
+    async def half(call: Call, order: str) -> Any:
+        return [onceflow_target.do("reserve", order, call.key), onceflow_target.do("notify", order)]
+
+    with pytest.raises(
+        AssertionError, match=r"with one key it had 3 effects, and once with another 2\.\n  1\. reserve"
+    ):
+        check_tool(half, onceflow_target, order="A-1")
+
+
+def test_one_key_for_two_things_is_refused_because_the_second_would_not_be_done() -> None:
+    target = Target()
+
+    @tool(effect="keyed")
+    async def both(call: Call, order: str) -> Any:
+        return [target.do(what, order, call.key) for what in ("reserve", "notify")]
+
+    @agent("does-both", on="order.placed")
+    async def does_both(run: Run, event: Event) -> Any:
+        return await run.call(both, order="A-1")
+
+    message = "this key was used for reserve A-1, so notify A-1 would not be done: derive one per request"
+    with pytest.raises(ScriptError, match=message):
+        check_tool(both, target, order="A-1")
+    for run in (run_agent, crash_everywhere):
+        with pytest.raises(ScriptError, match=message):
+            run(does_both, ORDER, target=target)
+    with pytest.raises(ScriptError, match=message.replace("notify A-1", "reserve A-2")):
+        target.do("reserve", "A-2", target.effects[-1].key)

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from onceflow.testing.script import ScriptError
+
 
 class Effect(NamedTuple):
     """One thing that was done to the world."""
@@ -31,10 +33,18 @@ class Target:
         self._lost = 0
 
     def do(self, operation: str, subject: str, key: str = "", make: Callable[[], Any] | None = None) -> Any:
-        """Do it, unless a request with this key has been done; return its answer (`make`s, or a number)."""
+        """Do it, unless a request with this key has been done; return its answer (`make`s, or a number).
+
+        A key is for one request: what else comes with it would be lost at a real service, and raises ScriptError.
+        """
         self.asked.append((operation, key))
         self.reached += 1
         known = next((effect for effect in self.effects if key and effect.key == key), None)
+        if known is not None and (known.operation, known.subject) != (operation, subject):
+            raise ScriptError(
+                f"this key was used for {known.operation} {known.subject}, so {operation} {subject} would not be done: "
+                f"derive one per request, as call.key + ':{operation}'\n\nEffects:\n{listed(self.effects, ())}"
+            )
         if known is None:
             answer = f"{operation}-{len(self.effects) + 1}" if make is None else make()
             known = Effect(operation, subject, key, answer)
