@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from onceflow import (
+    FROM_RUN,
     Call,
     Event,
     Failed,
@@ -487,3 +488,15 @@ def test_one_key_for_two_things_is_refused_because_the_second_would_not_be_done(
             run(does_both, ORDER, target=target)
     with pytest.raises(ScriptError, match=message.replace("notify A-1", "reserve A-2")):
         target.do("reserve", "A-2", target.effects[-1].key)
+
+
+def test_a_tool_is_called_as_a_run_calls_it_with_its_defaults_and_its_tenant(onceflow_target: Target) -> None:
+    @tool(effect="keyed", tenant_arg="tenant")
+    async def note(call: Call, text: str, tenant: str = FROM_RUN, language: str = "en") -> Any:
+        assert call.arguments == {"text": text, "tenant": tenant, "language": language}
+        return onceflow_target.do("note", f"{tenant} {text} {language}", call.key)
+
+    check_tool(note, onceflow_target, text="hello")
+    assert onceflow_target.effects[0].subject == "acme hello en"
+    with pytest.raises(TypeError, match="tool note: missing a required argument: 'text'; it takes"):
+        check_tool(note, onceflow_target)

@@ -20,10 +20,12 @@ def check_tool(tool: Tool[Any, Any], target: Target, **arguments: Any) -> None:
     if tool.effect != "keyed":
         raise AssertionError(f"tool {tool.name} is {tool.effect}; check_tool is for keyed tools")
 
+    bound = tool.bind((), arguments, "acme")  # as a run does it: defaults and the tenant filled in
+
     def call(key: str, attempt: int) -> None:
-        asked = Call("acme", "run-1", key, attempt, arguments)
+        asked = Call("acme", "run-1", key, attempt, bound)
         asked.sent(int(time.time() * 1000), tool.timeout_s)
-        finished(tool.function(asked, **arguments))
+        finished(tool.function(asked, **bound))
 
     key, other = secrets.token_hex(16), secrets.token_hex(16)  # the target may know those of earlier checks
     before, asked_before = len(target.effects), len(target.asked)
