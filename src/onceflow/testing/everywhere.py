@@ -20,7 +20,7 @@ from onceflow.testing.kit import (
     tail,
     to_the_end,
 )
-from onceflow.testing.script import ScriptError
+from onceflow.testing.script import ScriptError, check_no_loop
 from onceflow.testing.simulation import Reply, Simulation
 from onceflow.testing.target import Effect, Target, listed
 
@@ -55,6 +55,7 @@ def crash_everywhere(
 
     Raises AssertionError with the timeline of the run and the effects, the wrong ones marked.
     """
+    check_no_loop("crash_everywhere")
     world = target or Target()
     signals = list(signals)
 

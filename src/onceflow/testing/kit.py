@@ -13,7 +13,7 @@ from onceflow.agents.calls import Completed
 from onceflow.agents.signals import Signal
 from onceflow.agents.tool import Tool
 from onceflow.event import Incoming
-from onceflow.testing.script import check_script
+from onceflow.testing.script import check_no_loop, check_script
 from onceflow.testing.simulation import Called, Simulation
 from onceflow.testing.target import Effect, Target
 
@@ -67,6 +67,7 @@ def run_agent(
     flags: what `run.flag` answers, by name: True, False, or that by market (and `default`).
     signals: come one after another, when there is nothing else to do; before a time-out is waited for.
     """
+    check_no_loop("run_agent")
     simulation = simulated(agent, given, results, signals, now, target or Target(), flags)
     to_the_end(simulation)
     return outcome_of(simulation)

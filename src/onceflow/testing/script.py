@@ -1,5 +1,6 @@
 """What a test gives the kit: what does not fit is refused with the remedy, and tools get their results from it."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,18 @@ from onceflow.event import Incoming
 
 class ScriptError(AssertionError):
     """A test's script does not fit."""
+
+
+def check_no_loop(name: str) -> None:
+    """Raise ScriptError in an async test: each tool is run in a loop of its own, and there is one already."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise ScriptError(
+        f"{name} is called where an event loop runs: call it from a plain `def` test, "
+        f"or write `await asyncio.to_thread({name}, …)`"
+    )
 
 
 def check_script(given: object, results: Mapping[Any, Any]) -> None:

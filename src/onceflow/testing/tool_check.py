@@ -7,6 +7,7 @@ from typing import Any
 
 from onceflow.agents.call import Call
 from onceflow.agents.tool import Tool
+from onceflow.testing.script import check_no_loop
 from onceflow.testing.simulation import finished
 from onceflow.testing.target import Target, listed
 
@@ -17,6 +18,7 @@ def check_tool(tool: Tool[Any, Any], target: Target, **arguments: Any) -> None:
     So many as one call with another key has: a tool may send several requests, with keys derived from its own. Its
     function must reach the target: as the service that it calls in a test. Raises AssertionError otherwise.
     """
+    check_no_loop("check_tool")
     if tool.effect != "keyed":
         raise AssertionError(f"tool {tool.name} is {tool.effect}; check_tool is for keyed tools")
 
