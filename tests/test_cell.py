@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from onceflow.config import Settings
 from onceflow.errors import Fault
 from onceflow.stream import cell as module
-from onceflow.stream.cell import Cell
-from onceflow.stream.content import Grant, Input
+from onceflow.stream.cell import Cell, record_error
+from onceflow.stream.content import Grant, Input, Reads
 
 SLOT = 3
 AT = ("events.acme", 0)
@@ -165,3 +165,45 @@ def test_what_the_consumer_refuses_is_settled_by_a_restart(world: World) -> None
     world.input()
     with pytest.raises(Fault, match="an input cannot be read"):
         world.cell.read([Input(*AT, Grant(SLOT), topic_id="another")])
+
+
+def unreadable(offset: int) -> Any:
+    """What the client says of records compressed together, of which the first has this offset."""
+    error = KafkaError(KafkaError._BAD_COMPRESSION, "no", False)
+    return Message(topic=AT[0], partition=AT[1], offset=offset, error=error)
+
+
+def test_records_that_the_client_cannot_read_block_their_input_and_are_reported(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    input = world.input()
+    assert record_error(world.cell, unreadable(7)) == Reads(input, [], 5, 7)
+    assert "the record at offset 7 cannot be read (no)" in input.blocked
+    assert AT in world.consumer.paused
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert record_error(world.cell, unreadable(7)) is None
+    assert len(caplog.records) == 1
+
+
+def test_those_that_were_compressed_with_a_record_whose_loss_was_accepted_are_passed_one_by_one(
+    world: World,
+) -> None:
+    """Nobody says where they end. Others behind them block the input again."""
+    input = world.input()
+    record_error(world.cell, unreadable(7))
+    world.cell.unblock(input, 8)
+    for passed in (9, 10):
+        assert record_error(world.cell, unreadable(7)) == Reads(input, [], passed)
+        assert (input.blocked, world.consumer.assigned[AT]) == ("", passed)
+    input.next_offset = 12
+    assert record_error(world.cell, unreadable(13)) == Reads(input, [], 12, 13)
+    assert input.blocked
+
+
+def test_records_among_which_reading_begins_are_not_passed_before_their_loss_is_accepted(
+    world: World,
+) -> None:
+    """An owner of the slot before this one may have been able to read those below."""
+    input = world.input()
+    assert record_error(world.cell, unreadable(3)) == Reads(input, [], 5, 5)
+    assert "offset 5" in input.blocked

@@ -142,7 +142,24 @@ def test_a_record_of_a_newer_format_is_refused_with_the_remedy() -> None:
 
 
 def test_the_stored_form_is_fixed() -> None:
-    """Records of earlier versions lie in Kafka for ever: this changes with the format number only."""
+    """Records of earlier versions lie in Kafka for ever: this changes with the format number only.
+
+    But for what is added at its end: an older version leaves that aside.
+    """
     stored = encode_progress(Progress(FORMAT, "cell-1", "topic-id", 7, (1, 2), Tally(1, 2, 3, 4, 5)))
-    assert msgspec.msgpack.decode(stored) == [1, "cell-1", "topic-id", 7, [1, 2], [1, 2, 3, 4, 5]]
+    assert msgspec.msgpack.decode(stored) == [1, "cell-1", "topic-id", 7, [1, 2], [1, 2, 3, 4, 5], -1]
     assert progress_key("events.acme", 3) == b"events.acme/3"
+
+
+def test_progress_says_where_the_client_cannot_read_on_until_that_is_passed() -> None:
+    tracker = InputProgress("topic-id", 3)
+    tracker.unreadable = 5
+    tracker.passed(5)
+    assert decode_progress(encode_progress(tracker.progress("cell"))).unreadable == 5
+    tracker.passed(6)
+    assert tracker.progress("cell").unreadable == -1
+
+
+def test_progress_without_that_is_read_as_it_was_written() -> None:
+    older = msgspec.msgpack.encode([FORMAT, "cell-1", "topic-id", 7, [1, 2], [1, 2, 3, 4, 5]])
+    assert decode_progress(older) == Progress(FORMAT, "cell-1", "topic-id", 7, (1, 2), Tally(1, 2, 3, 4, 5))

@@ -8,6 +8,7 @@ from onceflow.observe.status import (
     SlotStatus,
     Status,
     input_status,
+    inputs_as_json,
     letter_as_json,
     status_as_json,
     time_text,
@@ -43,6 +44,13 @@ def test_an_input_says_what_is_not_finished_and_what_is_lost(
     found = input_status(EVENTS, 3, 3, first, end, progress)
     assert (found.lowest, found.unfinished, found.lost) == expected
     assert found.lag == max(0, end - found.lowest)
+
+
+def test_an_input_that_cannot_be_read_on_waits_for_an_operator() -> None:
+    found = input_status(EVENTS, 3, 3, 0, 100, Progress(FORMAT, "cell-1", "id-1", 40, unreadable=41))
+    assert found.blocked == "the record at offset 41 cannot be read"
+    assert inputs_as_json([found])[0]["unreadable"] == 41
+    assert inputs_as_json([found._replace(unreadable=-1)])[0]["unreadable"] is None
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from onceflow.terminal import new_table, print_json, say, show
 
 if TYPE_CHECKING:
     from onceflow.devkafka import Broker
-    from onceflow.observe.status import Status
+    from onceflow.observe.status import InputStatus, Status
 
 LINES_SHOWN = 10  # of a long list, unless --all
 
@@ -291,7 +291,7 @@ def status(flow: FlowModule, as_json: AsJson = False, everything: All = False) -
 
 @inputs.command("list")
 def list_inputs(flow: FlowName, as_json: AsJson = False) -> None:
-    """Every input, with its lag, and whether retention has deleted unfinished records of it.
+    """Every input, with its lag, and whether it waits for an operator: records of it are lost, or cannot be read.
 
     Example: `onceflow inputs list --flow clearledger`
     """
@@ -309,7 +309,7 @@ def list_inputs(flow: FlowName, as_json: AsJson = False) -> None:
 def accept_loss(
     partition: Annotated[str, typer.Argument(metavar="TOPIC/PARTITION", show_default=False)], flow: FlowName
 ) -> None:
-    """Go on with an input of which retention has deleted unfinished records. They are lost; the others are read.
+    """Go on with an input that is blocked. Records that are deleted or cannot be read are lost; the others are read.
 
     Example: `onceflow inputs accept-loss events/3 --flow clearledger`
     """
@@ -319,8 +319,13 @@ def accept_loss(
     topic, _, number = partition.rpartition("/")
     if not topic or not number.isdecimal():
         raise ConfigError(f"{partition!r}: write TOPIC/PARTITION, such as events/3")
-    lost = accept(flow, load(flow), topic, int(number))
-    print(f"{partition} goes on, without {lost:,} records")
+    was = accept(flow, load(flow), topic, int(number))
+    if was.lost:
+        print(f"{partition} goes on, without {was.lost:,} records")
+    else:
+        print(
+            f"{partition} goes on behind offset {was.unreadable}; its cell's log has what else cannot be read"
+        )
 
 
 # --- Kafka and the demo ---
@@ -422,10 +427,7 @@ def _show_status(now: "Status", everything: bool) -> None:
     )
     show(Text(f"flow {now.flow}", "bold"), summary)
     for blocked in now.blocked:
-        place = f"{blocked.topic}/{blocked.partition}"
-        show(
-            Text(f"blocked: retention has deleted {blocked.lost:,} unfinished records of {place}", "bold red")
-        )
+        show(Text(f"blocked: {blocked.topic}/{blocked.partition}: {blocked.blocked}", "bold red"))
     if not cells:
         show("", "no cell runs: start one with `onceflow run FLOW`")
     shown = len(now.slots) + len(now.inputs) if everything else LINES_SHOWN
@@ -446,7 +448,7 @@ def _cells_table(now: "Status", shown: int) -> Table:
 def _inputs_table(now: "Status", shown: int) -> Table:
     numbers = ("slot", "lag", "not finished", "first", "duplicate", "forwarded")
     table = new_table("input", *numbers, "", right=numbers)
-    for each in sorted(now.inputs, key=lambda each: (not each.lost, -each.unfinished, each))[:shown]:
+    for each in sorted(now.inputs, key=lambda each: (not each.blocked, -each.unfinished, each))[:shown]:
         table.add_row(
             f"{each.topic}/{each.partition}",
             str(each.slot),
@@ -455,9 +457,15 @@ def _inputs_table(now: "Status", shown: int) -> Table:
             f"{each.tally.first:,}",
             f"{each.tally.duplicate:,}",
             f"{each.tally.forwarded:,}",
-            Text(f"blocked: {each.lost:,} lost", "bold red") if each.lost else "",
+            Text(_blocked(each), "bold red"),
         )
     return table
+
+
+def _blocked(input: "InputStatus") -> str:
+    if input.lost:
+        return f"blocked: {input.lost:,} lost"
+    return f"blocked: offset {input.unreadable} unreadable" if input.blocked else ""
 
 
 if __name__ == "__main__":

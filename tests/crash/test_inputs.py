@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import Producer, TopicPartition
 from typer.testing import CliRunner
 
 from onceflow import cli, devkafka
@@ -208,6 +208,44 @@ def test_an_operator_accepts_the_loss_and_the_input_goes_on(
     scene.wait(lambda: completed(scene, losing) == 10 + left, "and what comes later")
     gone = {f"{at.topic}/0/{offset}" for offset in range(5, 5 + lost)}
     scene.finish(but=lambda sent: sent.origin in gone)
+
+
+def test_a_record_that_cannot_be_decompressed_blocks_its_input_until_its_loss_is_accepted(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has three others compressed with it: all four are let go, and what lies around them is done."""
+    scene.seed(97)
+    cell = scene.cell("a").start()
+    bad, other = OWN[0], OWN[1]
+    topic = scene.own_prefix + bad
+    send(scene, bad, range(3))
+    together = {"compression.type": "zstd", "linger.ms": 2_000, "batch.size": 200_000_000}
+    with_large = Producer(
+        {"bootstrap.servers": scene.bootstrap_servers, "message.max.bytes": 200_000_000, **together}
+    )
+    for value in (b"{", b"{", bytes(110_000_000), b"{"):  # above receive.message.max.bytes
+        with_large.produce(topic, value, partition=0)
+    assert with_large.flush(30) == 0
+    send(scene, bad, range(3, 6))
+    send(scene, other, range(3))
+    scene.wait(lambda: "offset 3 cannot be read" in cell.text(), "it is reported")
+    scene.wait(lambda: completed(scene, other) == 3, "the other tenant's are done")
+    assert completed(scene, bad) == 3
+    monkeypatch.setenv("ONCEFLOW_KAFKA__BOOTSTRAP_SERVERS", scene.bootstrap_servers)
+    monkeypatch.setenv("ONCEFLOW_EVENTS__SHARED", scene.shared)
+    monkeypatch.setenv("ONCEFLOW_EVENTS__TENANT_PREFIX", scene.own_prefix)
+
+    def said(*arguments: str) -> str:
+        all_arguments = ["inputs", *arguments, "--flow", scene.flow]
+        return CliRunner().invoke(cli.app, all_arguments, catch_exceptions=False).stdout
+
+    scene.wait(lambda: '"unreadable": 3' in said("list", "--json"), "operators see it")
+    assert "goes on behind offset 3" in said("accept-loss", f"{topic}/0")
+    scene.wait(lambda: completed(scene, bad) == 6, "what lies behind is done")
+    passed = [line["offset"] for line in cell.lines() if "is let go" in str(line.get("message"))]
+    assert passed == [4, 5, 6]
+    assert '"unreadable": 3' not in said("list", "--json")
+    scene.finish()
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed"])

@@ -13,7 +13,7 @@ from onceflow.agents.signals import read_signal
 from onceflow.config import Settings
 from onceflow.errors import ConfigError, OnceflowError
 from onceflow.event import Unusable, home_slot, read_event
-from onceflow.observe.status import committed, read_status, time_text
+from onceflow.observe.status import InputStatus, committed, read_status, time_text
 from onceflow.stream.cluster import Cluster
 from onceflow.stream.sending import Record, send
 from onceflow.stream.topics import Names, existing_slots, slot_of_input
@@ -170,8 +170,8 @@ def await_change(flow: str, settings: Settings, run: OpenRun) -> OpenRun | None:
     )
 
 
-def accept_loss(flow: str, settings: Settings, topic: str, partition: int) -> int:
-    """Let the lost records of an input go, and wait until its cell reads on; how many records they are."""
+def accept_loss(flow: str, settings: Settings, topic: str, partition: int) -> InputStatus:
+    """Let the lost or unreadable records of an input go, and wait until its cell reads on; how it stood before."""
     found = [
         each
         for each in read_status(flow, settings).inputs
@@ -181,16 +181,17 @@ def accept_loss(flow: str, settings: Settings, topic: str, partition: int) -> in
         raise ConfigError(
             f"{topic}/{partition} is no input of {flow}: see `onceflow inputs list --flow {flow}`"
         )
-    if not (lost := found[0].lost):
+    if not found[0].blocked:
         raise ConfigError(f"nothing of {topic}/{partition} is lost: there is nothing to accept")
     at = (topic, partition)
     first = Cluster(settings.kafka.properties()).first_offsets([at])[at]
-    send_command(flow, settings, Command("accept-loss", topic=topic, partition=partition, offset=first))
+    offset = max(first, found[0].unreadable + 1)
+    send_command(flow, settings, Command("accept-loss", topic=topic, partition=partition, offset=offset))
     deadline = time.monotonic() + ANSWER_S
     while time.monotonic() < deadline:
         now = [each for each in read_status(flow, settings).inputs if (each.topic, each.partition) == at]
-        if now and not now[0].lost:
-            return lost
+        if now and not now[0].lost and now[0].unreadable < offset:
+            return found[0]
         time.sleep(_LOOK_EVERY_S)
     raise Unanswered(
         f"no cell has gone on with it within {ANSWER_S:g} s. Does one run that owns its slot (`onceflow status`)? What "

@@ -38,11 +38,19 @@ class InputStatus(NamedTuple):
     unfinished: int
     lost: int  # unfinished records that retention has deleted: the input waits for an operator
     tally: Tally
+    unreadable: int = -1  # the offset of a record that its cell cannot read: the input waits for an operator
 
     @property
     def lag(self) -> int:
         """The distance from the lowest unfinished record to the end."""
         return max(0, self.end - self.lowest)
+
+    @property
+    def blocked(self) -> str:
+        """Why it waits for an operator; "" if it does not."""
+        if self.lost:
+            return f"retention has deleted {self.lost:,} unfinished records"
+        return "" if self.unreadable < 0 else f"the record at offset {self.unreadable} cannot be read"
 
 
 class SlotStatus(NamedTuple):
@@ -80,8 +88,8 @@ class Status(NamedTuple):
 
     @property
     def blocked(self) -> list[InputStatus]:
-        """Inputs that wait for an operator, because retention has deleted unfinished records of theirs."""
-        return [each for each in self.inputs if each.lost]
+        """Inputs that wait for an operator."""
+        return [each for each in self.inputs if each.blocked]
 
 
 class DeadLetter(NamedTuple):
@@ -114,7 +122,8 @@ def input_status(
     finished_ahead = sum(max(0, min(last, end) - start) for start, last in written.finished)
     unfinished = max(0, end - written.lowest - finished_ahead)
     lost = unfinished_below(written, first) if first > written.lowest else 0
-    return InputStatus(topic.name, partition, slot, end, written.lowest, unfinished, lost, written.tally)
+    at = (topic.name, partition, slot)
+    return InputStatus(*at, end, written.lowest, unfinished, lost, written.tally, written.unreadable)
 
 
 def dead_letter(message: Message) -> DeadLetter:
@@ -177,6 +186,7 @@ def inputs_as_json(inputs: Iterable[InputStatus]) -> list[dict[str, Any]]:
             "lag": each.lag,
             "unfinished": each.unfinished,
             "lost": each.lost,
+            "unreadable": None if each.unreadable < 0 else each.unreadable,
             "events": {name: getattr(each.tally, name) for name in _ENDINGS},
         }
         for each in inputs

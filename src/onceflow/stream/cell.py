@@ -17,7 +17,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from onceflow.config import Settings
 from onceflow.errors import Fault
 from onceflow.stream.cluster import RECONNECT, Partition, client_log, client_made
-from onceflow.stream.content import Grant, Input, Pair
+from onceflow.stream.content import Grant, Input, Pair, Reads
 from onceflow.stream.topics import Names
 from onceflow.stream.transaction import fault
 
@@ -28,6 +28,16 @@ _PAIR_S = 0.1
 # How long the group waits for a member that does not come to a rebalance. Kafka 4.1 may, after it was killed, never
 # notice that members died meanwhile: all slots then wait so long. The worker polls every few milliseconds.
 _REBALANCE_S = 30.0
+# Records that are there and cannot be read, today or tomorrow: above all, what is larger than receive.message.max.bytes
+# once it is decompressed.
+_UNREADABLE = (
+    KafkaError._BAD_COMPRESSION,
+    KafkaError._BAD_MSG,
+    KafkaError._NOT_IMPLEMENTED,  # a compression, or a format of records
+    KafkaError.INVALID_MSG,
+    KafkaError.INVALID_RECORD,
+    KafkaError.MSG_SIZE_TOO_LARGE,
+)
 
 
 class Cell:
@@ -155,15 +165,44 @@ class Cell:
         input.blocked = reason
         self.pause([input])
 
+    def unreadable(self, input: Input, begin: int, cause: str) -> bool:
+        """Deal with records that the client cannot read; whether the input is blocked for them, or has passed one.
+
+        `begin`: where they begin, as they were compressed together: the input may be among them. Where they end nobody
+        says; so those whose loss was accepted are passed one by one, until the client reads on.
+        """
+        if input.blocked:
+            return False
+        if input.unreadable == begin:  # it was blocked for them, and goes on
+            log.warning(
+                "a record that cannot be read is let go, as the one before it",
+                extra={"topic": input.topic, "partition": input.partition, "offset": input.next_offset},
+            )
+            self._go_on(input, input.next_offset + 1)
+            return True
+        input.unreadable = begin
+        self.block(
+            input,
+            f"the record at offset {max(begin, input.next_offset)} cannot be read ({cause}). Either a larger "
+            "kafka.client receive.message.max.bytes lets it be read, after a restart, or it is lost, with those that "
+            "were compressed together with it",
+        )
+        return True
+
     def unblock(self, input: Input, offset: int) -> None:
         """Go on with a blocked input from this offset: an operator has accepted that what lay before is lost."""
-        self._unassign(input)
-        input.blocked, input.next_offset = "", offset
-        self._assign([input])
+        input.blocked = ""
+        self._go_on(input, offset)
         log.info(
             "an input goes on, its loss accepted",
             extra={"topic": input.topic, "partition": input.partition, "offset": offset},
         )
+
+    def _go_on(self, input: Input, offset: int) -> None:
+        """Read an input from another offset on."""
+        self._unassign(input)
+        input.next_offset = offset
+        self._assign([input])
 
     def pause(self, inputs: Iterable[Input]) -> None:
         """Stop fetching these inputs (what was fetched is thrown away: pause rarely and for long)."""
@@ -284,8 +323,8 @@ class _AwayLines:
             )
 
 
-def record_error(cell: Cell, message: Message) -> None:
-    """Deal with what a poll returns instead of a record."""
+def record_error(cell: Cell, message: Message) -> Reads | None:
+    """Deal with what a poll returns instead of a record; what is to be committed of it."""
     error = message.error()
     assert error is not None
     input = cell.inputs.get((message.topic() or "", message.partition() or 0))
@@ -294,12 +333,18 @@ def record_error(cell: Cell, message: Message) -> None:
     if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE) and input is not None:
         if not input.blocked:
             cell.block(input, f"offset {input.next_offset} is no longer there: {error.str()}")
+    elif error.code() in _UNREADABLE and input is not None:
+        at = message.offset()
+        begin = input.next_offset if at is None or at < 0 else at
+        if cell.unreadable(input, begin, error.str()):
+            return Reads(input, [], input.next_offset, max(begin, input.next_offset) if input.blocked else -1)
     elif error.code() == KafkaError.FENCED_INSTANCE_ID:
         raise fault("the consumer cannot go on", error)
     elif error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED):
         raise Fault(f"Kafka refuses access: {error.str()}; grant it to this client (kafka.client settings)")
     else:
         log.debug("Kafka says", extra={"cause": error.str(), "topic": message.topic()})
+    return None
 
 
 def _properties(

@@ -44,6 +44,7 @@ class Input:
         "topic_id",
         "unfinished",
         "unfinished_bytes",
+        "unreadable",
     )
 
     def __init__(
@@ -71,6 +72,7 @@ class Input:
         self.slow_since: float | None = None
         self.gone = False  # its topic is not listed (any more), or is another one of the same name
         self.blocked = ""  # why it isn't read until an operator acts; "" = it is
+        self.unreadable = -1  # where records begin that the client cannot read, the last that were found
 
     def __repr__(self) -> str:
         return f"{self.topic}/{self.partition}"
@@ -145,6 +147,7 @@ class Reads(NamedTuple):
     input: Input
     offsets: list[int]
     position: int
+    unreadable: int = -1  # the offset from which the client cannot read on
 
 
 class Committed(NamedTuple):

@@ -11,7 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from confluent_kafka import Message
 
@@ -52,7 +52,7 @@ _NAME_IS_NO_TEXT = Unusable(Reason.UNDECODABLE, "the name of a header is not UTF
 
 
 class Poll(NamedTuple):
-    """What one poll brought: happenings by tenant, ends, what was read, and inputs whose loss was accepted."""
+    """What one poll brought: happenings by tenant, ends, what was read, and inputs blocked or let go on."""
 
     arrived: dict[str, list[Happening]]
     ends: Ends
@@ -90,7 +90,7 @@ class Reading:
         self._positions_at = 0.0
         self._forwarded = _Share()
         self._unreadable: dict[int, Message] = {}  # of this poll: whose headers cannot be read
-        self._accepted: list[Reads] = []  # inputs whose loss was accepted: where they go on
+        self._told: list[Reads] = []  # where inputs go on whose loss was accepted, and where some cannot
         self.unfinished = 0
         self.unfinished_bytes = 0
 
@@ -180,15 +180,19 @@ class Reading:
             self.unfinished += count
             self._read_at.append((time.monotonic(), count))
             self._forwarded.count(count, sum(1 for end in ends if end.verdict == "forwarded"))
-        accepted, self._accepted = self._accepted, []
-        return Poll(arrived, ends, [Reads(i, o, i.next_offset) for i, o in reads.items()], accepted)
+        told, self._told = self._told, []
+        return Poll(arrived, ends, [Reads(i, o, i.next_offset) for i, o in reads.items()], told)
 
     def _without_errors(self, messages: list[Message]) -> list[Message]:
-        errors = [message for message in messages if message.error() is not None]
+        errors: dict[Any, Message] = {}  # one that comes again before it was seen is the same one
+        for message in messages:
+            if (error := message.error()) is not None:
+                errors[message.topic(), message.partition(), error.code()] = message
         if not errors:
             return messages
-        for message in errors:
-            record_error(self._cell, message)
+        for message in errors.values():
+            if (told := record_error(self._cell, message)) is not None:
+                self._told.append(told)
         return [message for message in messages if message.error() is None]
 
     def look(self) -> list[Reads]:
@@ -405,7 +409,7 @@ class Reading:
             )
             return
         self._cell.unblock(blocked, max(blocked.next_offset, command.offset))
-        self._accepted.append(Reads(blocked, [], blocked.next_offset))
+        self._told.append(Reads(blocked, [], blocked.next_offset))
 
     def _forwarded_home(self, input: Input, offset: int, message: Message, home: int) -> Finished:
         """The end of a record here whose event's tenant is at home in another slot: it is sent there."""

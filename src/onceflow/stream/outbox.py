@@ -138,8 +138,8 @@ class Outbox:
     def polled(self, pair: Pair, reads: Iterable[Reads], passed: Iterable[Reads] = ()) -> None:
         """Take note of a poll: what is owned, and what was read. Before `put` of anything that came of it.
 
-        `passed`: inputs whose position has passed offsets without a record; committed soon, so that lag
-        reaches 0.
+        `passed`: inputs whose position has passed offsets without a record, or cannot go on; committed soon, so that
+        lag reaches 0.
         """
         with self._changed:
             if pair.grants != self._pair.grants or pair.metadata is not self._pair.metadata:
@@ -244,9 +244,10 @@ class Outbox:
             self._reads, self._tracked, self._urgent = [], [], False
             sequence = self._put_sequence
         self._track(pair, tracked)
-        for input, offsets, position in reads:
+        for input, offsets, position, unreadable in reads:
             if (progress := self._progress.get(input)) is not None:
                 progress.read(offsets, position)
+                progress.unreadable = max(progress.unreadable, unreadable)
         new = [end for end in new if end.input.grant in pair.grants]
         self._settle_progress(new)
         finished = [end for end in self._kept if end.input.grant in pair.grants] + new

@@ -47,6 +47,7 @@ class Progress(msgspec.Struct, array_like=True, frozen=True):
     lowest: int
     run_lengths: tuple[int, ...] = ()  # from `lowest` on: unfinished, finished, unfinished, finished, …
     tally: Tally = msgspec.field(default_factory=Tally)
+    unreadable: int = -1  # the offset from which the client cannot read on: the input waits for an operator
 
     @property
     def finished(self) -> Ranges:
@@ -92,7 +93,7 @@ def progress_key(topic: str, partition: int) -> bytes:
 class InputProgress:
     """The progress of one input while a cell owns its slot. Used by the outbox's thread alone."""
 
-    __slots__ = ("_ahead", "_lowest", "position", "tally", "topic_id", "unfinished")
+    __slots__ = ("_ahead", "_lowest", "position", "tally", "topic_id", "unfinished", "unreadable")
 
     def __init__(self, topic_id: str, start: int, finished: Ranges = (), tally: Tally | None = None) -> None:
         self.topic_id = topic_id
@@ -100,6 +101,7 @@ class InputProgress:
         self.unfinished: set[int] = set()  # read, and not finished
         self._lowest: int | None = None  # of these, once it was looked for
         self.tally = tally or Tally()
+        self.unreadable = -1  # as in `Progress`, or an offset that has been passed since
         self._ahead = finished  # finished by an earlier owner; the inlet skips them when it comes there
 
     @property
@@ -138,6 +140,7 @@ class InputProgress:
             lowest,
             _run_lengths(lowest, ranges),
             msgspec.structs.replace(self.tally),
+            self.unreadable if self.unreadable >= self.position else -1,
         )
 
 
