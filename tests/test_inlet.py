@@ -236,7 +236,6 @@ def heavy_world() -> tuple[World, Input]:
     world = World()
     limits = {"value_bytes": 1024, "unfinished_bytes": 64 << 10, "prefetch_bytes": 1 << 20}
     world.reading._limits = Settings(limits=limits).limits  # type: ignore[arg-type]
-    world.reading._share = (64 << 10) // 8
     other = Input("others", 3, Grant(HERE), topic_id="other")
     world.cell.inputs["others", 3] = other
     return world, other
@@ -280,3 +279,24 @@ def test_a_paused_input_goes_on_once_it_has_no_more_than_its_share() -> None:
     world.reading.settle()
     world.reading._pause_and_resume(0.0)
     assert not world.input.paused
+
+
+def test_many_inputs_whose_events_end_late_leave_room_for_one_more() -> None:
+    """Each has as many as may wait in its lane; together they would fill the cell."""
+    world = World()
+    limits = {"unfinished_per_cell": 1_000, "unfinished_per_input": 100}
+    world.reading._limits = Settings(limits=limits).limits  # type: ignore[arg-type]
+    late = [Input(f"late-{number}", 3, Grant(HERE), topic_id=f"{number}") for number in range(30)]
+    world.cell.inputs = {(input.topic, 3): input for input in late}
+    now = 0.0
+    for offset in range(0, 90, 10):
+        for input in late:
+            if not input.paused:
+                numbers = range(offset, offset + 10)
+                world.messages += [message(number, event(), topic=input.topic) for number in numbers]
+        if world.reading.has_room():
+            world.reading.poll()
+        now += 1.0
+        world.reading._pause_and_resume(now)
+    assert world.reading.unfinished < 1_300
+    assert world.reading.has_room()

@@ -1,6 +1,7 @@
 """A lane: bounds and turns, what a lost grant takes with it, and journals over a restart."""
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
@@ -134,6 +135,19 @@ async def odd_asks(run: Run, event: Event[int]) -> str:
     return await run.call(fetch, name="odd") if number % 2 else f"even {number}"
 
 
+WHO: ContextVar[str] = ContextVar("who", default="nobody")
+
+
+@agent("whose", on="t")
+async def whose(run: Run, event: Event[int]) -> list[str]:
+    """What it has set itself, over a call; and what it found."""
+    found = WHO.get()
+    WHO.set(event.id)
+    if event.id[-1] == "1":
+        await run.call(fetch, name="odd")
+    return [found, WHO.get()]
+
+
 Give = Callable[..., list[Any]]
 
 
@@ -157,6 +171,16 @@ def test_runs_that_end_at_once_are_one_decision_and_take_no_room(give: Give) -> 
     (ended,) = give(lane, world.events(0, 2, 4, by=odd_asks))
     assert (ended.arrivals.offsets, ended.values) == ([0, 2, 4], ["even 0", "even 2", "even 4"])
     assert (lane.idle, world.capacity.in_flight) == (True, 0)
+
+
+def test_what_an_agent_sets_in_its_context_is_its_own(give: Give) -> None:
+    world = World()
+    lane = world.lane()
+    (at_once,) = give(lane, world.events(0, 1, 2, by=whose))
+    assert at_once.values == [["nobody", "evt-0"], ["nobody", "evt-2"]]
+    (later,) = take(lane, world.answer())
+    assert later.outcome == Completed(["nobody", "evt-1"])
+    assert WHO.get() == "nobody"
 
 
 def test_those_that_do_not_end_at_once_go_on_like_any_other(give: Give) -> None:

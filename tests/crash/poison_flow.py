@@ -1,8 +1,8 @@
 """Flow under test: what an event's data says kills the process, in one of several places. See `world`.
 
-`{"kills": "at once"}` in the agent; `"in a call"` in a plain function; `"after an effect"` in a call when an order has
-been charged; `"undone"` in the compensation of that as well. Other events take a call of some 0.2 s, or for as long as
-the world has a file `closed`.
+`{"kills": "at once"}` in the agent; `"never ends"` there too, as it computes for ever; `"in a call"` in a plain
+function; `"after an effect"` in a call when an order has been charged; `"undone"` in the compensation of that as well.
+Other events take a call of some 0.2 s, or for as long as the world has a file `closed`.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import signal
 
 from onceflow import Call, Event, Run, agent, dataflow, tool
 from onceflow.agents import poison
+from onceflow.stream import standing
 from tests.crash.load import TYPE
 from tests.crash.world import WORLD, do
 from tests.waiting import until
@@ -52,6 +53,8 @@ async def sells(run: Run, event: Event[dict[str, str]]) -> str:
     kills = event.data.get("kills", "")
     if kills == "at once":
         die()
+    while kills == "never ends":
+        pass
     await run.call(take_time)
     if kills == "in a call":
         await run.call(kill)
@@ -62,5 +65,5 @@ async def sells(run: Run, event: Event[dict[str, str]]) -> str:
     return charged
 
 
-poison.CONTROL_S = 1.0  # the tests count deaths, not seconds
+poison.CONTROL_S = standing.END_S = 1.0  # the tests count deaths, not seconds
 flow = dataflow(os.environ["CRASH_FLOW"], agents=[sells])

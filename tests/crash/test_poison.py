@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from onceflow import cli
 from onceflow.agents.poison import NAMES_BYTES, Names
+from onceflow.stream.standing import EXIT_STATUS
 from tests.crash.checker import Event
 from tests.crash.effects import World
 from tests.crash.scene import Scene
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.crash
 
 ORDERS = 40
 KILLER = "order-that-kills-0"
+DEAD = (-signal.SIGKILL, EXIT_STATUS)
 DEATHS_MAX = (
     3 + 6
 )  # of one that kills: two make it a suspect; log2(ORDERS) until it is alone, and one of it alone
@@ -70,19 +72,19 @@ class Shop:
 
         def so() -> bool:
             if self.cell.ended() is not None:
-                assert self.cell.statuses[-1] == -signal.SIGKILL, self.cell.text()[-2_000:]
+                assert self.cell.statuses[-1] in DEAD, self.cell.text()[-2_000:]
                 self.cell.start()
             return until()
 
         self.cell.start()
         wait_until(so, 120, what)
-        return self.cell.statuses.count(-signal.SIGKILL)
+        return sum(self.cell.statuses.count(status) for status in DEAD)
 
     def run_to_end(self, orders: int) -> int:
         return self.run(lambda: len(self.completions()) >= orders, f"{orders} orders are complete")
 
 
-@pytest.mark.parametrize("kills", ["at once", "in a call", "after an effect"])
+@pytest.mark.parametrize("kills", ["at once", "in a call", "after an effect", "never ends"])
 def test_an_event_that_kills_its_cell_is_a_dead_letter_and_all_others_are_done(
     scene: Scene, tmp_path: Path, kills: str
 ) -> None:

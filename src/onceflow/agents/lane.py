@@ -80,6 +80,7 @@ class Lane(InFlight):
             elif type(happening) is Answered:
                 run = happening.run
                 if run in self._runs and run.token.source.grant.live:
+                    self._watch.names.computing[:] = run.token.key
                     self._note(run, run.answer(happening.answer, now_ms))
             elif type(happening) is Arrived:
                 if happening.source.grant.live:

@@ -22,6 +22,7 @@ What a run's state is: `state`. What becomes of keyed and blind calls: `durable`
 """
 
 from collections.abc import Callable, Coroutine
+from contextvars import copy_context
 from typing import Any, NamedTuple
 
 import msgspec
@@ -94,11 +95,13 @@ def begin(
     `make(event, *of)` makes it.
     """
     run = Run(event, None, make, of)
+    context = copy_context()  # what an agent sets there is its own
     coroutine = agent.function(run, event)
-    found = _advanced(coroutine)
+    found = context.run(_advanced, coroutine)
     if isinstance(found, Completed) and run._made is None:
         return found
     machine = run._machine
+    machine._context = context
     return machine, machine._stepped(coroutine, found)
 
 
@@ -236,7 +239,7 @@ class Machine(Asking, eq=False):
 
     def _give_up_agent(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         self._given_up = True
-        close(coroutine)
+        (self._context or copy_context()).run(close, coroutine)
 
     # -- the agent's progress --
 
@@ -246,7 +249,9 @@ class Machine(Asking, eq=False):
     def _step(self, coroutine: Coroutine[Any, Any, Any]) -> list[Effect]:
         """Let the agent go on to its next call, or to its end."""
         self._coroutine = None
-        return self._stepped(coroutine, _advanced(coroutine))
+        if self._context is None:
+            self._context = copy_context()
+        return self._stepped(coroutine, self._context.run(_advanced, coroutine))
 
     def _stepped(self, coroutine: Coroutine[Any, Any, Any], found: Any) -> list[Effect]:
         """The agent has gone on; `found`: as `_advanced` returns it."""

@@ -1,6 +1,7 @@
 """A run's state, and how it is put on record."""
 
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -42,6 +43,7 @@ class RunState(msgspec.Struct, eq=False):
     now_ms: int = 0
     _waiting: dict[str, Waiting] = {}
     _coroutine: Coroutine[Any, Any, Any] | None = None
+    _context: Context | None = None  # that the agent has for itself
     _effects: list[Effect] = []
     _news: dict[str, Entry] = EMPTY  # entries that a ledger which knows the run doesn't have yet
     _held: list[StartCall] = NONE  # calls whose intent is among them

@@ -42,9 +42,6 @@ log = logging.getLogger(__name__)
 _HOLD_S = 0.5  # a cell that is full for longer pauses its inputs; until then it just doesn't poll
 _LOOK_EVERY_S = 0.1
 _POSITIONS_EVERY_S = 1.0
-_INPUTS_SHARE = (
-    8  # of the bytes that may be unfinished an input may have so small a part, once these are many
-)
 _SHARE_OF_EVENTS = 10_000  # events over which the share of forwarded ones is taken
 
 _UNREADABLE: Headers = [("unreadable", None)]
@@ -74,7 +71,6 @@ class Reading:
     ) -> None:
         self._cell = cell
         self._limits = settings.limits
-        self._share = settings.limits.unfinished_bytes // _INPUTS_SHARE
         self._slots = slots
         self._signals = settings.events.signals
         self._signals_origin = f"{self._signals}/"
@@ -142,23 +138,27 @@ class Reading:
         return False
 
     def _full(self) -> bool:
-        """Whether as much is unfinished as may be. Of an input that is paused for its bytes its share counts, up to
-        twice the limit: others go on meanwhile.
+        """Whether as much is unfinished as may be. Of an input that is paused only its share counts, until twice the
+        limit is reached: so those go on that have less.
         """
         limits = self._limits
-        if self.unfinished >= limits.unfinished_per_cell:
-            return True
-        if self.unfinished_bytes < limits.unfinished_bytes:
+        events, size = limits.unfinished_per_cell, limits.unfinished_bytes
+        if self.unfinished < events and self.unfinished_bytes < size:
             return False
-        beyond = sum(max(0, i.unfinished_bytes - self._share) for i in self._cell.inputs.values() if i.paused)
-        return self.unfinished_bytes - min(beyond, limits.unfinished_bytes) >= limits.unfinished_bytes
-
-    def _is_heavy(self, input: Input) -> bool:
-        """Whether an input has more than its share of the bytes, and these are many."""
+        share = self._share()
+        paused = [input for input in self._cell.inputs.values() if input.paused]
+        more_events = sum(max(0, input.unfinished - share.events) for input in paused)
+        more_bytes = sum(max(0, input.unfinished_bytes - share.bytes) for input in paused)
         return (
-            input.unfinished_bytes > self._share
-            and self.unfinished_bytes > self._limits.unfinished_bytes // 2
+            self.unfinished - min(more_events, events) >= events
+            or self.unfinished_bytes - min(more_bytes, size) >= size
         )
+
+    def _share(self) -> "_Holds":
+        """What an input may hold, once half of what the cell may hold is unfinished."""
+        holding = sum(1 for input in self._cell.inputs.values() if input.unfinished) or 1
+        limits = self._limits
+        return _Holds(limits.unfinished_per_cell // 2 // holding, limits.unfinished_bytes // 2 // holding)
 
     def poll(self) -> Poll:
         """Read what was fetched."""
@@ -175,7 +175,9 @@ class Reading:
             input.unfinished += len(offsets)
             count += len(offsets)
             reads.setdefault(input, []).extend(offsets)
-        self._cell.pause([input for input in reads if self._is_heavy(input)])
+        if self.unfinished_bytes > self._limits.unfinished_bytes // 2:
+            most = self._share().bytes
+            self._cell.pause([input for input in reads if input.unfinished_bytes > most])
         if count:
             self.unfinished += count
             self._read_at.append((time.monotonic(), count))
@@ -216,10 +218,14 @@ class Reading:
 
     def _pause_and_resume(self, now: float) -> None:
         limits = self._limits
+        most, most_bytes = limits.unfinished_per_input, limits.unfinished_bytes
+        if self.unfinished > limits.unfinished_per_cell // 2 or self.unfinished_bytes > most_bytes // 2:
+            share = self._share()
+            most, most_bytes = min(most, share.events), share.bytes
         pause, resume = [], []
         for input in self._cell.inputs.values():
             waiting = self._lane_waiting(input.tenant) if input.tenant else 0
-            many = input.unfinished > limits.unfinished_per_input
+            many = input.unfinished > most
             if not many:
                 input.slow_since = None
             elif input.slow_since is None:
@@ -230,8 +236,8 @@ class Reading:
                     pause.append(input)
             elif (
                 waiting <= limits.lane_queue // 2
-                and input.unfinished <= limits.unfinished_per_input // 2
-                and input.unfinished_bytes <= self._share
+                and input.unfinished <= most // 2
+                and input.unfinished_bytes <= most_bytes
             ):
                 resume.append(input)
         self._cell.pause(pause)
@@ -458,6 +464,13 @@ def _as_asked_for(event: Arrived) -> Arrived:
     if (redrive := redrive_of(event.headers)) is not None:
         event.redrive, event.root = redrive, redrive.root
     return event
+
+
+class _Holds(NamedTuple):
+    """How many events, and bytes of them, an input may hold unfinished."""
+
+    events: int
+    bytes: int
 
 
 class _Share:

@@ -44,6 +44,7 @@ from onceflow.stream.news import Added, News, Ready, Removed, news_follow
 from onceflow.stream.open_runs import OpenRuns
 from onceflow.stream.outbox import Outbox
 from onceflow.stream.settling import transactional_id
+from onceflow.stream.standing import Standing
 from onceflow.stream.topics import Names, existing_slots, limits_of
 from onceflow.stream.transaction import FatalError, Transactions, begin_producer
 from onceflow.stream.views import Views
@@ -81,6 +82,7 @@ class Runtime:
         )
         self._flags = Flags(settings.flags)
         self._doorbell = Doorbell()
+        self._standing = Standing(lambda: bytes(self.capacity.watch.names.computing))
         self._passed: list[Reads] = []
         self._postponed: list[News] = []
         self._direct: dict[str, list[Happening]] = {}
@@ -159,6 +161,7 @@ class Runtime:
         )
         self._reading = Reading(self._cell, settings, slots, self._routes, self._letters, self._waiting)
         self.capacity.watch = open_watch(settings.state_dir)  # last: nothing is under way before
+        self._standing.start()
         self._is_open = True
         log.info("cell started", extra={"flow": self.flow, "cell_name": name, "slots": slots})
 
@@ -185,6 +188,7 @@ class Runtime:
             sys.excepthook(type(failure), failure, failure.__traceback__)
         self.outbox.close(timeout_s)
         self.executor.close()
+        self._standing.close()
         self._grants.close()
         self._seen.close()
         self._ledger.close()
@@ -211,7 +215,7 @@ class Runtime:
         if not self._is_open:
             return None
         failure = self.outbox.failure or self._grants.failure
-        return None if failure is None else str(failure)
+        return self._standing.reason if failure is None else str(failure)
 
     # --- the operators' work ---
 
@@ -273,6 +277,7 @@ class Runtime:
     def work(self, lane: Lane | None, batches: Sequence[Work]) -> tuple[Ends, Lane | None]:
         """Let a lane work on what happened; the ends of its tenant's runs, and the lane, if there is (still) one."""
         tenant, now_ms = batches[0].tenant, int(time.time() * 1000)
+        self._standing.at(tenant)
         happenings = [happening for batch in batches for happening in batch.happenings]
         decided, inbox = Decided(), None
         left: Sequence[Happening | Beginning] = happenings
@@ -287,6 +292,7 @@ class Runtime:
         if lane is not None and lane.idle:
             del self.lanes[tenant]
             lane = None
+        self._standing.at("")
         return ends, lane
 
     def _plan(self, tenant: str, decided: Decided) -> None:
@@ -317,7 +323,9 @@ class Runtime:
         self._answered += self.executor.answers()
         for tenant, answered in self._answers().items():
             if (lane := self.lanes.get(tenant)) is not None:
+                self._standing.at(tenant)
                 self._decided(tenant, lane.take(answered, int(time.time() * 1000)))
+                self._standing.at("")
                 self._direct.setdefault(tenant, [])  # it may be idle now, and is asked so
 
     def _decided(self, tenant: str, decided: Decided) -> None:
