@@ -41,6 +41,8 @@ class Log(Transactions):
     def __init__(self) -> None:
         self.ledger: list[Change] = []
         self.refuses = 0
+        self.refusal = KafkaError._TIMED_OUT
+        self.offsets: list[str] = []  # of which topics, with the last transaction
         self.before: Callable[[], None] = lambda: None
 
     def commit(
@@ -51,9 +53,10 @@ class Log(Transactions):
         metadata: Any,
     ) -> Delivered:
         self.before()
+        self.offsets = sorted(each.topic for each in offsets())
         if self.refuses:
             self.refuses -= 1
-            raise Refused(KafkaError(KafkaError._TIMED_OUT))
+            raise Refused(KafkaError(self.refusal))
         self.ledger += ledger[GRANT.slot]
         return _Delivered()
 
@@ -161,3 +164,21 @@ def test_calls_of_a_slot_that_goes_are_not_sent(world: World, gone: str) -> None
     world.outbox.put([content])
     assert world.outbox.flush(DEADLINE_S)
     assert (world.log.ledger, world.sent) == ([*content.ledger], [])
+
+
+def test_a_topic_that_is_gone_and_not_known_to_be_keeps_nobody_waiting(world: World) -> None:
+    """Its offsets are refused with all that is in the transaction; those of the inboxes are what it needs."""
+    content, _ = called()
+    world.log.refuses, world.log.refusal = 1, KafkaError.UNKNOWN_TOPIC_OR_PART
+    world.read(0)
+    world.outbox.put([content, *begun(0, b"s" * 16)])
+    assert world.outbox.flush(DEADLINE_S)
+    assert world.log.offsets == [NAMES.inbox]
+
+
+def test_otherwise_the_offsets_of_what_was_read_go_with_it(world: World) -> None:
+    world.log.refuses = 1
+    world.read(0)
+    world.outbox.put(begun(0, b"s" * 16))
+    assert world.outbox.flush(DEADLINE_S)
+    assert world.log.offsets == sorted([SOURCE.topic, NAMES.inbox])

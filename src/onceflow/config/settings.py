@@ -187,8 +187,12 @@ class Limits(_Table):
 
     value_bytes: int = _whole(1_000_000, "bytes", "Largest event, value and headers", 1024, 1_000_000)
     unfinished_per_input: int = _whole(4096, "events", "Unfinished events at which an input is paused")
-    unfinished_per_cell: int = _whole(65_536, "events", "Unfinished events of all inputs of a cell")
-    unfinished_bytes: int = _whole(64 << 20, "bytes", "Values of a cell's unfinished events", 1024)
+    unfinished_per_cell: int = _whole(
+        65_536, "events", "Unfinished events of a cell; of paused inputs only a share counts"
+    )
+    unfinished_bytes: int = _whole(
+        64 << 20, "bytes", "Records of a cell's unfinished events; of paused inputs only a share counts", 1024
+    )
     runs_per_lane: int = _whole(64, "runs", "Runs in flight of one tenant in a cell")
     runs_per_cell: int = _whole(8192, "runs", "Runs in flight of a cell")
     lane_queue: int = _whole(1024, "events", "Events of one tenant that may wait in a cell for a run")

@@ -47,6 +47,7 @@ BATCH_FULL = 10_000  # so much weight makes waiting for more worth the whole com
 _EXPIRE_EVERY_S = 60.0
 _NEW_PAIR_WITHIN_S = 1.0
 _PASSED_WAIT_S = 1.0
+_TOPIC_GONE_S = 30.0  # until the next look at the topics has found it
 _TALLIED = {RUN_BEGUN: "first", NO_EVENT: None}  # the verdicts that are not counted by their own name
 _NO_PAIR = Pair(None, frozenset())
 
@@ -127,7 +128,7 @@ class Outbox:
         self._inboxes: dict[Grant, Input] = {}
         self._kept: Contents = []  # of a transaction that was refused
         self._last_weight = 0
-        self._expired_at = 0.0
+        self._expired_at = self._inboxes_only_until = 0.0
         self._view_lock = Lock()
         self._retired: set[Grant] = set()
         self._thread = Thread(target=self._run, name="onceflow-outbox", daemon=True)
@@ -311,6 +312,8 @@ class Outbox:
                 log.info(
                     "a transaction was refused; its content is sent again", extra={"cause": str(refusal)}
                 )
+                if refusal.unknown_topic:
+                    self._inboxes_only_until = time.monotonic() + _TOPIC_GONE_S
                 self._keep(finished, claims, passed, number)
                 return
             self._remember(finished, delivered, time.monotonic() - started_at)
@@ -341,8 +344,10 @@ class Outbox:
         return records
 
     def _offsets(self, inputs: Iterable[Input]) -> list[TopicPartition]:
-        # A topic that was deleted has no offsets; its name may be another topic's by now.
-        wanted = [input for input in inputs if not input.gone]
+        # A topic that was deleted has no offsets; its name may be another topic's by now. Those of inboxes are the
+        # fence, the others are for tools: they can wait until it is known which topic is gone.
+        only_inboxes = time.monotonic() < self._inboxes_only_until
+        wanted = [input for input in inputs if input.is_inbox or not (input.gone or only_inboxes)]
         return [TopicPartition(i.topic, i.partition, self._progress[i].lowest) for i in wanted]
 
     def _remember(self, finished: Contents, delivered: Delivered, took_s: float) -> None:

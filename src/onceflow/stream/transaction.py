@@ -36,6 +36,7 @@ _SERVE_EVERY = 1_000  # records between two looks at delivery reports
 _RETRY_S = 0.01
 _BATCH_BYTES = 1_000_000
 _ABORT_STEP_S = 5.0
+_OFFSETS_S = 2.0  # the client asks so long about a topic that is gone, and all others wait
 _STUCK_S = 10.0  # so long unconfirmed by a Kafka that answers: the client won't recover
 _LATE_S = 5.0  # a flush that takes longer is worth a line in the log
 
@@ -46,6 +47,7 @@ class Refused(Exception):  # noqa: N818
     def __init__(self, error: KafkaError, topic: str = "") -> None:
         super().__init__(f"{error.name()}: {error.str()}")
         self.too_large = error.code() == KafkaError.MSG_SIZE_TOO_LARGE
+        self.unknown_topic = error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART
         self.topic = topic
 
 
@@ -237,7 +239,9 @@ class Transactions:
         deadline = time.monotonic() + self._timeout_s
         while True:
             try:
-                self._producer.send_offsets_to_transaction(list(offsets), metadata, self._timeout_s)
+                self._producer.send_offsets_to_transaction(
+                    list(offsets), metadata, min(self._timeout_s, _OFFSETS_S)
+                )
                 return
             except KafkaException as exception:
                 error = exception.args[0]
