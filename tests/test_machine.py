@@ -1,6 +1,5 @@
 """Calls that change something: what is on record before they are sent, after a crash, and when a run fails."""
 
-import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -410,21 +409,6 @@ def test_a_result_that_is_not_its_tool_s_is_undone_as_an_unknown_one() -> None:
     assert (undone.kind, undone.tool.name, undone.undone, undone.delay_s) == ("undo", "pay", None, 0)
     assert isinstance(run.end, RunFailed)
     assert "its result is not the int of its annotation" in run.end.message
-
-
-def test_what_a_failed_run_asks_for_in_its_clean_up_is_not_begun() -> None:
-    async def awaits_something_else(run: Run, event: Event) -> None:
-        await run.call(pay, n=1)
-        try:
-            await asyncio.sleep(0)
-        finally:
-            await run.call(post, n=2)
-
-    run = Ledger(awaits_something_else)
-    run.answer(5)
-    undone = run.answer(None)
-    assert (undone.kind, undone.tool.name, run.sent) == ("undo", "pay", [])
-    assert isinstance(run.end, RunFailed)
 
 
 def test_what_returns_nothing_is_undone_at_once() -> None:

@@ -1,5 +1,6 @@
 """What tools, agents and people give may be odd: it concerns its own run, and the ledger can always be read back."""
 
+import asyncio
 import math
 import uuid
 from collections.abc import Callable
@@ -163,6 +164,20 @@ def test_so_may_an_agent(error: BaseException, text: str) -> None:
     assert text in tenant.outcome.message
     assert tenant.outcome.detail
     assert journal(tenant), "it is kept to be redriven"
+
+
+def test_what_a_run_that_fails_asks_for_in_its_clean_up_is_not_begun() -> None:
+    async def awaits_something_else(run: Run, event: Event) -> None:
+        await run.call(pay)
+        try:
+            await asyncio.sleep(0)  # sleeps: no time, and it is refused
+        finally:
+            await run.call(hold)
+
+    tenant = begun(agent_of(awaits_something_else))
+    tenant.answer("p")
+    assert isinstance(tenant.outcome, RunFailed)
+    assert [entry.tool for entry in journal(tenant).values() if entry.intent] == ["pay"]
 
 
 @pytest.mark.parametrize(
