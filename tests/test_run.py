@@ -50,6 +50,11 @@ def divide(number: int, by: int) -> float:
     return number / by
 
 
+@tool(effect="pure")
+def leave() -> None:
+    raise GeneratorExit
+
+
 def agent_of(function: Callable[[Run, Event[Any]], Any]) -> Agent[Any, Any]:
     return agent("tested", on="t")(function)
 
@@ -121,6 +126,8 @@ def test_pure_tools_run_at_once_and_what_they_raise_is_a_failed_call() -> None:
     async def pure(run: Run, event: Event) -> list[Any]:
         with pytest.raises(CallFailed, match=r"divide: ZeroDivisionError: division by zero"):
             await run.call(divide, 1, by=0)
+        with pytest.raises(CallFailed, match=r"leave: GeneratorExit"):
+            await run.call(leave)
         return [await run.call(double, 4)]
 
     run = machine(pure)
@@ -435,6 +442,7 @@ def test_awaiting_anything_else_fails_the_run_with_the_remedy(function: Any) -> 
         (StopIteration(), "agent-failed", "RuntimeError: coroutine raised StopIteration"),
         (SystemExit(3), "agent-failed", "SystemExit: 3"),
         (asyncio.CancelledError(), "agent-failed", "CancelledError: "),
+        (GeneratorExit(), "agent-failed", "GeneratorExit: "),
     ],
 )
 def test_whatever_an_agent_raises_fails_its_own_run_alone(
@@ -443,9 +451,13 @@ def test_whatever_an_agent_raises_fails_its_own_run_alone(
     async def raises(run: Run, event: Event) -> None:
         raise error
 
-    (ended,) = machine(raises).begin(EVENT, NOW)
-    assert isinstance(ended, RunFailed)
-    assert (ended.code, ended.message) == (code, message)
+    async def gathers(run: Run, event: Event) -> None:
+        await run.gather(raises(run, event))
+
+    for function in (raises, gathers):
+        (ended,) = machine(function).begin(EVENT, NOW)
+        assert isinstance(ended, RunFailed)
+        assert (ended.code, ended.message) == (code, message)
 
 
 def test_a_flag_is_as_it_was_when_the_run_first_asked() -> None:

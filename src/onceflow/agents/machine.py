@@ -75,7 +75,7 @@ def _advanced(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return coroutine.send(None)
     except StopIteration as stop:
         return Completed(stop.value)
-    except (KeyboardInterrupt, GeneratorExit):
+    except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 (an agent may raise anything; only its own run fails)
         return _RaisedByAgent(error)

@@ -277,7 +277,7 @@ class _Branch(Generic[T]):
             token = self._iterator.send(None)
         except StopIteration as stop:
             self.result, self.ended = stop.value, True
-        except (KeyboardInterrupt, GeneratorExit):
+        except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 (raised to the agent once its siblings have ended)
             self.error, self.ended = error, True
@@ -334,7 +334,7 @@ def _call_inline(tool: Tool[Any, R], function: Any, args: Any, kwargs: Mapping[s
         result: R = function(*args, **kwargs)
     except Failed:
         raise
-    except (KeyboardInterrupt, GeneratorExit):
+    except KeyboardInterrupt:
         raise
     except BaseException as error:
         raise CallFailed(f"{tool.name}: {type(error).__name__}: {as_text(error)}") from error
