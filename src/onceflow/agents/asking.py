@@ -11,6 +11,7 @@ from onceflow.agents.call import Call
 from onceflow.agents.calls import SEND_WITHIN_MS, AskKey, StartCall, WaitBegun, Waiting, later_key
 from onceflow.agents.durable import DurableCalls
 from onceflow.agents.journal import SPECIAL, UNDO, UNDONE, Entry, Retry, Wait, expired
+from onceflow.agents.state import NONE
 from onceflow.agents.tool import Tool
 from onceflow.event import Event, Reason
 
@@ -96,6 +97,18 @@ class Asking(DurableCalls, eq=False):
                 self._effects.append(WaitBegun(self._whole, place, wait))
         return None
 
+    def gathers(self) -> None:
+        """The agent waits for several calls at once: from now on note which of them have news."""
+        if self._moved is NONE:
+            self._moved = []
+
+    def moved(self, gather: str) -> list[int]:
+        """Which branches of the gather at this place have news."""
+        prefix = f"{gather}."
+        places = [place.removeprefix(UNDO) for place in self._moved]
+        found = [place.removeprefix(prefix) for place in places if place.startswith(prefix)]
+        return sorted({int(below.partition(".")[0]) for below in found})
+
     def recorded(self, place: str, name: str, make: Callable[[], bytes]) -> bytes:
         """What is on record at this place; or what is made, and put on record."""
         known = self.journal.get(place)
@@ -125,8 +138,10 @@ class Asking(DurableCalls, eq=False):
     def _expire(self, place: str) -> Entry:
         """The time of a wait is over."""
         del self._waits[place]
-        if self.journal[place].retry is None:  # otherwise an attempt is due, and will be asked for
+        if self.journal[place].retry is None:
             self.record(place, expired(self.journal[place]))
+        elif self._moved is not NONE:  # an attempt is due, and will be asked for
+            self._moved.append(place)
         return self.journal[place]
 
     def _start(self, tool: Tool[Any, Any], place: str, call: Call, known: Entry | None) -> bool:

@@ -258,6 +258,8 @@ class Machine(Asking, eq=False):
         end: Completed | RunFailed
         if found is SUSPENDED:
             self._coroutine = coroutine
+            if self._moved:
+                self._moved = []
             return self._settled() if self._lasting else self._effects
         if type(found) is Completed:
             end = found

@@ -139,14 +139,19 @@ class Run(msgspec.Struct, eq=False):
         strand = self._strand
         place = strand.next()
         branches = [_Branch(call, Strand(f"{place}.{index}.")) for index, call in enumerate(calls)]
-        open_branches = branches
-        while open_branches:
-            for branch in open_branches:
+        moved, open_branches = branches, len(branches)
+        while True:
+            for branch in moved:
                 self._strand = branch.strand
                 branch.step()
-            open_branches = [branch for branch in open_branches if not branch.ended]
-            if open_branches:
-                await _suspension
+                open_branches -= branch.ended
+            if not open_branches:
+                break
+            machine = self._machine
+            machine.gathers()
+            await _suspension
+            # Not all of them: of thousands, each answer concerns one.
+            moved = [branches[index] for index in machine.moved(place) if not branches[index].ended]
         self._strand = strand
         for branch in branches:
             if branch.error is not None:

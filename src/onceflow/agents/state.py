@@ -54,6 +54,9 @@ class RunState(msgspec.Struct, eq=False):
     _parking: tuple[str, str, str] | None = None  # reason, message and place, once no call is under way
     _waits: dict[str, Wait] = EMPTY  # that the agent waits for
     _told_ms: int = 0  # when it is told that one of them may be over
+    _moved: list[str] = (
+        NONE  # the places with news since the agent last went on; NONE: it has not gathered yet
+    )
     _leaves: bool = False  # it goes on in another cell, soon
     _given_up: bool = False  # its agent is: what it still asks for, in a `finally`, is not the run's
 
@@ -69,6 +72,8 @@ class RunState(msgspec.Struct, eq=False):
 
     def record(self, place: str, entry: Entry) -> None:
         """Write into the journal."""
+        if self._moved is not NONE:
+            self._moved.append(place)
         if entry is GONE:
             self.journal.pop(place, None)
         else:
@@ -85,7 +90,7 @@ class RunState(msgspec.Struct, eq=False):
         if known is None or not known.open or known.retry is None or known.wait is None:
             return False
         if known.wait.due_ms <= self.now_ms:
-            if place in self._waits:  # what comes first takes it up, and that may be another call's answer
+            if place in self._waits:  # it is made now, whatever has come first
                 del self._waits[place]
             return False
         self._waits = {**self._waits, place: known.wait}
