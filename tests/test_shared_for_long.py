@@ -7,7 +7,7 @@ import pytest
 
 from onceflow.agents import shared
 from onceflow.agents.agent import agent
-from onceflow.agents.call import Call
+from onceflow.agents.call import Call, RetryPolicy
 from onceflow.agents.calls import Completed
 from onceflow.agents.commands import Command
 from onceflow.agents.happenings import Commanded, Due
@@ -153,6 +153,39 @@ def test_what_nobody_knows_of_is_undone_once_after_its_ttl() -> None:
     anew = tenant.answer("s-3")
     assert (anew.kind, anew.call.key != first.call.key) == ("call", True)
     assert tenant.started == []
+
+
+# --- When a run that has it is tried again ---
+
+
+@tool(effect="read")
+async def look(call: Call) -> str: ...  # type: ignore[empty-body]
+
+
+@agent("may-greet", on="m", retry=RetryPolicy(attempts=2, first=60, longest=60))
+async def may_greet(run: Run, event: Event) -> str:
+    if await run.call(look) == "greet":
+        await run.call(welcome, customer="ann")
+    raise ValueError("stumbled")
+
+
+@pytest.mark.parametrize("first", [1, 2], ids=["the other fails first", "and last"])
+def test_what_it_was_given_of_anothers_making_is_kept_when_it_is_tried_again(first: int) -> None:
+    """Done anew it might not ask for it, and end as one that still has it: nobody would undo it."""
+    tenant = Tenant(greets_at_length, may_greet)
+    tenant.event(greets_at_length, 1, data=b"1")
+    tenant.answer("w-1")
+    tenant.event(may_greet, 2)
+    tenant.answer("greet")
+    assert tenant.asleep, "until its next attempt"
+    for number in (first, 3 - first):
+        tenant.now = NOW + 49 * 3_600_000
+        tenant.take(Due(tenant.event_key(number)))
+    assert tenant.answer(None).kind == "undo"
+    assert (tenant.started, sorted(end.code for end in outcomes(tenant))) == (
+        [],
+        ["agent-failed", "sold-out"],
+    )
 
 
 # --- How large its record is ---

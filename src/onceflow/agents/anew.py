@@ -6,7 +6,7 @@ one before.
 """
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
@@ -60,9 +60,11 @@ def cannot_be_left(journal: Mapping[str, Entry], place: str) -> bool:
     return intent.undoable or (bool(intent.shared) and journal[place].open)
 
 
-def retried(journal: Mapping[str, Entry]) -> dict[str, Entry]:
-    """The journal with which a run is tried again: as it was, up to the last effect that stands."""
-    calls = _upto_the_last_effect(journal)
+def retried(journal: Mapping[str, Entry], shared: Collection[str] = ()) -> dict[str, Entry]:
+    """The journal with which a run is tried again: as it was, up to the last effect that stands. What it was given of
+    another's making, at the places of its `shared` calls, counts: as long as it is open, it may have to undo that.
+    """
+    calls = _upto_the_last_effect(journal, [place for place in shared if _happened(journal.get(place))])
     found = {place: journal[place] for place in calls} | _undone_so_far(journal)
     found |= {UNDO + place: journal[UNDO + place] for place in calls if UNDO + place in journal}
     return found | _next_keys(journal, [place for place in _calls(journal) if place not in found])
@@ -82,9 +84,15 @@ def _calls(journal: Mapping[str, Entry]) -> list[str]:
     return [place for place in journal if not place.startswith(SPECIAL)]
 
 
-def _upto_the_last_effect(journal: Mapping[str, Entry]) -> list[str]:
+def _happened(entry: Entry | None) -> bool:
+    if entry is None:
+        return False
+    return entry.result is not None or (entry.error is not None and entry.error[0] == UNUSABLE_RESULT)
+
+
+def _upto_the_last_effect(journal: Mapping[str, Entry], also: Collection[str] = ()) -> list[str]:
     calls = _calls(journal)
-    last = max((order(place) for place in calls if stands(journal, place)), default=())
+    last = max((order(place) for place in calls if place in also or stands(journal, place)), default=())
     return [place for place in calls if order(place) <= last]
 
 

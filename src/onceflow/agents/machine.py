@@ -289,7 +289,7 @@ class Machine(Asking, eq=False):
 
     def _begin_again(self, delay_s: float) -> list[Effect]:
         """The run waits, to be done anew; what it has done and what that was based on stays as it is."""
-        known, found = self.journal.get(AGAIN), anew.retried(self.journal)
+        known, found = self.journal.get(AGAIN), anew.retried(self.journal, self._digests)
         attempts = 1 + (0 if known is None or known.retry is None else known.retry.attempts)
         for place in [place for place in self.journal if place not in found]:
             self.record(place, GONE)
