@@ -1,7 +1,6 @@
 """Calls that change something: what is on record before they are sent, after a crash, and when a run fails."""
 
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -190,44 +189,6 @@ def test_a_blind_call_without_an_outcome_is_never_sent_again() -> None:
     assert isinstance(run.end, Parked)
     assert run.end.reason == "unknown-outcome"
     assert PARKED in run.written
-
-
-def test_a_key_that_the_target_has_forgotten_is_not_sent_again() -> None:
-    forgetful = effect("forgetful", ttl=timedelta(minutes=1))
-
-    async def calls(run: Run, event: Event) -> int:
-        return await run.call(forgetful, n=1)
-
-    run = Ledger(calls)
-    run.now += 61_000
-    run.start()
-    assert isinstance(run.end, Parked)
-
-
-@pytest.mark.parametrize("policy", ["park", "reconcile", "fail"])
-def test_nor_by_its_retry_policy(policy: str) -> None:
-    """It takes 25 seconds for an attempt, and the fourth would be sent when the key's minute is over."""
-    forgetful = effect(
-        "forgetful", ttl=60, on_unknown=policy, timeout=25, retry=RetryPolicy(attempts=9, first=0)
-    )
-
-    @forgetful.reconcile
-    async def find(call: Call) -> None: ...
-
-    async def calls(run: Run, event: Event) -> Any:
-        try:
-            return await run.call(forgetful, n=1)
-        except OutcomeUnknown:
-            return "unknown"
-
-    run = Ledger(calls)
-    for _ in range(3):
-        run.now += 25_000
-        assert run.answer(TimeoutError()).kind == "call"
-    run.commit()
-    assert [(each.kind, each.delay_s) for each in run.sent] == [("reconcile", 25.0)] * (policy == "reconcile")
-    if policy != "reconcile":
-        assert run.end == Completed("unknown") if policy == "fail" else isinstance(run.end, Parked)
 
 
 def test_another_call_than_the_one_on_record_parks_the_run_and_says_the_difference() -> None:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from onceflow.agents.agent import agent
-from onceflow.agents.anew import cannot_be_left, redriven
+from onceflow.agents.anew import redriven
 from onceflow.agents.call import Call, RetryPolicy
 from onceflow.agents.calls import Completed, RunFailed
 from onceflow.agents.commands import Command
@@ -166,67 +166,6 @@ def test_a_call_that_may_have_happened_asks_for_a_person_and_is_never_made_again
     ended = tenant.ended[-1].outcome
     wanted = {"result": Completed("p-1"), "again": Completed("p-2")}.get(action)
     assert ended == wanted if wanted else isinstance(ended, RunFailed)
-
-
-def resolve(tenant: Tenant, key: bytes, action: Any) -> None:
-    """A person says how a call, or its compensation, came out."""
-    segments = tenant.memory.saved(key).segments
-    tenant.take(Commanded(tenant.source, 9, 1, Command(action, "acme", key.hex(), segments)))
-
-
-def test_what_a_person_gave_up_to_undo_stands_and_is_undone_if_the_redrive_fails_too() -> None:
-    tenant = Tenant(sells)
-    tenant.event(sells)
-    *_, undone = [tenant.answer(result) for result in (7, "mail-1", "charge-1", "no", GiveUp("too late"))]
-    resolve(tenant, KEY, "fail")
-    assert (tenant.outcome.code, tenant.started) == ("refused", [])
-    key = tenant.event(sells, redrive=LETTER._replace(segments=tenant.ended[0].segments))
-    assert names(tenant) == ["check"]
-    tenant.answer("no")
-    again = tenant.answer(GiveUp("too late"))
-    assert (again.kind, again.call.key, again.undone) == ("undo", undone.call.key, "charge-1")
-    resolve(tenant, key, "result")
-    assert [ended.outcome.code for ended in tenant.ended] == ["refused"] * 2  # type: ignore[union-attr]
-
-
-def test_a_replay_need_not_come_to_what_a_person_gave_up_to_undo() -> None:
-    made = Entry("charge", 1, b"", b"", None, Intent("k", 1, NOW, NOW, undoable=True))
-    given_up = Entry("charge", 1, b"", None, ("call-failed", "too late"))
-    assert cannot_be_left({"0": made}, "0")
-    assert not cannot_be_left({"0": made, "~0": given_up}, "0")
-
-
-@pytest.mark.parametrize(("action", "kind"), [("fail", "unknown"), ("result", "failed")])
-def test_an_agent_is_told_whether_a_call_of_which_nobody_knew_was_undone(action: str, kind: str) -> None:
-    """If it was not, a redrive asks for a person."""
-
-    @tool(effect="keyed", on_unknown="compensate", retry=RetryPolicy(attempts=1))
-    async def hold(call: Call) -> str: ...  # type: ignore[empty-body]
-
-    @hold.compensate
-    async def release(call: Call, result: str | None) -> None: ...
-
-    @agent("holds", on="t")
-    async def holds(run: Run, event: Event) -> str:
-        try:
-            return await run.call(hold)
-        except OutcomeUnknown as error:
-            raise Failed("unknown") from error
-        except CallFailed as error:
-            raise Failed("failed") from error
-
-    tenant = Tenant(holds)
-    tenant.event(holds)
-    first = tenant.answer(TimeoutError())
-    tenant.answer(GiveUp("too late"))
-    resolve(tenant, KEY, action)
-    assert (tenant.outcome.code, tenant.started) == (kind, [])
-    tenant.event(holds, redrive=LETTER._replace(segments=tenant.ended[0].segments))
-    tenant.commit()
-    if action == "fail":
-        assert (len(tenant.parked), tenant.started) == (2, [])
-    else:
-        assert tenant.started[0].call.key != first.call.key
 
 
 @pytest.mark.parametrize("how", ["discarded", "out of retention"])
@@ -425,25 +364,6 @@ def test_attempts_and_what_may_have_happened_outlast_a_long_wait(crash: bool) ->
     second = tenant.answer(RetryLater())
     assert (second.call.attempt, second.call.key) == (2, first.call.key)
     assert tenant.outcome.code == "agent-failed", "nothing has happened, and it was tried twice"
-
-
-def test_a_key_that_a_person_has_sent_again_is_remembered_from_then_on() -> None:
-    @tool(effect="keyed", ttl=60, retry=RetryPolicy(attempts=2, first=0))
-    async def pay(call: Call) -> str: ...  # type: ignore[empty-body]
-
-    @agent("pays", on="t")
-    async def pays(run: Run, event: Event) -> str:
-        return await run.call(pay)
-
-    tenant = Tenant(pays)
-    key = tenant.event(pays)
-    for _ in range(2):
-        tenant.answer(TimeoutError())
-    tenant.now += 61_000
-    resolve(tenant, key, "again")
-    tenant.answer(RetryLater())
-    tenant.answer("paid")
-    assert tenant.outcome == Completed("paid")
 
 
 def test_an_undo_that_waits_is_gone_on_with() -> None:

@@ -1,0 +1,74 @@
+"""How long a call may be sent again with its key: for its `ttl`, as long as its target remembers it."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from onceflow.agents.agent import agent
+from onceflow.agents.call import Call, RetryPolicy
+from onceflow.agents.calls import Completed, Parked
+from onceflow.agents.run import Run
+from onceflow.agents.tool import tool
+from onceflow.errors import OutcomeUnknown, RetryLater
+from onceflow.event import Event
+from tests.tenant import Tenant
+from tests.test_machine import Ledger, effect
+from tests.test_shared import resolve
+
+
+def test_a_key_that_the_target_has_forgotten_is_not_sent_again() -> None:
+    forgetful = effect("forgetful", ttl=timedelta(minutes=1))
+
+    async def calls(run: Run, event: Event) -> int:
+        return await run.call(forgetful, n=1)
+
+    run = Ledger(calls)
+    run.now += 61_000
+    run.start()
+    assert isinstance(run.end, Parked)
+
+
+@pytest.mark.parametrize("policy", ["park", "reconcile", "fail"])
+def test_nor_by_its_retry_policy(policy: str) -> None:
+    """It takes 25 seconds for an attempt, and the fourth would be sent when the key's minute is over."""
+    forgetful = effect(
+        "forgetful", ttl=60, on_unknown=policy, timeout=25, retry=RetryPolicy(attempts=9, first=0)
+    )
+
+    @forgetful.reconcile
+    async def find(call: Call) -> None: ...
+
+    async def calls(run: Run, event: Event) -> Any:
+        try:
+            return await run.call(forgetful, n=1)
+        except OutcomeUnknown:
+            return "unknown"
+
+    run = Ledger(calls)
+    for _ in range(3):
+        run.now += 25_000
+        assert run.answer(TimeoutError()).kind == "call"
+    run.commit()
+    assert [(each.kind, each.delay_s) for each in run.sent] == [("reconcile", 25.0)] * (policy == "reconcile")
+    if policy != "reconcile":
+        assert run.end == Completed("unknown") if policy == "fail" else isinstance(run.end, Parked)
+
+
+def test_a_key_that_a_person_has_sent_again_is_remembered_from_then_on() -> None:
+    @tool(effect="keyed", ttl=60, retry=RetryPolicy(attempts=2, first=0))
+    async def pay(call: Call) -> str: ...  # type: ignore[empty-body]
+
+    @agent("pays", on="t")
+    async def pays(run: Run, event: Event) -> str:
+        return await run.call(pay)
+
+    tenant = Tenant(pays)
+    key = tenant.event(pays)
+    for _ in range(2):
+        tenant.answer(TimeoutError())
+    tenant.now += 61_000
+    resolve(tenant, key, "again")
+    tenant.answer(RetryLater())
+    tenant.answer("paid")
+    assert tenant.outcome == Completed("paid")
