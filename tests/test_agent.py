@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -83,6 +84,14 @@ async def hidden(run: Any, event: "Event[NotImported]") -> None: ...  # type: ig
 def not_async(run: Any, event: Event) -> None: ...
 
 
+async def generates(run: Any, event: Event) -> Any:
+    yield
+
+
+class Desk:
+    async def handle(self, run: Any, event: Event) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("name", "function", "options", "remedy"),
     [
@@ -96,7 +105,11 @@ def not_async(run: Any, event: Event) -> None: ...
         ("a", None, {"on": [1]}, "write an event type"),
         ("a", None, {"on": None}, "write an event type"),
         ("a", None, {"on": "invoice.*"}, "list the types one by one"),
+        ("a", None, {"version": True}, "version=True; write a whole number"),
         ("a", not_async, {}, "write `async def`"),
+        ("a", generates, {}, "a generator has no single result"),
+        ("a", Desk.handle, {}, "no methods, move it out of the class"),
+        ("a", partial(three, more=2), {}, "is not a function; decorate an `async def`"),
         ("a", one, {}, "exactly `(run: Run, event: Event)`"),
         ("a", three, {}, "exactly `(run: Run, event: Event)`"),
         ("a", keyword_only, {}, "exactly `(run: Run, event: Event)`"),
@@ -115,6 +128,16 @@ def test_what_is_wrong_is_refused_at_import_with_a_remedy(
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(remedy)):
         declare(name, function, **options)
+
+
+def test_an_agent_says_its_name_and_what_it_takes() -> None:
+    decorator: Any = agent
+    with pytest.raises(
+        ConfigError, match=r"missing a required argument: 'on'; write @agent\(\"my-agent\", on="
+    ):
+        decorator(takes_anything)
+    with pytest.raises(ConfigError, match="missing a required argument: 'on'"):
+        decorator("a")
 
 
 @pytest.mark.parametrize(

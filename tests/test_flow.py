@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,14 +33,24 @@ def _in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     [
         (pass_on, "write a list, agents=[…]"),
         ([], "a flow needs at least one agent"),
+        ((each for each in []), "a flow needs at least one agent"),
+        (None, "write a list, agents=[…]"),
         ([print], "decorate the function with @agent"),
     ],
-    ids=["an agent", "none", "no agent"],
+    ids=["an agent", "none", "a generator of none", "None", "no agent"],
 )
 def test_a_flow_is_made_of_a_list_of_agents(agents: list, says: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(ConfigError) as refused:
         dataflow("flow", agents=agents)
     assert says in str(refused.value)
+
+
+def test_its_agents_are_named() -> None:
+    positional: Any = dataflow
+    with pytest.raises(
+        ConfigError, match=r"too many positional arguments; write dataflow\(\"my-flow\", agents="
+    ):
+        positional("flow", [pass_on])
 
 
 @pytest.mark.parametrize(

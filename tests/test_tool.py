@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any, TypedDict
 
 import msgspec
@@ -91,6 +92,11 @@ def hidden(x: "NotImported") -> int:  # type: ignore[name-defined]  # noqa: F821
     return 1
 
 
+class Shop:
+    async def offer(self, sku: str) -> int: ...  # type: ignore[empty-body]
+    async def order(self, call: Call, sku: str) -> int: ...  # type: ignore[empty-body]
+
+
 WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (plain, {}, "must say its effect"),
     (plain, {"effect": "write"}, "one of 'pure', 'read', 'keyed', 'blind'"),
@@ -104,7 +110,13 @@ WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (plain, {"effect": "read", "retry": 3}, "tool plain: retry=3; write RetryPolicy(attempts=3)"),
     (plain, {"effect": "read", "retry": RetryPolicy}, "write RetryPolicy(attempts=3)"),
     (plain, {"effect": "read", "name": "a b"}, "write name="),
-    (lambda x: x, {"effect": "pure"}, "write name="),
+    (lambda x: x, {"effect": "pure"}, "a lambda has no name; write name=…, or a `def`"),
+    (partial(plain, 1), {"effect": "pure"}, "functools.partial(<function plain"),
+    (Unstorable(), {"effect": "pure"}, "is not a function; decorate a `def`"),
+    (Shop.offer, {"effect": "read"}, "tool offer: a method is called with an object"),
+    (Shop.order, {"effect": "keyed"}, "no methods, move it out of the class"),
+    (plain, {"effect": "read", "version": True}, "version=True; write a whole number"),
+    (plain, {"effect": "read", "retries": 3}, "unexpected keyword argument 'retries'; write @tool("),
     (int, {"effect": "pure"}, "decorate a `def`"),
     (fetch, {"effect": "pure"}, "nothing to await"),
     (generator, {"effect": "read"}, "return a list"),
@@ -129,6 +141,12 @@ WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (plain, {"effect": "keyed"}, "needs `call: Call` as its first parameter"),
     (plain, {"effect": "blind"}, "needs `call: Call` as its first parameter"),
     (keyed, {"effect": "keyed", "key_fields": ("order",)}, "key_fields must be a tuple of parameters"),
+    (keyed, {"effect": "keyed", "key_fields": ()}, "key_fields=(); name a parameter of (order_id: str, note"),
+    (
+        keyed,
+        {"effect": "keyed", "scope": "tenant", "key_fields": ("note",), "free_fields": ("note",)},
+        "['note'] in key_fields and in free_fields",
+    ),
     (keyed, {"effect": "keyed", "key_fields": "note"}, "key_fields must be a tuple of parameters"),
     (keyed, {"effect": "keyed", "free_fields": ("text",)}, "free_fields must be a tuple of parameters"),
 ]
@@ -206,6 +224,31 @@ def test_they_are_declared_once_and_only_for_what_changes_something() -> None:
         changes.reconcile(undo)
     with pytest.raises(ConfigError, match="changes nothing"):
         declare(fetch, effect="read").compensate(undo)
+
+
+async def swapped(result: None, call: Call) -> None: ...
+async def with_more(call: Call, result: None, more: int) -> None: ...
+async def with_more_by_name(call: Call, result: None, *, more: int) -> None: ...
+async def other_names(request: Call, made: None, *, more: int = 1) -> None: ...
+
+
+async def asynchronous_generator(call: Call, result: None) -> Any:
+    yield
+
+
+@pytest.mark.parametrize(
+    "wrong", [find, swapped, with_more, with_more_by_name, asynchronous_generator, Shop.order, partial(undo)]
+)
+def test_what_undoes_a_call_takes_the_call_and_its_result_and_runs_when_it_is_called(wrong: Any) -> None:
+    changes = declare(keyed, effect="keyed")
+    with pytest.raises(ConfigError, match=r"write `async def \w+\(call, result\)`"):
+        changes.compensate(wrong)
+    changes.compensate(other_names)
+
+
+def test_it_is_declared_without_brackets() -> None:
+    with pytest.raises(ConfigError, match="write it without brackets"):
+        declare(keyed, effect="keyed").compensate()
 
 
 @pytest.mark.parametrize("policy", ["reconcile", "compensate"])

@@ -146,3 +146,31 @@ def test_a_gather_of_asyncio_is_told_where_a_thread_has_no_loop_and_not_tried_ag
     with ThreadPoolExecutor(1) as thread:
         said = thread.submit(complaint, gathers, RetryPolicy()).result()
     assert "await only run.call, run.gather and the run's waits" in said
+
+
+async def other_steps(run: Run, event: Event) -> Any: ...
+
+
+other = agent("other", on="u")(other_steps)
+
+
+@pytest.mark.parametrize(
+    ("called", "remedy"),
+    [
+        (lambda run: run.call(other), "other is an agent: `await` an async function that takes the run"),
+        (
+            lambda run: run.call(double(1)),
+            "write run.call(charge, 1) for a tool charge, not run.call(charge(1))",
+        ),
+        (lambda run: run.call(other_steps), "decorate other_steps with @tool(effect=…)"),
+        (lambda run: run.gather([run.call(fetch, name="a")]), "write run.gather(*calls)"),
+        (lambda run: run.gather(run.call(fetch, name=n) for n in "ab"), "write run.gather(*calls)"),
+        (lambda run: run.gather(fetch, fetch), "write run.call(fetch, …) instead of fetch"),
+        (lambda run: run.gather(run.call(fetch, name="a"), 5), "run.gather takes calls, as run.call(…)"),
+    ],
+)
+def test_what_a_run_cannot_call_is_told_with_what_to_write(called: Any, remedy: str) -> None:
+    async def calls(run: Run, event: Event) -> Any:
+        return await called(run)
+
+    assert remedy in complaint(calls)

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from onceflow.agents.agent import Agent, routes
+from onceflow.agents.tool_checks import check_arguments
 from onceflow.agents.tool_names import check_names
 from onceflow.config import Settings, load
 from onceflow.errors import ConfigError, Fault, OnceflowError
@@ -63,7 +64,8 @@ class Flow(NamedTuple):
 _defined: dict[int, Flow] = {}  # by the id of the Dataflow; flows live as long as their process
 
 
-def dataflow(name: str, *, agents: Sequence[Agent[Any, Any]], settings: Settings | None = None) -> "Dataflow":
+@check_arguments('write dataflow("my-flow", agents=[my_agent])')
+def dataflow(name: str, *, agents: Iterable[Agent[Any, Any]], settings: Settings | None = None) -> "Dataflow":
     """Make a flow of agents: a Dataflow for `python -m bytewax.run` or `onceflow run`.
 
     `name`: `[a-z][a-z0-9-]{0,62}`; its topics, consumer group and state are named after it. `settings`: those
@@ -73,6 +75,9 @@ def dataflow(name: str, *, agents: Sequence[Agent[Any, Any]], settings: Settings
     try:
         if isinstance(agents, Agent):
             raise ConfigError(f"flow {name}: agents=… is one agent: write a list, agents=[…]")
+        if not isinstance(agents, Iterable):
+            raise ConfigError(f"flow {name}: agents={agents!r}; write a list, agents=[…]")
+        agents = list(agents)
         if not agents:
             raise ConfigError(f"flow {name}: agents=[]: a flow needs at least one agent")
         settings = settings or load(name)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, get_args, get
 
 import msgspec
 
-from onceflow.agents.call import RetryPolicy, check_retry, seconds_of
-from onceflow.agents.tool_checks import annotations
+from onceflow.agents.call import RetryPolicy, check_count, check_retry, seconds_of
+from onceflow.agents.tool_checks import annotations, check_arguments, check_no_generator, check_no_method
 from onceflow.errors import ConfigError
 from onceflow.event import Event, Incoming, data_decoder
 
@@ -91,6 +91,7 @@ class AgentDecorator(Protocol):
     def __call__(self, function: Callable[["Run", Event[T]], Coroutine[Any, Any, R]], /) -> Agent[T, R]: ...
 
 
+@check_arguments('write @agent("my-agent", on="some.type")')
 def agent(
     name: str,
     *,
@@ -119,13 +120,12 @@ def agent(
             f"{where}: the name must be up to 63 lower-case letters, digits and dashes, a letter first: "
             'write @agent("my-agent", on="some.type")'
         )
-    if not isinstance(version, int) or version < 1:
-        raise ConfigError(f"{where}: version={version!r}; write a whole number, 1 or more")
+    check_count(where, "version", version)
     types = _types(where, on)
     check_retry(where, retry)
     path = _path(where, order_by)
     deadline_s = None if deadline is None else seconds_of(where, "deadline", deadline)
-    caller_locals = sys._getframe(1).f_locals
+    caller_locals = sys._getframe(2).f_locals
 
     def decorate(function: Callable[["Run", Event[T]], Coroutine[Any, Any, R]]) -> Agent[T, R]:
         data_type = _data_type(where, function, caller_locals)
@@ -175,6 +175,10 @@ def _path(where: str, order_by: str | None) -> tuple[str, ...]:
 
 
 def _data_type(where: str, function: Callable[..., Any], caller_locals: Mapping[str, Any]) -> Any:
+    if not (inspect.isfunction(function) or inspect.ismethod(function)):
+        raise ConfigError(f"{where}: {function!r} is not a function; decorate an `async def`")
+    check_no_generator(where, function)
+    check_no_method(where, function)
     if not inspect.iscoroutinefunction(function):
         raise ConfigError(f"{where}: {function!r} is not an async function; write `async def`")
     parameters = list(inspect.signature(function).parameters.values())

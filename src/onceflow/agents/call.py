@@ -17,7 +17,7 @@ _ID_MAX = 200  # characters
 
 
 def check_count(where: str, option: str, value: object) -> None:
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"{where}: {option}={value!r}; write a whole number, 1 or more")
 
 

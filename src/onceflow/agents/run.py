@@ -8,12 +8,13 @@ inside a `gather`), the same in every replay. What a run decides is in `machine`
 import logging
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import msgspec
 
+from onceflow.agents.agent import Agent
 from onceflow.agents.call import Call, seconds_of
 from onceflow.agents.journal import (
     CALL_FAILED,
@@ -110,8 +111,7 @@ class Run(msgspec.Struct, eq=False):
         try:
             direct = tool.direct
         except AttributeError:  # instead of a look at its type, which all other calls would pay for
-            name = getattr(tool, "__name__", repr(tool))
-            raise TypeError(f"run.call takes a tool: decorate {name} with @tool(effect=…)") from None
+            raise TypeError(_no_tool(tool)) from None
         if direct is not None:
             strand.count += 1
             return _call_inline(tool, direct, args, kwargs)
@@ -271,7 +271,10 @@ class _Branch(Generic[T]):
     __slots__ = ("_iterator", "ended", "error", "result", "strand")
 
     def __init__(self, awaitable: Awaitable[T], strand: Strand) -> None:
-        self._iterator = awaitable.__await__()
+        try:
+            self._iterator = awaitable.__await__()
+        except AttributeError:
+            raise TypeError(_no_call(awaitable)) from None
         self.strand = strand
         self.ended = False
         self.result: T | None = None
@@ -306,6 +309,32 @@ class _Suspension:
 
 
 _suspension = _Suspension()
+
+
+def _no_tool(given: object) -> str:
+    """What to write instead of a run.call of this."""
+    if isinstance(given, Agent):
+        return (
+            f"run.call takes a tool, and {given.name} is an agent: `await` an async function that takes the run, of "
+            "what both do, or let each have its own events"
+        )
+    if callable(given):
+        return (
+            f"run.call takes a tool: decorate {getattr(given, '__name__', repr(given))} with @tool(effect=…)"
+        )
+    return (
+        f"run.call takes a tool and its arguments, and this is a {type(given).__name__}: write run.call(charge, 1) for "
+        "a tool charge, not run.call(charge(1))"
+    )
+
+
+def _no_call(given: object) -> str:
+    """What to write instead of a run.gather of this."""
+    if isinstance(given, Tool):
+        return f"run.gather takes calls: write run.call({given.name}, …) instead of {given.name}"
+    if isinstance(given, Iterable):
+        return "run.gather takes calls one by one: write run.gather(*calls) instead of run.gather(calls)"
+    return f"run.gather takes calls, as run.call(…) makes them, and not a {type(given).__name__}"
 
 
 class ForeignAwait(Exception):  # noqa: N818

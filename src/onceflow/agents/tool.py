@@ -12,7 +12,6 @@ For the same reason plain functions are told from async ones by what they return
 """
 
 import inspect
-import re
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,9 +46,12 @@ from onceflow.agents.tool_checks import (
     OnUnknown,
     Scope,
     annotations,
+    check_arguments,
     check_choice,
+    check_declared,
     check_effect,
     check_function,
+    check_name,
     check_parameters,
     check_storable,
     split_call,
@@ -111,8 +113,8 @@ class Tool(Generic[P, R_co]):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.effect in ("keyed", "blind"):
             raise ConfigError(
-                f"tool {self.name}: a {self.effect} tool changes something: call it with run.call(…), or, in a test of "
-                f"its own, as {self.name}.function(call, …)"
+                f"tool {self.name}: a {self.effect} tool changes something: call it with run.call({self.name}, …), or, "
+                f"in a test of its own, as {self.name}.function(call, …)"
             )
         if self.effect == "read" and _called_by_agent():
             raise ConfigError(
@@ -172,10 +174,12 @@ class Tool(Generic[P, R_co]):
             ) from error
         return result
 
+    @check_arguments("write it without brackets, @charge.compensate for a tool charge")
     def compensate(self, function: F, /) -> F:
         """Declare what undoes a call: `(call, result)`; result None: it may or may not have happened."""
         return self._declare("compensate", function, ("call", "result"))
 
+    @check_arguments("write it without brackets, @charge.reconcile for a tool charge")
     def reconcile(self, function: F, /) -> F:
         """Declare how to find out whether a call happened: `(call)`, which returns its result or `NotDone`."""
         return self._declare("reconcile", function, ("call",))
@@ -225,12 +229,7 @@ class Tool(Generic[P, R_co]):
             raise ConfigError(f"{where}: a {self.effect} tool changes nothing; leave it out")
         if what in self._declared:
             raise ConfigError(f"{where}: it is declared already, once is enough")
-        wanted = f"write `async def {getattr(function, '__name__', 'f')}({', '.join(parameters)})`"
-        if not inspect.isfunction(function) or inspect.isgeneratorfunction(function):
-            raise ConfigError(f"{where}: {function!r} is not a function; {wanted}")
-        taken = inspect.signature(function).parameters.values()
-        if len([each for each in taken if each.kind is each.POSITIONAL_OR_KEYWORD]) != len(parameters):
-            raise ConfigError(f"{where}: it takes {inspect.signature(function)}; {wanted}")
+        check_declared(where, function, parameters)
         self._declared[what] = function
         return function
 
@@ -357,6 +356,7 @@ def tool(*, effect: Literal["pure"], **options: Unpack[ToolOptions]) -> PureDeco
 def tool(*, effect: Literal["read"], **options: Unpack[ToolOptions]) -> ReadDecorator: ...
 @overload
 def tool(*, effect: Literal["keyed", "blind"], **options: Unpack[ToolOptions]) -> EffectDecorator: ...
+@check_arguments('write @tool(effect="read"), and the options that `help(onceflow.tool)` names')
 def tool(
     *misplaced: Any,
     effect: Any = _MISSING,
@@ -389,21 +389,20 @@ def tool(
         raise ConfigError(
             'a tool must say its effect: write @tool(effect="read") (or "pure", "keyed", "blind")'
         )
-    caller_locals = sys._getframe(1).f_locals
+    caller_locals = sys._getframe(2).f_locals
 
     def decorate(function: Callable[..., Any]) -> Tool[..., Any]:
         tool_name = str(name or getattr(function, "__name__", "?"))
         where = f"tool {tool_name}"
         check_choice(where, "effect", effect, Effect)
+        check_function(where, function, effect)
+        check_name(where, tool_name)
         check_choice(where, "scope", scope, Scope)
         check_choice(where, "on_unknown", on_unknown, OnUnknown)
-        if not re.fullmatch(r"\w[\w.:/-]{0,127}", tool_name):
-            raise ConfigError(f"{where}: write name=… with up to 128 letters, digits and . : / _ -")
         check_count(where, "version", version)
         ttl_s = seconds_of(where, "ttl", timedelta(hours=24) if ttl is None else ttl)
         timeout_s = seconds_of(where, "timeout", timeout)
         check_retry(where, retry)
-        check_function(where, function, effect)
         hints = annotations(where, function, caller_locals)
         takes_call, signature = split_call(where, function, hints)
         check_parameters(where, signature, tenant_arg, key_fields, free_fields)

@@ -1,8 +1,10 @@
 """What can be wrong with a tool, found when its module is imported; each says what to write instead."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args, get_type_hints
+from functools import wraps
+from typing import Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 from onceflow.agents.call import FROM_RUN, Call
 from onceflow.errors import ConfigError
@@ -11,6 +13,8 @@ from onceflow.event import undecodable
 Effect = Literal["pure", "read", "keyed", "blind"]
 OnUnknown = Literal["park", "reconcile", "compensate", "fail"]
 Scope = Literal["run", "tenant"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 STORABLE = "return JSON-like values, a dataclass, a msgspec Struct or a pydantic model"
 
@@ -22,15 +26,73 @@ def check_choice(where: str, option: str, value: object, choices: Any) -> None:
         )
 
 
+def check_arguments(remedy: str) -> Callable[[F], F]:
+    """Have a call whose arguments do not fit the function told with what to write instead.
+
+    The function is one frame further from its caller than it seems.
+    """
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+
+        @wraps(function)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise ConfigError(f"{function.__name__}: {error}; {remedy}") from None
+            return function(*args, **kwargs)
+
+        return cast("F", checked)
+
+    return decorate
+
+
 def check_function(where: str, function: Callable[..., Any], effect: Effect) -> None:
     if not inspect.isfunction(function):
         raise ConfigError(f"{where}: {function!r} is not a function; decorate a `def` or `async def`")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise ConfigError(f"{where}: a generator has no single result that can be recorded; return a list")
+    check_no_method(where, function)
+    check_no_generator(where, function)
     if effect == "pure" and inspect.iscoroutinefunction(function):
         raise ConfigError(
             f'{where}: a pure tool has nothing to await; write `def`, or effect="read" if it does I/O'
         )
+
+
+def check_no_method(where: str, function: Callable[..., Any]) -> None:
+    if next(iter(inspect.signature(function).parameters), "") in ("self", "cls"):
+        raise ConfigError(
+            f"{where}: a method is called with an object, which no replay would have: no methods, move it out of the "
+            "class"
+        )
+
+
+def check_no_generator(where: str, function: Callable[..., Any]) -> None:
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigError(f"{where}: a generator has no single result that can be recorded; return a list")
+
+
+def check_name(where: str, name: str) -> None:
+    if name == "<lambda>":
+        raise ConfigError(f"{where}: a lambda has no name; write name=…, or a `def`")
+    if not re.fullmatch(r"\w[\w.:/-]{0,127}", name):
+        raise ConfigError(f"{where}: write name=… with up to 128 letters, digits and . : / _ -")
+
+
+def check_declared(where: str, function: Any, names: tuple[str, ...]) -> None:
+    """What undoes a call, or finds out about it: a function of these parameters."""
+    wanted = f"write `async def {getattr(function, '__name__', 'f')}({', '.join(names)})`"
+    if not inspect.isfunction(function):
+        raise ConfigError(f"{where}: {function!r} is not a function; {wanted}")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigError(f"{where}: a generator would do nothing; {wanted}, without `yield`")
+    signature = inspect.signature(function)
+    taken = signature.parameters.values()
+    by_position = [each.name for each in taken if each.kind is each.POSITIONAL_OR_KEYWORD]
+    others = [each for each in taken if each.kind is each.KEYWORD_ONLY and each.default is each.empty]
+    swapped = by_position == [*names[::-1]] != [*names]
+    if len(by_position) != len(names) or others or swapped or by_position[:1] == ["self"]:
+        raise ConfigError(f"{where}: it takes {signature}; {wanted}")
 
 
 def split_call(
@@ -74,6 +136,14 @@ def check_parameters(
             raise ConfigError(
                 f"{where}: {option} must be a tuple of parameters of {signature}, unlike {unknown}"
             )
+    if key_fields is not None and not key_fields:
+        raise ConfigError(
+            f"{where}: key_fields={key_fields!r}; name a parameter of {signature}, or leave it out"
+        )
+    if both := [each for each in free_fields if each in (key_fields or ())]:
+        raise ConfigError(
+            f"{where}: {both} in key_fields and in free_fields; what makes the key may not differ"
+        )
     if tenant_arg is not None and tenant_arg not in parameters:
         raise ConfigError(f"{where}: tenant_arg={tenant_arg!r} is no parameter of {signature}")
     for each in parameters.values():
