@@ -72,7 +72,7 @@ async def open_checked_account(run: Run, event: Event) -> dict[str, Any]:
     """Ask for the check, wait for what it says, and act on it."""
     account = event.data["account"]
     if run.flag("check-at-once", event.data.get("market")):
-        if await run.call(check_at_once, account) != "passed":
+        if await run.call(check_at_once, account=account) != "passed":
             raise Failed("refused", f"the identity check refused {account}")
         await run.call(open_account, account=account)
         return {"account": account, "status": "open"}
