@@ -27,19 +27,16 @@ def _text(value: Any) -> str | None:
 encode_sorted = msgspec.msgpack.Encoder(enc_hook=_text, order="sorted").encode
 
 
-def told(tool: str, arguments: Mapping[str, Any]) -> bytes:
-    """Arguments of a tool as such bytes; raises TypeError for one that has no stable form."""
-    try:
-        return encode_sorted(arguments)
-    except (OverflowError, TypeError, ValueError):
-        for name, value in arguments.items():
-            if _has_address(value):
-                raise TypeError(
-                    f"tool {tool}: its argument {name}, a {type(value).__name__}, has no stable form: it looks "
-                    "different in each replay. Pass what the tool needs of it, as texts, numbers, lists, dicts, a "
-                    "dataclass, a Struct or a pydantic model"
-                ) from None
-        return repr(arguments).encode("utf-8", "surrogatepass")
+def as_told(tool: str, arguments: Mapping[str, Any]) -> bytes:
+    """Arguments of a tool that have no encoding, as text; raises TypeError for one that has no stable form."""
+    for name, value in arguments.items():
+        if _has_address(value):
+            raise TypeError(
+                f"tool {tool}: its argument {name}, a {type(value).__name__}, has no stable form: it looks different "
+                "in each replay. Pass what the tool needs of it, as texts, numbers, lists, dicts, a dataclass, a "
+                "Struct or a pydantic model"
+            )
+    return repr(arguments).encode("utf-8", "surrogatepass")
 
 
 def _has_address(value: Any) -> bool:

@@ -39,7 +39,7 @@ from typing_extensions import TypedDict
 
 from onceflow.agents import tool_names
 from onceflow.agents.call import Call, RetryPolicy, check_count, check_retry, seconds_of
-from onceflow.agents.told import encode_sorted, sorted_text, told
+from onceflow.agents.told import as_told, encode_sorted, sorted_text
 from onceflow.agents.tool_checks import (
     STORABLE,
     Effect,
@@ -207,7 +207,11 @@ class Tool(Generic[P, R_co]):
         counted = arguments
         if self.free_fields:
             counted = {name: value for name, value in arguments.items() if name not in self.free_fields}
-        return xxhash.xxh3_128_digest(told(self.name, counted))
+        try:
+            text = encode_sorted(counted)
+        except (OverflowError, TypeError, ValueError):
+            text = as_told(self.name, counted)
+        return xxhash.xxh3_128_digest(text)
 
     def key(self, tenant: str, run: str, fingerprint: bytes, place: str) -> str:
         """The call key, 32 hex digits: BLAKE2b, for it leaves the system, and xxh3 does not resist attack."""
