@@ -210,3 +210,35 @@ def test_a_compensation_that_raises_is_shown_as_what_parks_the_run() -> None:
         AssertionError, match=r"nothing has happened to it: pay: .*'str' object has no attribute"
     ):
         crash_everywhere(agent_of(does), ORDER, target=bank)
+
+
+# --- What is done more than once ---
+
+
+@tool(effect="keyed", retry=RetryPolicy(attempts=3, first=0.1))
+async def mail(call: Call, to: str, text: str) -> str:
+    return str(bank.do("mail", to, call.key))
+
+
+async def two_mails(run: Run) -> None:
+    await run.call(mail, to="ann", text="welcome")
+    await run.call(mail, to="ann", text="your invoice")
+
+
+def test_an_agent_may_mean_to_do_a_thing_twice_for_one_subject() -> None:
+    report = crash_everywhere(agent_of(two_mails), ORDER, target=bank)
+    assert report.outcomes["completed"] == report.scenarios
+
+
+def test_what_is_done_more_often_than_the_agent_means_is_caught() -> None:
+    @tool(effect="keyed", retry=RetryPolicy(attempts=3, first=0.1))
+    async def mail_without_a_key(call: Call, to: str, text: str) -> str:
+        return str(bank.do("mail", to))
+
+    async def does(run: Run) -> None:
+        await run.call(mail_without_a_key, to="ann", text="welcome")
+        await run.call(mail_without_a_key, to="ann", text="your invoice")
+
+    message = r"(?s)mail was done 3 times for ann, and 2 times if nothing happens to the run.*→ 3\. mail ann"
+    with pytest.raises(AssertionError, match=message):
+        crash_everywhere(agent_of(does), ORDER, target=bank)

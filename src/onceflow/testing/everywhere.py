@@ -47,8 +47,9 @@ def crash_everywhere(
 
     The steps: before an intent is committed and after, before a request and after it, before its result is committed
     and after. Each scenario runs to its end in a new process. An effect counts by its operation and subject, in the
-    `target`: yours, if your tools call it, or the one that does what the tools in `results` do. A run that fails must
-    have undone, once and in reverse order, what it had done and can undo. Parking a run is right where nobody can know.
+    `target`: yours, if your tools call it, or the one that does what the tools in `results` do; there may be as many
+    as when nothing happens to the run. A run that fails must have undone, once and in reverse order, what it had done
+    and can undo. Parking a run is right where nobody can know.
 
     Tools that are called for real must reach `target`, or what they do would not be seen: ScriptError. A tool in
     `results` is never called; whether it passes its key on is for `check_tool`.
@@ -132,16 +133,17 @@ def _ending(simulation: Simulation) -> str:
 def _judge(simulation: Simulation, scenario: str, undisturbed: Outcome | None) -> None:
     """Whether the world is as it must be; `undisturbed`: how the run goes if nothing happens to it; None: so it is."""
     effects = simulation.target.effects
-    counts = Counter((effect.operation, effect.subject) for effect in effects)
-    wrong = {n for n, effect in enumerate(effects) if counts[effect.operation, effect.subject] > 1}
     outcome = outcome_of(simulation)
+    counts = _counts(effects)
+    meant = _counts(e for e in (undisturbed or outcome).effects if e.operation not in simulation.once)
+    wrong = {n for n, e in enumerate(effects) if counts[e[:2]] > max(1, meant[e[:2]])}
     complaint = ""
     if wrong:
-        operation, subject = next((e.operation, e.subject) for n, e in enumerate(effects) if n in wrong)
-        times = counts[operation, subject]
+        done = effects[min(wrong)][:2]
+        instead = f", and {meant[done]} times if nothing happens to the run" if meant[done] > 1 else ""
         complaint = (
-            f"{operation} was done {times} times for {subject}. What changes something must be a tool with "
-            'effect="keyed" (its key passed on to the target), or "blind", and asked for by run.call'
+            f"{done[0]} was done {counts[done]} times for {done[1]}{instead}. What changes something must be a tool "
+            'with effect="keyed" (its key passed on to the target), or "blind", and asked for by run.call'
         )
     elif other := [each.message for each in simulation.parked if each.reason == Reason.NONDETERMINISTIC]:
         complaint = (
@@ -162,6 +164,11 @@ def _judge(simulation: Simulation, scenario: str, undisturbed: Outcome | None) -
         raise AssertionError(
             f"{complaint}\n\nScenario: {scenario}\n\n{tail(simulation)}\n\nEffects:\n{listed(effects, wrong)}"
         )
+
+
+def _counts(effects: Iterable[Effect]) -> Counter[tuple[str, str]]:
+    """How often each operation was done for each subject."""
+    return Counter(effect[:2] for effect in effects)
 
 
 def _left_standing(effects: Iterable[Effect], undoable: Container[str]) -> list[str]:

@@ -89,6 +89,9 @@ class Simulation:
         )  # what changes something and is called for real: its requests
         self.changing = 0  # requests of tools that change something
         self.undoable = {tool.name for tool in results if tool.compensation is not None}
+        self.once = {
+            each for tool in results for each in (tool.name, f"undo {tool.name}")
+        }  # for each of its subjects
         self._scripts = Scripts(results)
         self._values = CompletionValues("tests", Limits().value_bytes)
         self._agents, self._routes = agents, routes(agents)
