@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from onceflow import Call, Event, Run, agent, tool
+from onceflow import Call, Event, Failed, GiveUp, RetryLater, Run, agent, tool
 from onceflow.testing import Target, check_tool, crash_everywhere, event, run_agent
 from onceflow.testing.script import ScriptError
 
@@ -45,3 +45,45 @@ def test_an_async_test_is_told_to_be_a_plain_one_or_to_use_a_thread(
     with pytest.raises(ScriptError, match=message):
         asyncio.run(in_a_loop())
     asyncio.run(asyncio.to_thread(use))
+
+
+# --- Results ---
+
+
+async def answer(order: str) -> str:
+    return "ch_1"
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (
+            lambda: "ch_1",
+            r"called with the arguments of the call, and got an .* 'order': write `lambda order: …`",
+        ),
+        (lambda order, cents: "ch_1", r"and missing a required argument: 'cents': write `lambda order: …`"),
+        (answer, r"the script of charge is async: write a plain function"),
+        (Failed, r"an exception class that needs arguments \(.*'code'\): write Failed\(…\), with them"),
+    ],
+    ids=["too few parameters", "too many", "async", "a class that needs arguments"],
+)
+@pytest.mark.parametrize("as_list", [False, True], ids=["by itself", "in a list"])
+def test_a_script_that_does_not_fit_does_not_look_like_the_tools_error(
+    script: Any, message: str, as_list: bool
+) -> None:
+    with pytest.raises(ScriptError, match=message):
+        run_agent(buy, ORDER, results={charge: [script] if as_list else script})
+
+
+def test_an_exception_class_is_raised_as_it_is() -> None:
+    assert "GiveUp" in run_agent(buy, ORDER, results={charge: GiveUp}).message
+    assert (
+        run_agent(buy, ORDER, results={charge: [RetryLater, lambda order: TimeoutError, "ch_1"]}).value
+        == "ch_1"
+    )
+
+
+def test_a_built_in_function_may_be_a_script() -> None:
+    assert run_agent(buy, ORDER, results={charge: dict}).message.startswith(
+        "TypeError: tool charge"
+    )

@@ -1,7 +1,8 @@
 """What a test gives the kit: what does not fit is refused with the remedy, and tools get their results from it."""
 
 import asyncio
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from onceflow.agents.tool import Tool
@@ -55,8 +56,44 @@ class Scripts:
                     "one result that is a list itself is written as [[1, 2]]"
                 )
             value = value.pop(0)
-        if callable(value):
-            value = value(**arguments)
-        if isinstance(value, BaseException):
-            raise value
+        if callable(value) and not _is_exception_class(value):
+            value = _called(tool, value, arguments)
+        if isinstance(value, BaseException) or _is_exception_class(value):
+            raise _raised(tool, value)
         return value
+
+
+def _is_exception_class(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseException)
+
+
+def _called(tool: Tool[Any, Any], function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """What a function of a script returns; that it does not fit must not look like what the tool raises."""
+    try:
+        inspect.signature(function).bind(**arguments)
+    except ValueError:  # a built-in one, which does not tell
+        pass
+    except TypeError as error:
+        raise ScriptError(
+            f"the script of {tool.name} is called with the arguments of the call, and {error}: "
+            f"write `lambda {', '.join(arguments)}: …`"
+        ) from None
+    value = function(**arguments)
+    if inspect.iscoroutine(value):
+        value.close()
+        raise ScriptError(
+            f"the script of {tool.name} is async: write a plain function, or leave the tool out of results"
+        )
+    return value
+
+
+def _raised(tool: Tool[Any, Any], error: BaseException | type[BaseException]) -> BaseException:
+    if isinstance(error, BaseException):
+        return error
+    try:
+        return error()
+    except TypeError as missing:
+        raise ScriptError(
+            f"the script of {tool.name} is an exception class that needs arguments ({missing}): "
+            f"write {error.__name__}(…), with them"
+        ) from None
