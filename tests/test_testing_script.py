@@ -84,6 +84,23 @@ def test_an_exception_class_is_raised_as_it_is() -> None:
 
 
 def test_a_built_in_function_may_be_a_script() -> None:
-    assert run_agent(buy, ORDER, results={charge: dict}).message.startswith(
-        "TypeError: tool charge"
-    )
+    assert run_agent(buy, ORDER, results={charge: dict}).message.startswith("TypeError: tool charge")
+
+
+def test_a_list_that_a_crash_uses_up_is_to_be_a_value_or_a_function() -> None:
+    @tool(effect="read")
+    async def ask(question: str) -> str: ...  # type: ignore[empty-body]
+
+    @agent("asks", on="order.placed")
+    async def asks(run: Run, event: Event) -> str:
+        first = await run.call(ask, question="first")
+        return first + await run.call(ask, question="second")
+
+    def crashed(script: Any) -> set[str]:
+        return set(crash_everywhere(asks, ORDER, results={ask: script}).outcomes)
+
+    assert run_agent(asks, ORDER, results={ask: ["a", "b"]}).value == "ab"
+    message = r"ask has no more results \(a tool is called again after a crash.*\): give it one value for all its calls"
+    with pytest.raises(ScriptError, match=message):
+        crashed(["a", "b"])
+    assert crashed("a") == crashed(lambda question: question[0]) == {"completed"}

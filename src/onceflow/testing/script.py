@@ -41,6 +41,7 @@ class Scripts:
     """What the tools in `results` return, one request after another."""
 
     def __init__(self, results: Mapping[Any, Any]) -> None:
+        self.disturbed = False  # a process died, or a request was not answered well: tools are called again
         self._results = {tool: list(r) if isinstance(r, list) else r for tool, r in results.items()}
 
     def __contains__(self, tool: Tool[Any, Any]) -> bool:
@@ -51,8 +52,16 @@ class Scripts:
         value = self._results[tool]
         if isinstance(value, list):
             if not value:
+                again = (
+                    " (a tool is called again after a crash, or without an answer)" if self.disturbed else ""
+                )
+                remedy = (
+                    "one value for all its calls, or a function of their arguments"
+                    if again
+                    else "a value, or a longer list"
+                )
                 raise ScriptError(
-                    f"the script of {tool.name} has no more results: give it a value, or a longer list; "
+                    f"the script of {tool.name} has no more results{again}: give it {remedy}; "
                     "one result that is a list itself is written as [[1, 2]]"
                 )
             value = value.pop(0)

@@ -116,6 +116,7 @@ class Simulation:
     def die(self) -> None:
         """kill -9, and a new process: what was not committed is gone, and events that were not finished come again."""
         self.say("✗ the process dies; another one goes on")
+        self._scripts.disturbed = True
         self._ledger.newer = {}
         self._start()
         self._arrive_late()
@@ -224,6 +225,7 @@ class Simulation:
         self._arrive_late()
         self.now_ms += round(started.delay_s * 1000)
         reply = self.reply(started)
+        self._scripts.disturbed |= reply is not Reply.OK
         attempt = started.call.attempt
         self.changing += started.kind == "call" and started.tool.effect in ("keyed", "blind")
         self.called.append(
