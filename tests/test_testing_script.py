@@ -1,6 +1,7 @@
 """What a test gives the kit, and where: what does not fit is refused at once, with what to write instead."""
 
 import asyncio
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -104,3 +105,71 @@ def test_a_list_that_a_crash_uses_up_is_to_be_a_value_or_a_function() -> None:
     with pytest.raises(ScriptError, match=message):
         crashed(["a", "b"])
     assert crashed("a") == crashed(lambda question: question[0]) == {"completed"}
+
+
+# --- A forgotten await ---
+
+
+async def at_once(run: Run) -> Any:
+    run.call(charge, order="A-1")  # type: ignore[unused-coroutine]
+
+
+async def kept(run: Run) -> Any:
+    calls = [run.call(charge, order=order) for order in ("A-1", "A-2")]
+    return len(calls)
+
+
+async def waits_later(run: Run) -> Any:
+    later = run.call(charge, order="A-1")
+    await run.sleep(5)
+    return await later
+
+
+async def fails_before(run: Run) -> Any:
+    later = run.call(charge, order="A-1")
+    if await run.call(charge, order="A-2"):
+        raise Failed("sold-out")
+    return await later
+
+
+@pytest.mark.parametrize("use", [run_agent, crash_everywhere])
+@pytest.mark.parametrize("does", [at_once, kept])
+def test_a_run_that_completes_without_a_call_that_it_never_awaited_is_an_error(use: Any, does: Any) -> None:
+    @agent("forgets", on="order.placed")
+    async def forgets(run: Run, event: Event) -> Any:
+        return await does(run)
+
+    with pytest.raises(
+        AssertionError, match=r"(?s)never awaited: write `await run\.call\(…\)`.*■ the run ends"
+    ):
+        use(forgets, ORDER, results={charge: "ch_1"})
+
+
+def test_one_that_awaits_it_later_or_fails_before_is_right() -> None:
+    @agent("waits", on="order.placed")
+    async def waits(run: Run, event: Event) -> Any:
+        return await waits_later(run)
+
+    @agent("fails", on="order.placed")
+    async def fails(run: Run, event: Event) -> Any:
+        return await fails_before(run)
+
+    assert run_agent(waits, ORDER, results={charge: "ch_1"}).value == "ch_1"
+    assert run_agent(fails, ORDER, results={charge: "ch_1"}).code == "sold-out"
+
+
+def test_other_warnings_go_their_way() -> None:
+    @tool(effect="read")
+    async def old(order: str) -> str:
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+        return order
+
+    @agent("asks-old", on="order.placed")
+    async def asks_old(run: Run, event: Event) -> str:
+        return await run.call(old, order="A-1")
+
+    with pytest.warns(DeprecationWarning, match="old"):
+        assert run_agent(asks_old, ORDER).value == "A-1"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "DeprecationWarning" in run_agent(asks_old, ORDER).message

@@ -18,6 +18,7 @@ from onceflow.testing.kit import (
     outcome_of,
     simulated,
     tail,
+    to_its_own_end,
     to_the_end,
 )
 from onceflow.testing.script import ScriptError, check_no_loop
@@ -65,7 +66,7 @@ def crash_everywhere(
         return simulated(agent, given, results, signals, NOW, world, flags)
 
     clean = begun()
-    steps = to_the_end(clean)
+    steps = to_its_own_end(clean)
     _check_seen(clean)
     _judge(clean, "nothing happens to the run", None)
     _check_that_it_does_something(clean)

@@ -13,6 +13,7 @@ from onceflow.agents.calls import Completed
 from onceflow.agents.signals import Signal
 from onceflow.agents.tool import Tool
 from onceflow.event import Incoming
+from onceflow.testing.forgotten import forgotten_awaits
 from onceflow.testing.script import check_no_loop, check_script
 from onceflow.testing.simulation import Called, Simulation
 from onceflow.testing.target import Effect, Target
@@ -69,7 +70,7 @@ def run_agent(
     """
     check_no_loop("run_agent")
     simulation = simulated(agent, given, results, signals, now, target or Target(), flags)
-    to_the_end(simulation)
+    to_its_own_end(simulation)
     return outcome_of(simulation)
 
 
@@ -99,6 +100,18 @@ def to_the_end(simulation: Simulation, dies_after: int = -1) -> int:
         if not simulation.step():
             return steps
     raise AssertionError(f"the run has not ended after {STEPS_MAX} steps:\n" + tail(simulation))
+
+
+def to_its_own_end(simulation: Simulation) -> int:
+    """The same, if no process dies: the agent must have awaited all that it has asked for, unless it failed before."""
+    with forgotten_awaits() as forgotten:
+        steps = to_the_end(simulation)
+    if forgotten and simulation.ends and isinstance(simulation.ends[-1][1], Completed):
+        raise AssertionError(
+            f"the run has completed, and nothing was done for a call that was never awaited: "
+            f"write `{forgotten[0]}`\n\n{tail(simulation)}"
+        )
+    return steps
 
 
 def outcome_of(simulation: Simulation) -> Outcome:
