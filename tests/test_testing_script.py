@@ -3,12 +3,13 @@
 import asyncio
 import warnings
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from onceflow import Call, Event, Failed, GiveUp, RetryLater, Run, agent, tool
-from onceflow.testing import Target, check_tool, crash_everywhere, event, run_agent
+from onceflow.testing import Target, check_tool, crash_everywhere, event, run_agent, signal
 from onceflow.testing.script import ScriptError
 
 ORDER = event("order.placed", {"order": "A-1"})
@@ -101,7 +102,9 @@ def test_a_list_that_a_crash_uses_up_is_to_be_a_value_or_a_function() -> None:
         return set(crash_everywhere(asks, ORDER, results={ask: script}).outcomes)
 
     assert run_agent(asks, ORDER, results={ask: ["a", "b"]}).value == "ab"
-    message = r"ask has no more results \(a tool is called again after a crash.*\): give it one value for all its calls"
+    message = (
+        r"ask has no more results: after a crash, .* is called again: give it one value for all its calls"
+    )
     with pytest.raises(ScriptError, match=message):
         crashed(["a", "b"])
     assert crashed("a") == crashed(lambda question: question[0]) == {"completed"}
@@ -173,3 +176,35 @@ def test_other_warnings_go_their_way() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert "DeprecationWarning" in run_agent(asks_old, ORDER).message
+
+
+# --- Signals, flags, an event's time ---
+
+
+@pytest.mark.parametrize("use", [run_agent, crash_everywhere])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"signals": signal("paid", "A-1")}, r"signals is Signal\(.*: write signals=\[signal\(…\), …\]"),
+        ({"signals": ["paid"]}, r"signals is \['paid'\]: write signals=\["),
+        ({"flags": ["check-at-once"]}, r"flags is \['check-at-once'\]: write flags=\{'name': True\}"),
+    ],
+    ids=["one signal", "names", "flags"],
+)
+def test_what_is_no_list_of_signals_or_no_mapping_of_flags_is_refused(
+    use: Any, given: Any, message: str
+) -> None:
+    with pytest.raises(ScriptError, match=message):
+        use(buy, ORDER, results={charge: "ch_1"}, **given)
+
+
+def test_an_event_may_have_a_time() -> None:
+    @agent("reads-time", on="order.placed")
+    async def reads_time(run: Run, event: Event) -> Any:
+        return event.time
+
+    time = datetime(2026, 8, 1, tzinfo=UTC)
+    assert run_agent(reads_time, event("order.placed", time=time)).value == time
+    for wrong in (datetime(2026, 8, 1), "2026-08-01"):  # noqa: DTZ001
+        with pytest.raises(ScriptError, match="write a datetime with an offset"):
+            event("order.placed", time=wrong)  # type: ignore[arg-type]

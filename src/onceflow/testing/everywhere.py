@@ -21,7 +21,7 @@ from onceflow.testing.kit import (
     to_its_own_end,
     to_the_end,
 )
-from onceflow.testing.script import ScriptError, check_no_loop
+from onceflow.testing.script import ScriptError, check_no_loop, listed_signals
 from onceflow.testing.simulation import Reply, Simulation
 from onceflow.testing.target import Effect, Target, listed
 
@@ -59,11 +59,11 @@ def crash_everywhere(
     """
     check_no_loop("crash_everywhere")
     world = target or Target()
-    signals = list(signals)
+    signals_again = listed_signals(signals)
 
     def begun() -> Simulation:
         world.forget()
-        return simulated(agent, given, results, signals, NOW, world, flags)
+        return simulated(agent, given, results, signals_again, NOW, world, flags)
 
     clean = begun()
     steps = to_its_own_end(clean)

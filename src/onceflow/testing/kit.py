@@ -14,7 +14,7 @@ from onceflow.agents.signals import Signal
 from onceflow.agents.tool import Tool
 from onceflow.event import Incoming
 from onceflow.testing.forgotten import forgotten_awaits
-from onceflow.testing.script import check_no_loop, check_script
+from onceflow.testing.script import ScriptError, check_no_loop, check_script, listed_signals
 from onceflow.testing.simulation import Called, Simulation
 from onceflow.testing.target import Effect, Target
 
@@ -27,11 +27,21 @@ NO_FLAGS: Flags = MappingProxyType({})
 
 
 def event(
-    type: str, data: Any = None, *, tenant: str = "acme", id: str = "evt-1", source: str = "tests"
+    type: str,
+    data: Any = None,
+    *,
+    tenant: str = "acme",
+    id: str = "evt-1",
+    source: str = "tests",
+    time: datetime | None = None,
 ) -> Incoming:
-    """An event, as a producer would send it."""
+    """An event, as a producer would send it; `time` is what the agent finds in `event.time`."""
+    if time is not None and (not isinstance(time, datetime) or time.utcoffset() is None):
+        raise ScriptError(
+            f"time is {time!r}: write a datetime with an offset, as datetime(2026, 8, 1, tzinfo=UTC)"
+        )
     text = b"" if data is None else msgspec.json.encode(data)
-    return Incoming(tenant, source, id, type, None, text)
+    return Incoming(tenant, source, id, type, time, text)
 
 
 def signal(type: str, id: str, status: str = "", *, number: int = 1, **data: Any) -> Signal:
@@ -69,7 +79,7 @@ def run_agent(
     signals: come one after another, when there is nothing else to do; before a time-out is waited for.
     """
     check_no_loop("run_agent")
-    simulation = simulated(agent, given, results, signals, now, target or Target(), flags)
+    simulation = simulated(agent, given, results, listed_signals(signals), now, target or Target(), flags)
     to_its_own_end(simulation)
     return outcome_of(simulation)
 
@@ -78,12 +88,12 @@ def simulated(
     agent: Agent[Any, Any],
     given: Incoming,
     results: Results | None,
-    signals: Iterable[Signal],
+    signals: list[Signal],
     now: datetime,
     target: Target,
     flags: Flags,
 ) -> Simulation:
-    check_script(given, results or {})
+    check_script(given, results or {}, flags)
     now_ms = int(now.timestamp() * 1000)
     simulation = Simulation(
         [agent], [given], results=results or {}, signals=signals, target=target, now_ms=now_ms

@@ -2,9 +2,10 @@
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from onceflow.agents.signals import Signal
 from onceflow.agents.tool import Tool
 from onceflow.event import Incoming
 
@@ -25,16 +26,28 @@ def check_no_loop(name: str) -> None:
     )
 
 
-def check_script(given: object, results: Mapping[Any, Any]) -> None:
+def check_script(given: object, results: Mapping[Any, Any], flags: object) -> None:
     """Raise ScriptError for what can be seen to be wrong before anything runs."""
     if not isinstance(given, Incoming):
         raise ScriptError(f"the event is a {type(given).__name__}: make it with onceflow.testing.event(…)")
+    if not isinstance(flags, Mapping):
+        raise ScriptError(
+            f"flags is {flags!r}: write flags={{'name': True}}, or {{'name': {{'SE': True}}}} by market"
+        )
     for key in results:
         if isinstance(key, str):
             raise ScriptError(f"results takes tools, not names: write {{{key}: …}} instead of {{{key!r}: …}}")
         if not isinstance(key, Tool):
             name = getattr(key, "__name__", repr(key))
             raise ScriptError(f"results takes tools: decorate {name} with @tool(effect=…)")
+
+
+def listed_signals(signals: Iterable[Signal]) -> list[Signal]:
+    """Signals that can be sent again and again."""
+    given = list(signals) if isinstance(signals, Iterable) else [None]
+    if not all(isinstance(each, Signal) for each in given):
+        raise ScriptError(f"signals is {signals!r}: write signals=[signal(…), …]")
+    return given
 
 
 class Scripts:
@@ -52,16 +65,14 @@ class Scripts:
         value = self._results[tool]
         if isinstance(value, list):
             if not value:
-                again = (
-                    " (a tool is called again after a crash, or without an answer)" if self.disturbed else ""
-                )
-                remedy = (
-                    "one value for all its calls, or a function of their arguments"
-                    if again
-                    else "a value, or a longer list"
-                )
+                remedy = "give it a value, or a longer list"
+                if self.disturbed:
+                    remedy = (
+                        "after a crash, or without an answer, a tool is called again: "
+                        "give it one value for all its calls, or a function of their arguments"
+                    )
                 raise ScriptError(
-                    f"the script of {tool.name} has no more results{again}: give it {remedy}; "
+                    f"the script of {tool.name} has no more results: {remedy}; "
                     "one result that is a list itself is written as [[1, 2]]"
                 )
             value = value.pop(0)
