@@ -6,7 +6,7 @@ the log.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -152,7 +152,7 @@ class Cluster:
         for name, answer in self._admin.describe_topics(
             TopicCollection(wanted), request_timeout=ANSWER_S
         ).items():
-            described = self._result(answer, missing=KafkaError.UNKNOWN_TOPIC_OR_PART)
+            described = self._result(answer, missing=(KafkaError.UNKNOWN_TOPIC_OR_PART,))
             if described is not None:
                 found[name] = Topic(name, str(described.topic_id), len(described.partitions))
         return found
@@ -160,6 +160,10 @@ class Cluster:
     def first_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """The lowest offset that each partition still has."""
         return self._offsets(partitions, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+
+    def first_offsets_known(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        """The same, without the partitions that have no leader now, or are gone."""
+        return self._offsets(partitions, OffsetSpec.earliest(), partly=True)  # type: ignore[no-untyped-call]
 
     def end_offsets(self, partitions: Iterable[Partition], *, stable: bool = False) -> dict[Partition, int]:
         """Each partition's high watermark; `stable`: its last stable offset, below every open transaction."""
@@ -196,7 +200,7 @@ class Cluster:
         new = NewTopic(topic, partitions, -1 if replication is None else replication, config=dict(settings))
         answer = self._admin.create_topics([new], request_timeout=ANSWER_S)[topic]
         try:
-            self._result(answer, missing=KafkaError.TOPIC_ALREADY_EXISTS)
+            self._result(answer, missing=(KafkaError.TOPIC_ALREADY_EXISTS,))
         except KafkaException as exception:
             if exception.args[0].code() != KafkaError.INVALID_REPLICATION_FACTOR:
                 raise
@@ -224,7 +228,7 @@ class Cluster:
                 # rdkafka_queue.h) when a question about a group runs out of time while its broker is away.
                 self.topic_names()
                 answer = self._admin.describe_consumer_groups([group], request_timeout=ANSWER_S / 4)[group]
-                described = self._result(answer, missing=KafkaError.GROUP_ID_NOT_FOUND)
+                described = self._result(answer, missing=(KafkaError.GROUP_ID_NOT_FOUND,))
                 break
             except KafkaAway:  # a broker that has just started loads its groups first
                 if time.monotonic() > deadline:
@@ -243,25 +247,30 @@ class Cluster:
         """Delete the records below these offsets."""
         wanted = [TopicPartition(topic, partition, offset) for (topic, partition), offset in before.items()]
         for answer in self._admin.delete_records(wanted, request_timeout=ANSWER_S).values():
-            self._result(answer, missing=KafkaError.OFFSET_OUT_OF_RANGE)
+            self._result(answer, missing=(KafkaError.OFFSET_OUT_OF_RANGE,))
 
     def _offsets(
         self,
         partitions: Iterable[Partition],
         spec: OffsetSpec,
         level: IsolationLevel = IsolationLevel.READ_UNCOMMITTED,
+        *,
+        partly: bool = False,
     ) -> dict[Partition, int]:
         wanted = {TopicPartition(topic, partition): spec for topic, partition in partitions}
         if not wanted:
             return {}
         answers = self._admin.list_offsets(wanted, isolation_level=level, request_timeout=ANSWER_S)
-        return {(at.topic, at.partition): self._result(answer).offset for at, answer in answers.items()}
+        missing = _NOT_THERE if partly else ()
+        found = {at: self._result(answer, missing=missing) for at, answer in answers.items()}
+        return {(at.topic, at.partition): it.offset for at, it in found.items() if it is not None}
 
-    def _result(self, answer: Any, *, missing: int | None = None) -> Any:
+    def _result(self, answer: Any, *, missing: Container[int] = ()) -> Any:
+        """What was answered; None for one of these errors."""
         try:
             return answer.result(ANSWER_S + 5)
         except KafkaException as exception:
-            if missing is not None and exception.args[0].code() == missing:
+            if exception.args[0].code() in missing:
                 return None
             raise self._away(exception) from exception
         except TimeoutError as error:
@@ -285,6 +294,16 @@ def is_away(error: KafkaError) -> bool:
     return error.code() in _AWAY or error.retriable()
 
 
+_NOT_THERE = (  # a partition; others may be
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.REPLICA_NOT_AVAILABLE,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.KAFKA_STORAGE_ERROR,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+)
 _AWAY = (
     KafkaError._TRANSPORT,
     KafkaError._ALL_BROKERS_DOWN,

@@ -29,6 +29,7 @@ class SlotInputs:
         self._read: dict[Grant, dict[Partition, Input]] = {}
         self._missing: dict[Grant, dict[Partition, Input]] = {}  # those whose topic is not listed any more
         self._replaced: set[str] = set()  # ids of topics that were made anew
+        self._not_there: set[Partition] = set()  # said so
         self._written: dict[Grant, Mapping[Partition, Progress]] = {}  # what F.progress held at the grant
 
     def inboxes(
@@ -48,17 +49,17 @@ class SlotInputs:
     def others(
         self, grants: Iterable[Grant], written: Mapping[int, Mapping[Partition, Progress]]
     ) -> dict[Grant, list[Input]]:
-        """What else they read, each input from its lowest unfinished record on."""
+        """What else they read, each input from its lowest unfinished record on; `look` adds what is not there now."""
         found = inputs_of(self.topics().values(), self._slots, self._settings)
         wanted = {grant: found.get(grant.slot, []) for grant in grants}
-        firsts = self._cluster.first_offsets((t.name, p) for each in wanted.values() for t, p in each)
+        firsts = self._firsts(wanted, [(t.name, p) for each in wanted.values() for t, p in each])
         inputs: dict[Grant, list[Input]] = {}
         for grant, partitions in wanted.items():
             self._written[grant] = dict(written[grant.slot])
             made = []
             for topic, partition in partitions:
-                at = (topic.name, partition)
-                made.append(self._make(topic, partition, grant, self._written[grant].get(at), firsts[at]))
+                if (first := firsts.get(at := (topic.name, partition))) is not None:
+                    made.append(self._make(topic, partition, grant, self._written[grant].get(at), first))
             self._track(made)
             inputs[grant] = [input for input, _ in made]
             self._read.setdefault(grant, {}).update({(i.topic, i.partition): i for i in inputs[grant]})
@@ -97,6 +98,23 @@ class SlotInputs:
         names = [name for name in self._cluster.topic_names() if self._settings.events.is_input(name)]
         return self._cluster.topics(names)
 
+    def _firsts(self, grants: Iterable[Grant], wanted: list[Partition]) -> dict[Partition, int]:
+        """The first offsets of these partitions, but of those that are not there now: nobody else waits for them.
+
+        Asked together with the inboxes of the grants: if none of all had a leader, Kafka would be away.
+        """
+        if not wanted:
+            return {}
+        inboxes = [(self._names.inbox, grant.slot) for grant in grants]
+        firsts = self._cluster.first_offsets_known([*inboxes, *wanted])
+        for topic, partition in set(wanted) - firsts.keys() - self._not_there:
+            log.warning(
+                "an input has no leader now, or may not be asked for; it is read once that is over",
+                extra={"topic": topic, "partition": partition},
+            )
+        self._not_there = (self._not_there | set(wanted)) - firsts.keys()
+        return firsts
+
     def look(self) -> list[News]:
         """Find topics that are new, gone, back, or another one of the same name.
 
@@ -116,7 +134,9 @@ class SlotInputs:
                         known = self._read[grant].get((topic.name, partition))
                         if known is None or known.topic_id != topic.id:
                             new.append((topic, partition, grant))
-            firsts = self._cluster.first_offsets((topic.name, partition) for topic, partition, _ in new)
+            asked = [(topic.name, partition) for topic, partition, _ in new]
+            self._not_there.intersection_update(asked)
+            firsts = self._firsts(grants.values(), asked)
         except (KafkaAway, KafkaException) as error:
             log.debug("topics could not be looked up; asked again soon", extra={"cause": str(error)})
             self._cluster.renew()
@@ -130,7 +150,9 @@ class SlotInputs:
                     self._missing.setdefault(grant, {})[at] = self._read[grant].pop(at)
                     news.append(Removed(input))
         for topic, partition, grant in new:
-            input = self._added(topic, partition, grant, firsts[topic.name, partition])
+            if (first := firsts.get((topic.name, partition))) is None:
+                continue
+            input = self._added(topic, partition, grant, first)
             self._read[grant][topic.name, partition] = input
             news.append(Added(input))
         return news
