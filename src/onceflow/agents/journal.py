@@ -14,8 +14,9 @@ the run has failed for good, and is kept to be redriven.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import groupby
 from typing import NamedTuple
 
 import msgspec
@@ -250,6 +251,16 @@ def runs_of(records: Iterable[tuple[bytes, bytes]]) -> list[OpenRun]:
     return runs
 
 
+def run_by_run(records: Iterable[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes, bytes]]]:
+    """Sorted records of one slot: those of each run together, each of the others by itself."""
+    for _, together in groupby(records, key=lambda record: _belongs_to(record[0])):
+        yield list(together)
+
+
+def _belongs_to(key: bytes) -> bytes:
+    return key[:-NUMBER_BYTES] if _is_segment(key) else key
+
+
 def read_runs(records: Iterable[tuple[bytes, bytes]]) -> tuple[list[OpenRun], list[Unreadable]]:
     """The runs that these records of one slot hold, in the order of their keys; `records`: (Kafka key, value), sorted.
 
@@ -288,8 +299,11 @@ def read_runs(records: Iterable[tuple[bytes, bytes]]) -> tuple[list[OpenRun], li
 def entries_of(change: Change) -> dict[str, Entry]:
     """What a change of the ledger says of a run's calls and waits; nothing, if it is no segment."""
     key, value = change
-    is_segment = key.partition(b"\0")[2][:1] == b"r"
-    return _decoded(value).entries if value is not None and is_segment else {}
+    return _decoded(value).entries if value is not None and _is_segment(key) else {}
+
+
+def _is_segment(key: bytes) -> bool:
+    return key.startswith(b"\0r", key.find(b"\0"))
 
 
 def check_format(value: bytes) -> None:

@@ -20,14 +20,14 @@ from threading import Thread
 
 from confluent_kafka import Consumer, KafkaException
 
-from onceflow.agents.journal import failed_runs, read_runs
+from onceflow.agents.journal import OpenRun, Unreadable, failed_runs, read_runs, run_by_run
 from onceflow.agents.shared import remembered
 from onceflow.agents.signals import kept_signals
 from onceflow.config import Settings
 from onceflow.stream.catchup import read_to_end
 from onceflow.stream.cluster import RECONNECT, Cluster, KafkaAway, Partition, client_log
 from onceflow.stream.content import Grant
-from onceflow.stream.news import News, Ready
+from onceflow.stream.news import KeptUntil, News, Ready
 from onceflow.stream.outbox import Claim, Outbox
 from onceflow.stream.progress import Progress
 from onceflow.stream.settling import Settling
@@ -221,17 +221,7 @@ class Grants:
         others = self._inputs.others(grants, written)
         for grant in grants:
             inputs = [self._inboxes[grant], *others[grant]]
-            held = list(self._views.ledger.records(grant.slot))
-            runs, unreadable = read_runs(held)
-            self._news.put(
-                Ready(
-                    grant,
-                    inputs,
-                    [run for run in runs if not run.failed],
-                    [*kept_signals(held), *remembered(held), *failed_runs(runs)],
-                    unreadable,
-                )
-            )
+            self._news.put(Ready(grant, inputs, *held(self._views.ledger.records(grant.slot))))
         self._wake()
 
     def _clean_inboxes(self) -> None:
@@ -269,6 +259,22 @@ class Grants:
                 logger=client_log,
             )
         return self._reader
+
+
+def held(records: Iterable[tuple[bytes, bytes]]) -> tuple[list[OpenRun], list[KeptUntil], list[Unreadable]]:
+    """What the ledger holds of a slot, as in `Ready`; `records`: (Kafka key, value), sorted.
+
+    Only the open runs stay in memory: failed ones, signals and shared calls are kept for days, and may be many.
+    """
+    runs: list[OpenRun] = []
+    kept: list[KeptUntil] = []
+    unreadable: list[Unreadable] = []
+    for together in run_by_run(records):
+        found, not_read = read_runs(together)
+        runs += [run for run in found if not run.failed]
+        kept += [*kept_signals(together), *remembered(together), *failed_runs(found)]
+        unreadable += not_read
+    return runs, kept, unreadable
 
 
 class _Lines:

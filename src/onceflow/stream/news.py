@@ -6,6 +6,8 @@ from typing import NamedTuple
 from onceflow.agents.journal import OpenRun, Unreadable
 from onceflow.stream.content import Grant, Input
 
+KeptUntil = tuple[str, bytes, int]  # tenant, Kafka key (or what those of a run begin with), until when (ms)
+
 
 class Ready(NamedTuple):
     """News for the worker: a grant is settled; go on with these runs, and read these inputs (the inbox is assigned)."""
@@ -13,9 +15,7 @@ class Ready(NamedTuple):
     grant: Grant
     inputs: list[Input]
     runs: list[OpenRun]
-    kept: list[
-        tuple[str, bytes, int]
-    ]  # signals, and calls of scope `tenant`: tenant, Kafka key, until when (ms)
+    kept: list[KeptUntil]  # signals, calls of scope `tenant`, failed runs
     unreadable: Sequence[Unreadable] = ()
 
 
