@@ -21,6 +21,7 @@ from onceflow.agents.machine import Machine
 from onceflow.agents.run import Run
 from onceflow.agents.signals import (
     BURST_MS,
+    KEPT_MAX,
     KEPT_MS,
     Signal,
     decode_kept,
@@ -221,6 +222,29 @@ def test_a_signal_that_nobody_took_becomes_a_dead_letter_when_it_was_kept_long_e
     (letter,) = [each.unclaimed for each in tenant.noted if each.unclaimed]
     assert letter.value == b"{..}"
     assert tenant.memory.records == {}
+
+
+def test_of_too_many_for_one_wait_the_oldest_leaves_as_a_dead_letter(tenant: Tenant) -> None:
+    """Each that comes is compared with all that are kept: without a bound the cell would stand still for one wait."""
+    for number in range(KEPT_MAX + 2):
+        tenant.signalled(signal(f"status-{number}", number), number)
+        tenant.now += 1
+    tenant.signalled(signal("another", 0, id="evt-2"), number + 1)
+    left = [each.unclaimed.signal.event_id for each in tenant.noted if each.unclaimed]
+    assert left == ["s-0", "s-1"]
+    assert len(tenant.memory.records) == KEPT_MAX + 1
+
+
+def test_those_that_were_taken_do_not_count(tenant: Tenant) -> None:
+    """They are remembered for as long as a copy may come."""
+    tenant.event(waits)
+    tenant.signalled(signal("done", 1_000))
+    for number in range(KEPT_MAX):
+        tenant.signalled(signal(f"status-{number}", number), number)
+        tenant.now += 1
+    assert [each.unclaimed for each in tenant.noted if each.unclaimed] == []
+    tenant.signalled(signal("done", 1_000))
+    assert tenant.noted[-1].changes == (), "a copy"
 
 
 def test_one_that_was_taken_becomes_none(tenant: Tenant) -> None:

@@ -41,6 +41,7 @@ from onceflow.agents.machine import Machine
 from onceflow.agents.order import Lines
 from onceflow.agents.signals import FORMAT as SIGNAL_FORMAT
 from onceflow.agents.signals import (
+    KEPT_MAX,
     KEPT_MS,
     Kept,
     Signal,
@@ -198,10 +199,7 @@ class Lane(InFlight):
                 self._decided.note(self._forgotten(kept))
         elif due.record:
             for key, signal in self._memory.signals(due.record):
-                forgotten = (key, None)
-                self._memory.put(forgotten)
-                unclaimed = None if signal.taken else signal
-                self._decided.note(Noted(None, NO_OFFSET, 0, (forgotten,), 0, unclaimed))
+                self._let_go(key, signal)
         elif self._sleepers.asleep(due.key):
             self._wake(due.key, by_itself=True)
         elif (run := self._awake(due.key)) is not None and run.token.source.grant.live:
@@ -228,7 +226,9 @@ class Lane(InFlight):
     def _signalled(self, given: Signalled) -> None:
         signal, at = given.signal, (given.source, given.offset, given.size)
         key = signal_key(self.tenant, signal)
-        known = self._memory.signals(signal_prefix(self.tenant, signal.type, signal.id))
+        if self._memory.signals(key):
+            self._decided.note(Noted(*at))  # a copy
+            return
         kept = Kept(
             SIGNAL_FORMAT,
             signal,
@@ -238,17 +238,27 @@ class Lane(InFlight):
             given.value,
             None if given.headers is None else list(given.headers),
         )
-        if any(known_key == key for known_key, _ in known):
-            self._decided.note(Noted(*at))  # a copy
-        elif (awaited := self._taking(signal)) is not None:
+        if (awaited := self._taking(signal)) is not None:
             self._decided.note(self._taken(*at, key, kept))
             self._deliver(awaited, signal)
-        elif in_burst((each for _, each in known), signal, given.time_ms):
+            return
+        known = self._memory.signals(signal_prefix(self.tenant, signal.type, signal.id))
+        if in_burst((each for _, each in known), signal, given.time_ms):
             self._decided.note(Noted(*at))
-        else:
-            change = (key, encode_kept(kept))
-            self._memory.put(change)
-            self._decided.note(Noted(*at, (change,), given.time_ms + KEPT_MS))
+            return
+        free = [(each.time_ms, known_key, each) for known_key, each in known if not each.taken]
+        free.sort(key=lambda one: one[:2])
+        for _, known_key, each in free[: max(0, len(free) + 1 - KEPT_MAX)]:
+            self._let_go(known_key, each)
+        change = (key, encode_kept(kept))
+        self._memory.put(change)
+        self._decided.note(Noted(*at, (change,), given.time_ms + KEPT_MS))
+
+    def _let_go(self, key: bytes, kept: Kept) -> None:
+        """A signal is kept no longer; if it ended no wait, it becomes a dead letter."""
+        forgotten = (key, None)
+        self._memory.put(forgotten)
+        self._decided.note(Noted(None, NO_OFFSET, 0, (forgotten,), 0, None if kept.taken else kept))
 
     def _taking(self, signal: Signal) -> Awaited | None:
         """The oldest wait that a signal ends."""

@@ -21,6 +21,7 @@ from onceflow.event import Incoming, InvalidData
 FORMAT = 1
 SIGNAL_MAX_BYTES = 900_000  # as it is stored: with what was sent, in one record of the ledger
 KEPT_MS = 72 * 3_600_000  # for a wait to come; taken ones as long, so that a copy is known
+KEPT_MAX = 100  # of one type and id, that no wait has taken: each that comes is compared with them
 BURST_MS = 15 * 60_000
 
 _KIND = b"\0s"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from onceflow.agents.calls import Completed, Parked
 from onceflow.agents.happenings import NO_OFFSET, Arrived, Ended, EndedAtOnce
-from onceflow.agents.signals import Kept
+from onceflow.agents.signals import KEPT_MAX, Kept
 from onceflow.event import Headers, Reason, record_bytes
 from onceflow.stream.completion_values import CompletionValues
 from onceflow.stream.content import Finished, Header, Input, Outgoing
@@ -192,7 +192,8 @@ class Letters:
             kept.value,
             kept.headers,
             reason=Reason.UNCLAIMED_SIGNAL,
-            detail=f"no run waited for signal {kept.signal.type!r} of {kept.signal.id!r} within 72 hours",
+            detail=f"no run waited for signal {kept.signal.type!r} of {kept.signal.id!r} within 72 hours, or before "
+            f"{KEPT_MAX} others came for it",
             tenant=tenant,
             slot=inbox.grant.slot,
             origin=kept.origin,
