@@ -207,3 +207,31 @@ def test_records_among_which_reading_begins_are_not_passed_before_their_loss_is_
     input = world.input()
     assert record_error(world.cell, unreadable(3)) == Reads(input, [], 5, 5)
     assert "offset 5" in input.blocked
+
+
+def refused(code: int, topic: str = AT[0], partition: int = AT[1]) -> Any:
+    return Message(topic=topic, partition=partition, error=KafkaError(code, "no", False))
+
+
+def test_a_topic_that_may_not_be_read_is_reported_and_asked_for_again_and_ends_nobody(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    input = world.input()
+    assert record_error(world.cell, refused(KafkaError.TOPIC_AUTHORIZATION_FAILED)) is None
+    assert [(line.levelname, line.topic) for line in caplog.records] == [("ERROR", AT[0])]  # type: ignore[attr-defined]
+    assert not input.blocked
+    assert AT not in world.consumer.paused
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        refused(KafkaError.GROUP_AUTHORIZATION_FAILED),
+        refused(KafkaError.TOPIC_AUTHORIZATION_FAILED, "flow.inbox", SLOT),
+        refused(KafkaError.TOPIC_AUTHORIZATION_FAILED, "another"),
+    ],
+)
+def test_without_its_group_or_its_inbox_a_cell_ends(world: World, said: Any) -> None:
+    world.input()
+    with pytest.raises(Fault, match="Kafka refuses access"):
+        record_error(world.cell, said)

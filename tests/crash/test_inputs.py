@@ -6,6 +6,14 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # public there, but not re-exported for checkers
+    AclBinding,
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    ResourcePatternType,
+    ResourceType,
+)
 from typer.testing import CliRunner
 
 from onceflow import cli, devkafka
@@ -246,6 +254,37 @@ def test_a_record_that_cannot_be_decompressed_blocks_its_input_until_its_loss_is
     assert passed == [4, 5, 6]
     assert '"unreadable": 3' not in said("list", "--json")
     scene.finish()
+
+
+def test_a_topic_that_may_not_be_read_ends_nobody_and_goes_on_once_it_may(
+    private_kafka: PrivateKafka, flow_name: str, tmp_path: Path
+) -> None:
+    """It may be described: so its slot is granted, with the other inputs."""
+    authorizer = "org.apache.kafka.metadata.authorizer.StandardAuthorizer"
+    settings = {"authorizer.class.name": authorizer, "allow.everyone.if.no.acl.found": "true"}
+    scene = Scene(flow_name, private_kafka.start(settings), tmp_path)
+    try:
+        scene.prepare()
+        scene.seed(98)
+        topic = scene.own_prefix + OWN[0]
+        of_topic = (ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, "User:ANONYMOUS", "*")
+        allowed = AclBinding(*of_topic, AclOperation.ALL, AclPermissionType.ALLOW)
+        denied = AclBinding(*of_topic, AclOperation.READ, AclPermissionType.DENY)
+        for made in scene.admin.create_acls([allowed, denied]).values():
+            made.result(20)
+        cell = scene.cell("a").start()
+        for tenant in OWN[:2]:
+            send(scene, tenant, range(3))
+        scene.wait(lambda: completed(scene, OWN[1]) == 3, "the other tenant's are done")
+        scene.wait(lambda: "as Kafka refuses access" in cell.text(), "it is reported")
+        not_denied = AclBindingFilter(*of_topic, AclOperation.READ, AclPermissionType.DENY)
+        for deleted in scene.admin.delete_acls([not_denied]).values():
+            deleted.result(20)
+        scene.wait(lambda: completed(scene, OWN[0]) == 3, "it goes on by itself")
+        assert not cell.statuses
+        scene.finish()
+    finally:
+        scene.close()
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed"])

@@ -340,6 +340,12 @@ def record_error(cell: Cell, message: Message) -> Reads | None:
             return Reads(input, [], input.next_offset, max(begin, input.next_offset) if input.blocked else -1)
     elif error.code() == KafkaError.FENCED_INSTANCE_ID:
         raise fault("the consumer cannot go on", error)
+    elif error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED and input is not None and not input.is_inbox:
+        log.error(  # once: the client asks again and again, and speaks again only after a pause
+            "an input is not read, as Kafka refuses access; the others go on, and so does it once this client may read "
+            "its topic",
+            extra={"topic": input.topic, "partition": input.partition, "cause": error.str()},
+        )
     elif error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED):
         raise Fault(f"Kafka refuses access: {error.str()}; grant it to this client (kafka.client settings)")
     else:
