@@ -38,21 +38,20 @@ AMOUNT_END = Decimal(10) ** 12
 RETRY = RetryPolicy(attempts=5, first=0.2, longest=5)
 
 
-class Invoice(msgspec.Struct, forbid_unknown_fields=True):
+class Invoice(msgspec.Struct):
     """The data of `invoice.received`; what a scan may lack has a default.
 
-    The amount is exact, whether sent as 119.00 or "119.00". A name that nobody knows is a mistake of the producer's:
-    with a default beside it, `"curency": "CHF"` would be taken for euros.
+    The amount is exact, whether sent as 119.00 or "119.00".
     """
 
     invoice: str
-    amount: Decimal
     supplier: str = ""
+    amount: Decimal = Decimal(0)
     currency: str = "EUR"
 
     def __post_init__(self) -> None:
-        if not (self.amount.is_finite() and 0 < self.amount < AMOUNT_END):
-            raise ValueError("the amount must be above 0, with at most 12 digits before the point")
+        if not self.amount.is_finite() or abs(self.amount) >= AMOUNT_END:
+            raise ValueError("the amount must be a number of at most 12 digits before the point")
 
 
 # --- Tools: what the agent may ask the accounting service ---
