@@ -39,12 +39,6 @@ async def change_its_list(call: Call, items: list[str]) -> str:
     return str(bank.do("change", "A-1", call.key))
 
 
-@tool(effect="keyed")
-async def change_its_default(call: Call, items: list[str] = []) -> str:  # noqa: B006
-    items.append("changed")
-    return str(bank.do("change", "A-1", call.key))
-
-
 @tool(effect="blind")
 async def post(call: Call) -> str: ...  # type: ignore[empty-body]
 
@@ -70,11 +64,6 @@ async def the_time(run: Run) -> str:
     return await run.call(ship)
 
 
-async def an_object(run: Run) -> str:
-    await run.call(charge, order=object())
-    return await run.call(ship)
-
-
 async def a_branch(run: Run) -> str:
     if next(flips) % 2:
         await run.call(charge, order="A-1")
@@ -87,14 +76,7 @@ async def a_changed_argument(run: Run) -> str:
     return await run.call(ship, order=items)
 
 
-async def a_changed_default(run: Run) -> str:
-    await run.call(change_its_default)
-    return await run.call(ship)
-
-
-@pytest.mark.parametrize(
-    "does", [an_id, the_time, an_object, a_branch, a_changed_argument, a_changed_default]
-)
+@pytest.mark.parametrize("does", [an_id, the_time, a_branch, a_changed_argument])
 def test_an_agent_whose_replay_asks_for_something_else_is_caught_with_the_remedy(
     does: Callable[[Run], Awaitable[Any]],
 ) -> None:
@@ -199,16 +181,14 @@ def test_a_compensation_that_raises_is_shown_as_what_parks_the_run() -> None:
         return str(bank.do("pay", "A-1", call.key))
 
     @pay.compensate
-    async def refund(result: str | None, call: Call) -> None:
-        bank.do("refund", "A-1", call.key)
+    async def refund(call: Call, result: str | None) -> None:
+        raise ConnectionError("no route")
 
     async def does(run: Run) -> None:
         await run.call(pay)
         raise Failed("sold-out")
 
-    with pytest.raises(
-        AssertionError, match=r"nothing has happened to it: pay: .*'str' object has no attribute"
-    ):
+    with pytest.raises(AssertionError, match=r"nothing has happened to it: pay: .*no route"):
         crash_everywhere(agent_of(does), ORDER, target=bank)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from onceflow.agents import lane
 from onceflow.agents.agent import agent
 from onceflow.agents.call import Call
 from onceflow.agents.calls import Asleep, Completed, Record, RunFailed, StartCall, WaitBegun
@@ -32,7 +31,6 @@ from onceflow.agents.signals import (
 from onceflow.agents.tool import tool
 from onceflow.errors import RetryLater, WaitExpired
 from onceflow.event import Event, Incoming
-from tests.left_out import replace
 from tests.tenant import INCOMING, KEY, NOW, Tenant
 
 MINUTE = 60_000
@@ -494,23 +492,3 @@ def test_a_run_that_is_not_parked_is_not_resolved(tenant: Tenant) -> None:
 
 def test_nil_is_what_a_sleep_returns() -> None:
     assert msgspec.msgpack.decode(NIL) is None
-
-
-# --- Whose it is ---
-
-
-def ended_by_the_signal_of_another_tenant() -> bool:
-    """A tenant has had a signal early; another one, whose records stand in the same view, waits for one like it."""
-    acme, other = Tenant(waits), Tenant(waits, name="other")
-    other.memory.records = acme.memory.records
-    acme.signalled(signal())
-    other.event(waits)
-    return bool(other.ended)
-
-
-def test_a_signal_ends_a_wait_of_its_own_tenant_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not ended_by_the_signal_of_another_tenant()
-    prefix, key = lane.signal_prefix, lane.signal_key
-    replace(monkeypatch, lane, "signal_prefix", lambda tenant, type, id: prefix("", type, id))
-    replace(monkeypatch, lane, "signal_key", lambda tenant, signal: key("", signal))
-    assert ended_by_the_signal_of_another_tenant(), "with that rule left out"

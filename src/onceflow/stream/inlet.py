@@ -34,6 +34,7 @@ from onceflow.event import (
 from onceflow.stream.cell import Cell, record_error
 from onceflow.stream.cluster import by_partition
 from onceflow.stream.content import NO_EVENT, Committed, Ends, Finished, Input, Reads
+from onceflow.stream.forwarded import ForwardedShare
 from onceflow.stream.headers import Forwarding, command_of, forwarding, redrive_of
 from onceflow.stream.letters import Letters
 
@@ -42,7 +43,6 @@ log = logging.getLogger(__name__)
 _HOLD_S = 0.5  # a cell that is full for longer pauses its inputs; until then it just doesn't poll
 _LOOK_EVERY_S = 0.1
 _POSITIONS_EVERY_S = 1.0
-_SHARE_OF_EVENTS = 10_000  # events over which the share of forwarded ones is taken
 
 _UNREADABLE: Headers = [("unreadable", None)]
 _NAME_IS_NO_TEXT = Unusable(Reason.UNDECODABLE, "the name of a header is not UTF-8", "")
@@ -84,7 +84,7 @@ class Reading:
         self._full_since: float | None = None
         self._look_at = 0.0
         self._positions_at = 0.0
-        self._forwarded = _Share()
+        self._forwarded = ForwardedShare()
         self._unreadable: dict[int, Message] = {}  # of this poll: whose headers cannot be read
         self._told: list[Reads] = []  # where inputs go on whose loss was accepted, and where some cannot
         self.unfinished = 0
@@ -332,14 +332,11 @@ class Reading:
                 continue
             sent = forwarding(headers) if is_inbox else None
             if is_inbox and (command := command_of(headers, value, slot, self._slots)) is not None:
-                if isinstance(command, Unusable):
-                    ends.append(self._unusable(input, offset, message, command, None))
-                elif command.action == "accept-loss":
-                    self._accept_loss(command)
-                    ends.append(Finished(input, (offset,), NO_EVENT, takes))
+                found = self._commanded(input, message, command, takes)
+                if isinstance(found, Finished):
+                    ends.append(found)
                 else:
-                    happening = Commanded(input, offset, takes, command)
-                    arrived.setdefault(command.tenant, []).append(happening)
+                    arrived.setdefault(found.command.tenant, []).append(found)
                 continue
             topic_tenant = sent.tenant if sent else own_tenant
             key = None if plain is None else message.key()
@@ -390,6 +387,18 @@ class Reading:
         except (SystemError, UnicodeDecodeError):
             self._unreadable[id(message)] = message
             return _UNREADABLE
+
+    def _commanded(
+        self, input: Input, message: Message, command: Command | Unusable, takes: int
+    ) -> Commanded | Finished:
+        """What an operator has decided about a run; or the end of the record, if it is about something else."""
+        offset = message.offset() or 0
+        if isinstance(command, Unusable):
+            return self._unusable(input, offset, message, command, None)
+        if command.action != "accept-loss":
+            return Commanded(input, offset, takes, command)
+        self._accept_loss(command)
+        return Finished(input, (offset,), NO_EVENT, takes)
 
     def _signalled(
         self, input: Input, message: Message, incoming: Incoming, sent: Forwarding | None
@@ -471,26 +480,3 @@ class _Holds(NamedTuple):
 
     events: int
     bytes: int
-
-
-class _Share:
-    """Warns when many events are at home in another slot than they are read in."""
-
-    def __init__(self) -> None:
-        self._events = self._forwarded = 0
-        self._line_at = 0.0
-
-    def count(self, events: int, forwarded: int) -> None:
-        self._events += events
-        self._forwarded += forwarded
-        if self._events < _SHARE_OF_EVENTS:
-            return
-        if self._forwarded * 10 > self._events and time.monotonic() >= self._line_at:
-            self._line_at = time.monotonic() + 300
-            log.warning(
-                "many events are forwarded to another slot once: right, but twice the traffic. Producers with "
-                "librdkafka should set partitioner=murmur2_random and key by tenant; a shared topic's partitions "
-                "should be a multiple of the slots",
-                extra={"events": self._events, "forwarded": self._forwarded},
-            )
-        self._events = self._forwarded = 0

@@ -43,6 +43,7 @@ from onceflow.stream.metrics import Metrics, count_commit
 from onceflow.stream.news import Added, News, Ready, Removed, news_follow
 from onceflow.stream.open_runs import OpenRuns
 from onceflow.stream.outbox import Outbox
+from onceflow.stream.rejoining import Rejoining
 from onceflow.stream.settling import transactional_id
 from onceflow.stream.standing import Standing
 from onceflow.stream.topics import Names, existing_slots, limits_of
@@ -54,7 +55,6 @@ log = logging.getLogger(__name__)
 
 CALLS_S = 3.0  # how long a revoke may wait for calls that nobody may repeat; nothing is read meanwhile
 REVOKE_S = 4.0  # how long a revoke may wait for what is pending to be committed; less than a session
-REJOIN_S = 10.0  # a member that lost its session is back in its group within seconds
 _IDLE_WAIT_S = 0.004
 _FLUSH_STEP_S = 0.5
 
@@ -88,7 +88,7 @@ class Runtime:
         self._direct: dict[str, list[Happening]] = {}
         self._answered: list[Answered] = []  # fetched, and not yet given to their runs
         self._gauges_at = 0.0
-        self._answering_since: float | None = None
+        self._rejoining = Rejoining(self._kafka_answers)
 
     # --- life ---
 
@@ -107,10 +107,9 @@ class Runtime:
         limits = cluster.patiently(lambda: limits_of(cluster, names), stop=lambda: self.stopping)
         self.executor = Executor(self._doorbell.ring, allowance_of(settings.limits))
         window_ms = int(settings.dedup.window.total_seconds() * 1000)
-        self._seen = Seen(
-            Store.open(settings.state_dir / "seen"), window_ms=window_ms, span_ms=limits.span_ms
-        )
-        self._ledger = Ledger(Store.open(settings.state_dir / "ledger"))
+        views = settings.state_dir
+        self._seen = Seen(Store.open(views / "seen"), window_ms=window_ms, span_ms=limits.span_ms)
+        self._ledger = Ledger(Store.open(views / "ledger"))
         clock = BrokerClock()
         self._rejects = settings.dedup.conflict == "reject"
         self._judge = Judge(self._seen, clock)
@@ -476,7 +475,7 @@ class Runtime:
         if now < self._gauges_at:
             return
         self._gauges_at = now + 1
-        self._check_membership(now)
+        self._rejoining.check(self._cell.lost_at, now)
         metrics = self._metrics
         metrics.runs_in_flight.set(self.capacity.in_flight)
         metrics.unfinished_events.set(self._reading.unfinished)
@@ -488,14 +487,3 @@ class Runtime:
 
     def _kafka_answers(self) -> bool:
         return answers(self._settings.kafka.properties())
-
-    def _check_membership(self, now: float) -> None:
-        """A cell that lost its session and does not find back to a Kafka that answers is better started anew."""
-        if self._cell.lost_at is None or now - self._cell.lost_at < REJOIN_S or not self._kafka_answers():
-            self._answering_since = None
-        elif self._answering_since is None:
-            self._answering_since = now
-        elif now - self._answering_since > REJOIN_S:
-            raise Fault(
-                "Kafka answers again, but this cell's client does not find back to its group; a restart heals it"
-            )
