@@ -1,12 +1,16 @@
 """Tools that do what no tool should: each call still has its answer, and the calls of other tenants theirs."""
 
 import asyncio
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
-from tests.test_executor import Asked
+from tests.test_executor import Asked, greet
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -45,3 +49,63 @@ def test_after_a_task_group_that_failed_the_time_out_is_one(asked: Asked) -> Non
 
     asked.call(goes_on, timeout_s=0.05)
     assert str(asked.answer().error) == "no answer within 0.05 s"
+
+
+# --- What would end the loop that all calls run in ---
+
+
+async def exits() -> None:
+    sys.exit("no key")
+
+
+async def exits_in_a_task() -> None:
+    await asyncio.create_task(exits())
+
+
+async def stops_the_loop() -> None:
+    asyncio.get_running_loop().stop()
+
+
+@pytest.mark.parametrize("tool", [exits_in_a_task, stops_the_loop])
+def test_a_tool_that_would_end_the_loop_ends_no_call_of_another(
+    asked: Asked, tool: Callable[[], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    let_go = threading.Event()
+
+    async def waits() -> None:
+        await asyncio.to_thread(let_go.wait, 30)
+
+    asked.call(waits, tenant="quiet")
+    asked.call(tool, tenant="noisy")
+    wait_until(asked.fetch, 5, "its own answer")
+    wait_until(lambda: "tried to end the loop" in caplog.text, 5, "it is said")
+    let_go.set()
+    wait_until(lambda: len(asked.fetch()) == 2, 5, "the answer of the call beside it")
+    asked.call(greet, tenant="quiet", name="tea")
+    wait_until(lambda: len(asked.fetch()) == 3, 5, "the answer of a later call")
+
+
+def test_a_clean_up_that_exits_ends_no_clean_up_of_another() -> None:
+    asked = Asked()
+    cleaned = threading.Event()
+
+    async def exits_at_the_end() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await exits_in_a_task()
+
+    async def cleans_up() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(10):
+                await asyncio.sleep(0)  # sleeps: no time, the other one's clean-up comes first
+            cleaned.set()
+
+    asked.call(exits_at_the_end)
+    asked.call(cleans_up)
+    wait_until(lambda: len(asked.executor._loops[0]._running) == 2, 5, "the calls to begin")
+    asked.executor.close()
+    assert cleaned.is_set()
+    assert asked.executor._loops[0]._loop.is_closed()

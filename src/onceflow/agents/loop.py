@@ -40,6 +40,7 @@ log = logging.getLogger("onceflow.executor")
 THREADS_MAX = 256  # plain (not async) functions that run at the same time
 TENANT_THREADS_MAX = 64  # … of one tenant: what hangs there leaves threads for the others
 BLOCKED_S = 1.0
+CLEAN_UP_S = 1.0  # how long the clean-ups of cancelled calls go on at the end
 CLOSE_S = 1.0  # how long a blocked thread is waited for at the end
 BEAT_S = 0.25
 FORGET_EVERY_S = 5.0
@@ -76,6 +77,7 @@ class Loop:
         self._at_gates: dict[tuple[str, str], list[asyncio.Future[None]]] = {}  # who waits there
         self._handed_over: deque[StartCall] = deque()
         self._told = False  # that something was handed over
+        self._closing = False
         self._running: set[_Calling] = set()
         self._due: dict[
             float, dict[_Calling, None]
@@ -105,8 +107,7 @@ class Loop:
         """Cancel all calls and end the thread; one that is blocked is left behind."""
         if self._loop.is_closed():
             return
-        self._loop.call_soon_threadsafe(self._cancel, None)
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._end)
         self._thread.join(CLOSE_S if self.blocked_by() else None)
 
     def blocked_by(self) -> "asyncio.Task[Any] | None":
@@ -125,13 +126,24 @@ class Loop:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._beat()
-        try:
-            self._loop.run_forever()
-        finally:
-            pending = asyncio.all_tasks(self._loop)
-            if pending:  # cancelled: let their clean-up run, but not for ever
-                self._loop.run_until_complete(asyncio.wait(pending, timeout=1.0))
-            self._loop.close()
+        while not self._closing:
+            error = ""
+            try:
+                self._loop.run_forever()
+            except BaseException as raised:  # noqa: BLE001 (as asyncio does with SystemExit in a task that a tool made)
+                error = type(raised).__name__
+            if not self._closing:  # the calls of others go on
+                log.error("a tool has tried to end the loop that all calls run in", extra={"error": error})
+        ends_at = now() + CLEAN_UP_S
+        while (pending := asyncio.all_tasks(self._loop)) and (left_s := ends_at - now()) > 0:  # cancelled
+            with suppress(BaseException):  # as above
+                self._loop.run_until_complete(asyncio.wait(pending, timeout=left_s))
+        self._loop.close()
+
+    def _end(self) -> None:
+        self._closing = True
+        self._cancel(None)
+        self._loop.stop()
 
     def _beat(self) -> None:
         self._beat_at = at = now()
