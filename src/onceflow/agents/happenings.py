@@ -63,6 +63,7 @@ class Arrived(msgspec.Struct):
     root: bytes = b""  # the run that failed first, of a redrive
     line: bytes = b""  # what it follows others in
     turn: int = 0  # its number there, once it is in the ledger before it has begun
+    woken: bool = False  # it slept in this lane: the time of its deadline is known already
 
     @classmethod
     def again(

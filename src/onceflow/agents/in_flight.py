@@ -41,16 +41,8 @@ class InFlight(Deciding):
     def _machine(self, event: Event[Any], arrived: Arrived) -> Machine:
         return Machine(arrived.agent, arrived, root=event.key, flags=self._flags, now_ms=self._now_ms)
 
-    def _begin(
-        self,
-        arrived: Arrived,
-        news: Mapping[str, Entry] = NOTHING,
-        *,
-        woken: bool = False,
-    ) -> None:
-        """Let a run begin, or go on; `news`: what its journal has got meanwhile. Of a run that was `woken`, the time of
-        its deadline is known already.
-        """
+    def _begin(self, arrived: Arrived, news: Mapping[str, Entry] = NOTHING) -> None:
+        """Let a run begin, or go on; `news`: what its journal has got meanwhile."""
         if not arrived.source.grant.live:
             return  # the slot's next owner lets it begin; this lane is about to be told
         watch = self._watch
@@ -100,7 +92,7 @@ class InFlight(Deciding):
             run.record(FAILING, Entry(agent.name, 0, b"", None, out_of_time(arrived)))
             due_ms = 0
         self._under_way(run, run.begin(event, self._now_ms))
-        if due_ms and not woken and (run in self._runs or self._sleepers.asleep(arrived.key)):
+        if due_ms and not arrived.woken and (run in self._runs or self._sleepers.asleep(arrived.key)):
             self._decided.due.append((Due(arrived.key), due_ms))
 
     def _unreadable(

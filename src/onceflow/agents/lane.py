@@ -182,8 +182,16 @@ class Lane(InFlight):
     def _wake(self, key: bytes, news: Mapping[str, Entry] = NOTHING, *, by_itself: bool = False) -> None:
         """Let a sleeping run go on."""
         arrived = self._called(key, by_itself=by_itself)
-        if arrived is not None:
-            self._begin(arrived, news, woken=True)
+        if arrived is None:
+            return
+        arrived.woken = True
+        # One that makes a call which others may wait for goes first: these could fill the lane, and wait for ever.
+        first = arrived.saved is not None and arrived.saved.makes_shared
+        if first or (not self._queue and self._may_begin()):
+            self._begin(arrived, news)
+        else:
+            self._on_record(arrived, news)
+            self._queue.append(arrived)
 
     def _due(self, due: Due) -> None:
         kind = due.record.partition(b"\0")[2][:1]
