@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.test_executor import Asked, greet
+from onceflow.agents import loop
+from tests.test_executor import Asked, greet, greet_plainly
 from tests.waiting import wait_until
 
 
@@ -109,3 +110,23 @@ def test_a_clean_up_that_exits_ends_no_clean_up_of_another() -> None:
     asked.executor.close()
     assert cleaned.is_set()
     assert asked.executor._loops[0]._loop.is_closed()
+
+
+# --- What the machine does not have ---
+
+
+def test_a_thread_that_cannot_start_keeps_its_permit_no_longer(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refused(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    loop_ = asked.executor._loops[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "Thread", Refused)
+        asked.call(greet_plainly, name="tea")
+        assert isinstance(asked.answer().error, RuntimeError)
+    asked.call(greet_plainly, name="tea")
+    wait_until(lambda: len(asked.fetch()) == 2, 5, "the next one's answer")
+    wait_until(lambda: loop_._permits._value == loop.THREADS_MAX, 5, "all permits are there")

@@ -338,7 +338,12 @@ class Loop:
             else:
                 future.set_exception(error)
 
-        Thread(target=work, name="onceflow-tool", daemon=True).start()
+        try:
+            Thread(target=work, name="onceflow-tool", daemon=True).start()
+        except BaseException:  # the machine has none left
+            for permit in permits:
+                permit.release()
+            raise
         return await future
 
 
