@@ -54,6 +54,25 @@ def test_each_try_in_vain_has_it_rest_longer_up_to_a_bound() -> None:
     assert rests == [1, 2, 4, 8, 16, 32, REST_LONGEST_S, REST_LONGEST_S]
 
 
+def test_calls_that_were_under_way_together_when_it_closed_are_no_tries() -> None:
+    gate, allowed = Gate(), Allowance(failures=3)
+    for _ in range(64):
+        gate.sent(allowed, 0)
+    for _ in range(64):
+        gate.ended(allowed, 0.5, ConnectionError())
+    assert gate.wait_s(allowed, 0.5) == 1, "as after any third failure"
+
+
+def test_failures_without_end_are_counted_no_further_than_they_matter() -> None:
+    gate, now = Gate(), 0.0
+    for _ in range(2_000):
+        gate.sent(ALLOWED, now)
+        gate.ended(ALLOWED, now, RetryLater(after=1))
+        now += 1
+    failed(gate, 1, now)
+    assert gate.wait_s(ALLOWED, now) == REST_LONGEST_S
+
+
 def test_it_rests_for_as_long_as_the_target_has_said() -> None:
     gate = Gate()
     gate.sent(ALLOWED, 0)

@@ -13,6 +13,7 @@ from onceflow.config import Limits
 from onceflow.errors import Failed, GiveUp, RetryLater
 
 REST_FIRST_S, REST_LONGEST_S = 1.0, 60.0
+LONGEST_AFTER = 6  # tries in vain
 
 
 class Allowance(NamedTuple):
@@ -75,7 +76,9 @@ class Gate(msgspec.Struct):
             self.answered()
             return False
         self.running -= 1
-        self.failed, self.failed_at = self.failed + 1, now
+        self.failed_at = now
+        if now >= self.closed_until and self.failed < allowance.failures + LONGEST_AFTER:
+            self.failed += 1  # those that were under way together when it closed are no tries
         rest_s = 0.0
         if isinstance(error, RetryLater) and error.after_s is not None:
             rest_s = error.after_s
