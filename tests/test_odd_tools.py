@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from onceflow.agents import loop
-from tests.test_executor import Asked, greet, greet_plainly
+from onceflow.agents.gates import Allowance
+from tests.test_executor import Asked, greet, greet_plainly, result
 from tests.waiting import wait_until
 
 
@@ -130,3 +131,60 @@ def test_a_thread_that_cannot_start_keeps_its_permit_no_longer(
     asked.call(greet_plainly, name="tea")
     wait_until(lambda: len(asked.fetch()) == 2, 5, "the next one's answer")
     wait_until(lambda: loop_._permits._value == loop.THREADS_MAX, 5, "all permits are there")
+
+
+# --- What swallows its cancellation ---
+
+
+def test_a_tool_that_swallows_its_cancellation_has_the_time_out_for_an_answer_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop, "SWALLOWED_S", 0.05)
+    asked = Asked(Allowance(at_once=1))
+    let_go = threading.Event()
+
+    async def stubborn() -> str:
+        while not let_go.is_set():
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)  # sleeps: it goes on until it is told to end
+        return "late"
+
+    asked.call(stubborn, timeout_s=0.05)
+    assert str(asked.answer().error) == "no answer within 0.05 s"
+    asked.call(stubborn, timeout_s=0.05)
+    wait_until(lambda: len(asked.fetch()) == 2, 5, "its place at the gate goes to the next one")
+    let_go.set()
+    wait_until(lambda: len(asyncio.all_tasks(asked.executor._loops[0]._loop)) == 0, 5, "both have ended")
+    assert len(asked.fetch()) == 2
+    assert asked.executor._loops[0]._gates["acme", "stubborn"].running == 0
+    asked.executor.close()
+
+
+def test_a_clean_up_that_comes_to_an_end_in_time_says_what_the_answer_is(asked: Asked) -> None:
+    async def cleans_up() -> str:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.to_thread(int)
+        return "as far as it came"
+
+    asked.call(cleans_up, timeout_s=0.05)
+    assert result(asked.answer()) == "as far as it came"
+
+
+def test_a_clean_up_that_blocks_does_not_hold_up_the_end() -> None:
+    asked = Asked()
+    let_go = threading.Event()
+
+    async def blocks_at_the_end() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            let_go.wait(30)
+
+    asked.call(blocks_at_the_end)
+    wait_until(lambda: asked.executor._loops[0].busy, 5, "the call to begin")
+    asked.executor.close()
+    assert asked.executor._loops[0]._thread.is_alive(), "it is left behind"
+    let_go.set()
+    asked.executor._loops[0]._thread.join(5)

@@ -42,6 +42,7 @@ TENANT_THREADS_MAX = 64  # … of one tenant: what hangs there leaves threads fo
 BLOCKED_S = 1.0
 CLEAN_UP_S = 1.0  # how long the clean-ups of cancelled calls go on at the end
 CLOSE_S = 1.0  # how long a blocked thread is waited for at the end
+SWALLOWED_S = 1.0  # how long a call whose time is over has for its clean-up
 BEAT_S = 0.25
 FORGET_EVERY_S = 5.0
 
@@ -63,6 +64,7 @@ class _Calling(msgspec.Struct, eq=False):
     due: float = 0.0
     too_late: bool = False  # its time is over: it was cancelled for that
     abandoned: bool = False  # nobody waits for its answer: it was cancelled for that
+    gate: Gate | None = None  # that it went through, until its answer
     queues: bool = False  # for a thread: it was not sent yet
     left: "set[asyncio.Task[Any]] | None" = None  # the tasks that its tool has begun
 
@@ -108,7 +110,7 @@ class Loop:
         if self._loop.is_closed():
             return
         self._loop.call_soon_threadsafe(self._end)
-        self._thread.join(CLOSE_S if self.blocked_by() else None)
+        self._thread.join(CLOSE_S if self.blocked_by() else CLEAN_UP_S + CLOSE_S)
 
     def blocked_by(self) -> "asyncio.Task[Any] | None":
         """The task that has kept the thread for too long; None: none has."""
@@ -183,20 +185,20 @@ class Loop:
                 gate = await self._wait_at_gate(at)
                 at_s = now()
             gate.sent(self._allowance, at_s)
+            calling.gate = gate
             try:
                 answer = await self._sent(calling, at_s)
             except BaseException as error:
-                self._ended(gate, at, error)
+                self._ended(calling, error)
                 raise
-            self._ended(gate, at, None)
+            self._ended(calling, None)
         except BaseException as error:  # noqa: BLE001 (what a tool raises is its answer, SystemExit and the like too)
-            if calling.abandoned:  # otherwise a library that its tool uses may have cancelled it
-                return
             answer = Raised(started.place, started.call.attempt, error)
         finally:
             self._running.discard(calling)
             calling.task = None  # which refers to its context, and that to the call
-        self._answered(Answered(started.run, answer))
+        if not calling.abandoned:  # one that is cancelled otherwise was so by a library that its tool uses
+            self._answered(Answered(started.run, answer))
 
     async def _sent(self, calling: _Calling, at_s: float) -> Answer:
         """Carry a call out, now."""
@@ -224,7 +226,7 @@ class Loop:
             if calling.too_late and isinstance(error, asyncio.CancelledError):
                 if calling.queues:
                     raise NotSent from error
-                raise TimeoutError(f"no answer within {tool.timeout_s:g} s") from error
+                raise _too_late(started) from error
             raise
         finally:
             del due[calling]
@@ -256,10 +258,24 @@ class Loop:
                 calling.too_late = True
                 assert calling.task is not None
                 calling.task.cancel()
+                self._loop.call_later(SWALLOWED_S, self._answer_for, calling)
         if due:
             self._loop.call_at(again_at, self._end_late, timeout_s)
         else:
             del self._due[timeout_s]
+
+    def _answer_for(self, calling: _Calling) -> None:
+        """Nobody waits longer for a tool that has swallowed its cancellation."""
+        started = calling.started
+        if calling.gate is None:
+            return  # it has its answer
+        log.warning("a tool goes on after its time was over", extra={"tool": started.tool.name})
+        error = _too_late(started)
+        self._ended(calling, error)
+        self._running.discard(calling)
+        if not calling.abandoned:
+            calling.abandoned = True
+            self._answered(Answered(started.run, Raised(started.place, started.call.attempt, error)))
 
     # --- gates ---
 
@@ -279,8 +295,12 @@ class Loop:
                 self._at_gates.setdefault(at, []).append(future)
                 await future
 
-    def _ended(self, gate: Gate, at: tuple[str, str], error: BaseException | None) -> None:
-        """A call has gone through a gate; have all that wait there ask again, in their order."""
+    def _ended(self, calling: _Calling, error: BaseException | None) -> None:
+        """A call has gone through its gate; have all that wait there ask again, in their order."""
+        gate, calling.gate = calling.gate, None
+        if gate is None:
+            return  # it went on after its time was over
+        at = (calling.started.call.tenant, calling.started.tool.name)
         if error is None:
             gate.answered()
         elif isinstance(error, (NotSent, asyncio.CancelledError)):
@@ -358,6 +378,10 @@ def _remembered(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any)
             calling.left = set()
         calling.left.add(task)
     return task
+
+
+def _too_late(started: StartCall) -> TimeoutError:
+    return TimeoutError(f"no answer within {started.tool.timeout_s:g} s")
 
 
 def _report(started: StartCall, left: "set[asyncio.Task[Any]]") -> None:
