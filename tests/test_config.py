@@ -140,6 +140,44 @@ def test_a_refused_secret_is_not_repeated() -> None:
     assert "hunter2" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "file",
+    [
+        '[kafka.client]\n"sasl.pasword" = "hunter2"\n',
+        '[kafka.client]\n"sasl.kerberos.kinit.cmd" = "echo hunter2 | kinit me"\n',
+        '[kafka.client.sasl]\npassword.of = "hunter2"\n',
+    ],
+)
+def test_what_may_be_a_secret_is_not_shown(file: str) -> None:
+    Path("onceflow.toml").write_text(file)
+    assert [row.value for row in rows(load(environ={})) if "hunter2" in row.value] == []
+    assert [row.name for row in rows(load(environ={})) if "******" in row.value]
+
+
+@pytest.mark.parametrize("servers", ["me:hunter2@k:9092", "k:9092,me:hunter2,hunter2@k:9092"])
+def test_brokers_with_a_password_are_refused_and_not_repeated(servers: str) -> None:
+    Path("onceflow.toml").write_text(f'[kafka]\nbootstrap_servers = "{servers}"\n')
+    with pytest.raises(ConfigError, match=r"passwords belong into kafka\.client") as refused:
+        load(environ={})
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_text_instead_of_the_client_s_table_is_not_repeated() -> None:
+    Path("onceflow.toml").write_text('[kafka]\nclient = "sasl.password=hunter2"\n')
+    with pytest.raises(ConfigError, match="must be a table of librdkafka's properties") as refused:
+        load(environ={})
+    assert "hunter2" not in str(refused.value)
+
+
+def test_properties_that_hold_no_secret_are_shown() -> None:
+    Path("onceflow.toml").write_text(
+        '[kafka.client]\n"security.protocol" = "SASL_SSL"\n"socket.timeout.ms" = 5000\n"client.id" = "c1"\n'
+        '"ssl.ca.location" = "/ca.pem"\n"receive.message.max.bytes" = 5\n'
+    )
+    shown = [row.value for row in rows(load(environ={})) if row.name.startswith("kafka.client.")]
+    assert sorted(shown) == sorted(["SASL_SSL", "5000", "c1", "/ca.pem", "5"])
+
+
 def test_variables_of_others_are_left_alone() -> None:
     """The project's own that are no settings, and what Kubernetes makes for a Service named onceflow."""
     others = environment(

@@ -106,7 +106,10 @@ class Kafka(_Table):
     """The cluster, and how its clients connect."""
 
     bootstrap_servers: str = _setting(
-        "127.0.0.1:9092", "The brokers: host:port, comma-separated", min_length=1
+        "127.0.0.1:9092",
+        "The brokers: host:port, comma-separated",
+        allowed="host:port of each broker, comma-separated; users and passwords belong into kafka.client",
+        pattern=r"^[^@]+$",  # it is logged
     )
     client: Annotated[dict[str, str], BeforeValidator(_properties)] = Field(
         default_factory=dict,

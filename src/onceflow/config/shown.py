@@ -10,7 +10,13 @@ from pydantic.fields import FieldInfo
 
 from onceflow.config.settings import CLIENT, SETTINGS, Settings
 
-_SECRET = re.compile(r"(?i)password|secret|passphrase|token|credential|key\.pem|oauthbearer\.config")
+# Of librdkafka's properties those that hold no secret: of others, and of those that it does not know, nobody can tell.
+_HARMLESS = re.compile(
+    r".+\.(ms|bytes|kbytes|messages|enable|location|algorithm|family|ttl|rack|id)|security\.protocol"
+    r"|sasl\.(mechanisms?|username|oauthbearer\.method|kerberos\.(principal|service\.name))"
+    r"|acks|request\.required\.acks|debug|log_level|compression\.(type|codec|level)|message\.send\.max\.retries|retries"
+    r"|max\.in\.flight(\.requests\.per\.connection)?|partitioner|check\.crcs|client\.dns\.lookup"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,4 +98,8 @@ def text_of(value: Any) -> str:
 
 def masked(name: str, text: str) -> str:
     """The text of a setting's value, unless it may be a secret."""
-    return "******" if text and name.startswith(CLIENT) and _SECRET.search(name) else text
+    if name == "kafka.bootstrap_servers":
+        return text if "@" not in text else f"******@{text.rpartition('@')[2]}"
+    if not f"{name}.".startswith(CLIENT) or _HARMLESS.fullmatch(name.removeprefix(CLIENT)):
+        return text
+    return "******" if text else ""
