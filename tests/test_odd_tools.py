@@ -1,6 +1,7 @@
 """Tools that do what no tool should: each call still has its answer, and the calls of other tenants theirs."""
 
 import asyncio
+import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from onceflow.agents import loop
 from onceflow.agents.gates import Allowance
+from onceflow.agents.seldom import RateLimited
 from tests.test_executor import Asked, greet, greet_plainly, result
 from tests.waiting import wait_until
 
@@ -188,3 +190,31 @@ def test_a_clean_up_that_blocks_does_not_hold_up_the_end() -> None:
     assert asked.executor._loops[0]._thread.is_alive(), "it is left behind"
     let_go.set()
     asked.executor._loops[0]._thread.join(5)
+
+
+# --- What the log says of it ---
+
+
+def test_a_repeated_line_appears_once_in_a_while_with_the_number_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now_s = 0.0
+    limited = RateLimited(logging.getLogger("onceflow.executor"), every_s=30, clock=lambda: now_s)
+    for now_s in (0, 1, 29.9, 30, 31, 90):
+        limited.log(logging.WARNING, "it hangs", of="a tool")
+        limited.log(logging.WARNING, "it hangs", of="another") if now_s == 1 else None
+    assert [getattr(record, "left_out", 0) for record in caplog.records] == [0, 0, 2, 1]
+
+
+def test_a_tool_that_always_leaves_tasks_behind_is_named_once_in_a_while(
+    asked: Asked, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = []
+
+    async def leaves() -> None:
+        kept.append(asyncio.create_task(asyncio.Event().wait()))
+
+    for _ in range(100):
+        asked.call(leaves)
+    wait_until(lambda: len(asked.fetch()) == 100, 5, "all are answered")
+    assert caplog.text.count("left tasks behind") == 1

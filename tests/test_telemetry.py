@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from onceflow.event import Reason
-from onceflow.observe.telemetry import Metrics, RateLimited, setup_logging
+from onceflow.observe.telemetry import Metrics, setup_logging
 
 log = logging.getLogger("onceflow.test")
 
@@ -71,23 +71,6 @@ def test_a_text_from_outside_cannot_begin_a_line_of_its_own(
     setup_logging(kind, "info")  # type: ignore[arg-type]
     log.info("tenant %s", "a\nERROR forged", extra={"id": "x\r\nERROR forged"})
     assert len(capsys.readouterr().err.splitlines()) == 1
-
-
-def test_a_repeated_line_appears_once_in_a_while_with_the_number_left_out(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    now_s = 0.0
-    limited = RateLimited(log, every_s=30, clock=lambda: now_s)
-    for now_s in (0, 1, 29.9, 30, 31, 90):
-        limited.log(logging.WARNING, "Kafka is away for %s s", now_s)
-        limited.log(logging.WARNING, "another line") if now_s == 1 else None
-    seen = [(record.getMessage(), getattr(record, "left_out", 0)) for record in caplog.records]
-    assert seen == [
-        ("Kafka is away for 0 s", 0),
-        ("another line", 0),
-        ("Kafka is away for 30 s", 2),
-        ("Kafka is away for 90 s", 1),
-    ]
 
 
 def test_every_series_is_there_from_the_start_and_counts() -> None:

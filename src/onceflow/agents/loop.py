@@ -34,6 +34,7 @@ from onceflow.agents.calls import (
 from onceflow.agents.durable import LONGEST_IN_MEMORY_S
 from onceflow.agents.gates import Allowance, Gate
 from onceflow.agents.machine import Machine
+from onceflow.agents.seldom import RateLimited
 
 log = logging.getLogger("onceflow.executor")
 
@@ -75,6 +76,7 @@ class Loop:
     def __init__(self, answered: Callable[[Answered], None], allowance: Allowance) -> None:
         self._answered = answered
         self._allowance = allowance
+        self._seldom = RateLimited(log)
         self._gates: dict[tuple[str, str], Gate] = {}
         self._at_gates: dict[tuple[str, str], list[asyncio.Future[None]]] = {}  # who waits there
         self._handed_over: deque[StartCall] = deque()
@@ -231,8 +233,18 @@ class Loop:
         finally:
             del due[calling]
             if calling.left:
-                _report(started, calling.left)
+                self._report(started, calling.left)
         return answer_of(started, result)
+
+    def _report(self, started: StartCall, left: "set[asyncio.Task[Any]]") -> None:
+        name = started.tool.name
+        if count := sum(not task.done() for task in left):
+            self._seldom.log(
+                logging.WARNING,
+                "a tool has left tasks behind that nobody awaits",
+                of=name,
+                extra={"tool": name, "tasks": count},
+            )
 
     # --- time-outs ---
 
@@ -269,7 +281,10 @@ class Loop:
         started = calling.started
         if calling.gate is None:
             return  # it has its answer
-        log.warning("a tool goes on after its time was over", extra={"tool": started.tool.name})
+        name = started.tool.name
+        self._seldom.log(
+            logging.WARNING, "a tool goes on after its time was over", of=name, extra={"tool": name}
+        )
         error = _too_late(started)
         self._ended(calling, error)
         self._running.discard(calling)
@@ -382,14 +397,6 @@ def _remembered(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any)
 
 def _too_late(started: StartCall) -> TimeoutError:
     return TimeoutError(f"no answer within {started.tool.timeout_s:g} s")
-
-
-def _report(started: StartCall, left: "set[asyncio.Task[Any]]") -> None:
-    if count := sum(not task.done() for task in left):
-        log.warning(
-            "a tool has left tasks behind that nobody awaits",
-            extra={"tool": started.tool.name, "tasks": count},
-        )
 
 
 def function_of(started: StartCall) -> "partial[Any]":

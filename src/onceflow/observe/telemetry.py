@@ -14,8 +14,6 @@ import logging
 import math
 import re
 import sys
-import threading
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -125,33 +123,6 @@ def _shown(value: object) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)) and all(isinstance(each, int) for each in value):
         return list(value)[:ITEMS_MAX]
     return f"<{type(value).__name__}>"
-
-
-class RateLimited:
-    """Logs a line that may repeat at most once in `every_s`, then with the number of those left out.
-
-    Lines are the same if their unformatted messages are, so their number is bounded by the code's.
-    """
-
-    def __init__(
-        self, logger: logging.Logger, every_s: float = 30.0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._logger = logger
-        self._every_s = every_s
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._last: dict[str, tuple[float, int]] = {}  # message: when it was logged, how many left out since
-
-    def log(self, level: int, message: str, *args: object, extra: dict[str, Any] | None = None) -> None:
-        now = self._clock()
-        with self._lock:
-            logged_at, left_out = self._last.get(message, (-float("inf"), 0))
-            if now - logged_at < self._every_s:
-                self._last[message] = (logged_at, left_out + 1)
-                return
-            self._last[message] = (now, 0)
-        fields = (extra or {}) | ({"left_out": left_out} if left_out else {})
-        self._logger.log(level, message, *args, extra=fields, stacklevel=2)
 
 
 Metric = TypeVar("Metric", bound=Counter | Gauge)
