@@ -272,13 +272,11 @@ def a_snapshot_is_preferred_to_the_ledger(patch: pytest.MonkeyPatch) -> None:
         kept.update(restored(snapshot))
         return dict(kept)
 
-    def from_the_snapshot(
-        self: Lane, arrived: Any, news: Any = in_flight.NOTHING, *, woken: bool = False
-    ) -> None:
+    def from_the_snapshot(self: Lane, arrived: Any, news: Any = in_flight.NOTHING) -> None:
         journal = kept.pop(arrived.key, None)
         if arrived.saved is not None and journal is not None:
             arrived.saved.journal = dict(journal.entries)
-        begin(self, arrived, news, woken=woken)
+        begin(self, arrived, news)
 
     replace(patch, deciding, "restored", all_of_it)
     replace(patch, Lane, "_begin", from_the_snapshot)
