@@ -1,6 +1,7 @@
 """Tools that do what no tool should: each call still has its answer, and the calls of other tenants theirs."""
 
 import asyncio
+import gc
 import logging
 import sys
 import threading
@@ -11,8 +12,12 @@ from typing import Any
 import pytest
 
 from onceflow.agents import loop
+from onceflow.agents.agent import agent
 from onceflow.agents.gates import Allowance
+from onceflow.agents.run import Run
 from onceflow.agents.seldom import RateLimited
+from onceflow.event import Event
+from tests.tenant import Tenant
 from tests.test_executor import Asked, greet, greet_plainly, result
 from tests.waiting import wait_until
 
@@ -218,3 +223,63 @@ def test_a_tool_that_always_leaves_tasks_behind_is_named_once_in_a_while(
         asked.call(leaves)
     wait_until(lambda: len(asked.fetch()) == 100, 5, "all are answered")
     assert caplog.text.count("left tasks behind") == 1
+
+
+SECRET = "DE89 3704 0044 0532 0130 00"
+
+
+def in_the_log(caplog: pytest.LogCaptureFixture) -> str:
+    """Messages, fields and traces."""
+    formatter = logging.Formatter()
+    return "\n".join(f"{formatter.format(record)} {record.__dict__}" for record in caplog.records)
+
+
+async def fails_with_a_value(value: str) -> None:
+    raise ValueError(f"cannot book {value}")
+
+
+def raises_a_value(value: str) -> None:
+    raise ValueError(f"cannot book {value}")
+
+
+async def leaves_a_task() -> None:
+    asyncio.create_task(fails_with_a_value(SECRET))  # noqa: RUF006 (that is what it does)
+    for _ in range(3):
+        await asyncio.sleep(0)  # sleeps: no time, the task fails meanwhile
+    gc.collect()
+
+
+async def leaves_a_callback() -> None:
+    asyncio.get_running_loop().call_soon(raises_a_value, SECRET)
+
+
+@pytest.mark.parametrize("tool", [leaves_a_task, leaves_a_callback])
+def test_an_error_that_nobody_awaits_is_named_by_its_type_and_place_only(
+    asked: Asked, tool: Callable[[], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    asked.call(tool)
+    asked.answer()
+
+    def said() -> list[Any]:
+        gc.collect()
+        return [record for record in caplog.records if getattr(record, "error", "") == "ValueError"]
+
+    (record,) = wait_until(said, 5, "it is said")
+    assert "left behind has failed" in record.message
+    assert record.at.startswith(f"{__file__}:")
+    assert SECRET not in in_the_log(caplog)
+
+
+def test_so_is_what_an_agent_raises_when_its_run_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    @agent("raises", on="t")
+    async def raises(run: Run, event: Event) -> None:
+        try:
+            await run.sleep(60)
+        finally:
+            raise ValueError(SECRET)
+
+    tenant = Tenant(raises)
+    tenant.event(raises)
+    (record,) = [each for each in caplog.records if "given up" in each.message]
+    assert record.error == "ValueError"  # type: ignore[attr-defined]
+    assert SECRET not in in_the_log(caplog)

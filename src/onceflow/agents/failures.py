@@ -7,6 +7,7 @@ from typing import Any
 
 from onceflow.agents.calls import RunFailed
 from onceflow.agents.run import ForeignAwait
+from onceflow.agents.seldom import named
 from onceflow.errors import Failed, WaitExpired, as_text
 from onceflow.event import InvalidData, Reason
 
@@ -60,5 +61,5 @@ def close(coroutine: Coroutine[Any, Any, Any]) -> None:
     """Give an agent up; its clean-up must not take others with it, whatever it raises."""
     try:
         coroutine.close()
-    except BaseException:
-        log.warning("an agent raised while its run was given up", exc_info=True)
+    except BaseException as error:  # noqa: BLE001
+        log.warning("an agent raised while its run was given up", extra=named(error))

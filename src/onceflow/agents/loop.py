@@ -34,7 +34,7 @@ from onceflow.agents.calls import (
 from onceflow.agents.durable import LONGEST_IN_MEMORY_S
 from onceflow.agents.gates import Allowance, Gate
 from onceflow.agents.machine import Machine
-from onceflow.agents.seldom import RateLimited
+from onceflow.agents.seldom import RateLimited, named
 
 log = logging.getLogger("onceflow.executor")
 
@@ -89,6 +89,7 @@ class Loop:
         self._beat_at = self._forgot_at = now()
         self._loop = asyncio.new_event_loop()
         self._loop.set_task_factory(_remembered)
+        self._loop.set_exception_handler(self._complained)
         self._permits = asyncio.Semaphore(THREADS_MAX)
         self._permits_of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # by tenant
         self._thread = Thread(target=self._run, name="onceflow-executor", daemon=True)
@@ -131,18 +132,27 @@ class Loop:
         asyncio.set_event_loop(self._loop)
         self._beat()
         while not self._closing:
-            error = ""
+            said: dict[str, str] = {}
             try:
                 self._loop.run_forever()
             except BaseException as raised:  # noqa: BLE001 (as asyncio does with SystemExit in a task that a tool made)
-                error = type(raised).__name__
+                said = named(raised)
             if not self._closing:  # the calls of others go on
-                log.error("a tool has tried to end the loop that all calls run in", extra={"error": error})
+                log.error("a tool has tried to end the loop that all calls run in", extra=said)
         ends_at = now() + CLEAN_UP_S
         while (pending := asyncio.all_tasks(self._loop)) and (left_s := ends_at - now()) > 0:  # cancelled
             with suppress(BaseException):  # as above
                 self._loop.run_until_complete(asyncio.wait(pending, timeout=left_s))
         self._loop.close()
+
+    def _complained(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """asyncio has met an error that nobody awaits; by itself it would log its text, and with what it was called."""
+        error, task = context.get("exception"), context.get("task") or context.get("future")
+        said = {} if error is None else named(error)
+        if isinstance(task, asyncio.Task):
+            said["task"] = getattr(task.get_coro(), "__qualname__", "")
+        message = "what a tool has left behind has failed, or never came to its end"
+        self._seldom.log(logging.WARNING, message, of=str(said), extra=said)
 
     def _end(self) -> None:
         self._closing = True
@@ -213,8 +223,8 @@ class Loop:
         if (started.send_by_ms and now_ms > started.send_by_ms) or not started.run.wants(started):
             call.not_sent()
             raise NotSent
-        _current.set(calling)
         due = self._limit(calling, at_s, tool.timeout_s)
+        _current.set(calling)  # after that: the timer would keep it
         try:
             if tool.is_async and started.kind == "call":
                 given = call.arguments

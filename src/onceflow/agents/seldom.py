@@ -1,16 +1,25 @@
-"""Lines of the log that tools and agents cause, as often as they like."""
+"""Lines of the log that tools and agents cause: as often as they like, and with errors whose text is theirs."""
 
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
+
+
+def named(error: BaseException) -> dict[str, str]:
+    """What the log may say of an error that a tool or an agent has raised: its text may hold an event's values."""
+    at = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        at = f"{frame.f_code.co_filename}:{line}"
+    return {"error": type(error).__name__, "at": at}
 
 
 class RateLimited:
     """Logs a line that may repeat at most once in `every_s`, then with the number of those left out.
 
-    Lines are the same if their messages and `of` are: a tool, so their number is bounded by the code's.
+    Lines are the same if their messages and `of` are: a tool or a place, so their number is bounded by the code's.
     """
 
     def __init__(
