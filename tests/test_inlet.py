@@ -13,9 +13,11 @@ from onceflow.agents.happenings import Arrivals, Arrived, Happening
 from onceflow.agents.run import Run
 from onceflow.config import Settings
 from onceflow.event import Event, home_slot
+from onceflow.observe.telemetry import Metrics
 from onceflow.stream.content import Committed, Ends, Finished, Grant, Input
 from onceflow.stream.inlet import Reading
 from onceflow.stream.letters import Letters
+from onceflow.stream.metrics import count_paused
 from onceflow.stream.topics import Names
 
 SLOTS = 16
@@ -300,3 +302,24 @@ def test_many_inputs_whose_events_end_late_leave_room_for_one_more() -> None:
         world.reading._pause_and_resume(now)
     assert world.reading.unfinished < 1_300
     assert world.reading.has_room()
+
+
+def test_an_input_that_is_not_read_is_counted_by_what_holds_it() -> None:
+    waiting = 0
+    world = World("acme")
+    world.reading._lane_waiting = lambda _tenant: waiting
+    metrics = Metrics()
+
+    def counted() -> list[str]:
+        world.reading._pause_and_resume(0.0)
+        count_paused(metrics, world.cell.inputs.values())
+        return [cause for cause, gauge in metrics.inputs_paused.items() if gauge._value.get()]
+
+    assert counted() == []
+    for waiting in (10_000, 0):
+        assert counted() == (["lane-full"] if waiting else [])
+    world.input.unfinished = 10_000
+    world.cell.pause([world.input])
+    assert counted() == ["unfinished"]
+    world.input.blocked = "records were lost"
+    assert counted() == ["records-lost"]

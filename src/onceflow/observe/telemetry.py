@@ -35,7 +35,7 @@ ITEMS_MAX = 300
 
 VERDICTS = ("first", "duplicate", "conflict")
 OUTCOMES = ("completed", "failed")
-PAUSE_CAUSES = ("catching-up", "unfinished", "lane-full", "records-lost")
+PAUSE_CAUSES = ("unfinished", "lane-full", "records-lost")
 
 COMMIT_SECONDS = (0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1, 2, 5, 10, 30, 60)
 COMMIT_RECORDS = (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)

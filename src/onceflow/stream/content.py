@@ -34,6 +34,7 @@ class Input:
         "gone",
         "grant",
         "is_inbox",
+        "lane_full",
         "next_offset",
         "partition",
         "paused",
@@ -69,6 +70,9 @@ class Input:
         self.unfinished_bytes = 0  # of their values
         self.assigned = False  # the consumer has it, paused or not
         self.paused = False
+        self.lane_full = (
+            False  # its tenant's lane holds so many events that it is not read on when it is paused
+        )
         self.slow_since: float | None = None
         self.gone = False  # its topic is not listed (any more), or is another one of the same name
         self.blocked = ""  # why it isn't read until an operator acts; "" = it is

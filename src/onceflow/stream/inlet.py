@@ -225,6 +225,7 @@ class Reading:
         pause, resume = [], []
         for input in self._cell.inputs.values():
             waiting = self._lane_waiting(input.tenant) if input.tenant else 0
+            input.lane_full = waiting > limits.lane_queue // 2
             many = input.unfinished > most
             if not many:
                 input.slow_since = None
@@ -235,9 +236,7 @@ class Reading:
                 if waiting >= limits.lane_queue or slow:
                     pause.append(input)
             elif (
-                waiting <= limits.lane_queue // 2
-                and input.unfinished <= most // 2
-                and input.unfinished_bytes <= most_bytes
+                not input.lane_full and input.unfinished <= most // 2 and input.unfinished_bytes <= most_bytes
             ):
                 resume.append(input)
         self._cell.pause(pause)

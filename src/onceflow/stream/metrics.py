@@ -1,10 +1,11 @@
 """What a cell counts. The metrics themselves are made by whoever runs the cell; here is what is asked of them."""
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from onceflow.event import Reason
-from onceflow.stream.content import Contents, Outgoing
+from onceflow.stream.content import Contents, Input, Outgoing
 
 _OF_FAILED_RUNS = (Reason.AGENT_FAILED, Reason.EXPIRED, Reason.POISON)
 
@@ -46,6 +47,17 @@ def count_commit(metrics: Metrics, finished: Contents, took_s: float) -> None:
         metrics.dead_letters[reason].inc(count)
     metrics.commit_seconds.observe(took_s)
     metrics.commit_records.observe(records)
+
+
+def count_paused(metrics: Metrics, inputs: Iterable[Input]) -> None:
+    """Count the inputs that are not read now, by what holds them."""
+    paused = Counter(
+        "records-lost" if input.blocked else "lane-full" if input.lane_full else "unfinished"
+        for input in inputs
+        if input.paused or input.blocked
+    )
+    for cause, gauge in metrics.inputs_paused.items():
+        gauge.set(paused[cause])
 
 
 def reason_of(outgoing: Outgoing) -> str:

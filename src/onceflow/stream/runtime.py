@@ -39,7 +39,7 @@ from onceflow.stream.identity import Identity, take_identity
 from onceflow.stream.inlet import Reading
 from onceflow.stream.leaving import leave
 from onceflow.stream.letters import Letters
-from onceflow.stream.metrics import Metrics, count_commit
+from onceflow.stream.metrics import Metrics, count_commit, count_paused
 from onceflow.stream.news import Added, News, Ready, Removed, news_follow
 from onceflow.stream.open_runs import OpenRuns
 from onceflow.stream.outbox import Outbox
@@ -481,9 +481,7 @@ class Runtime:
         metrics.unfinished_events.set(self._reading.unfinished)
         metrics.oldest_unfinished_seconds.set(self._reading.oldest_age_s)
         metrics.slots_granted.set(len(self._cell.grants))
-        inputs = self._cell.inputs.values()
-        metrics.inputs_paused["records-lost"].set(sum(1 for i in inputs if i.blocked))
-        metrics.inputs_paused["unfinished"].set(sum(1 for i in inputs if i.paused and not i.blocked))
+        count_paused(metrics, self._cell.inputs.values())
 
     def _kafka_answers(self) -> bool:
         return answers(self._settings.kafka.properties())
