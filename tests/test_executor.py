@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from decimal import getcontext
 from typing import Any
 
 import pytest
@@ -456,3 +457,16 @@ def test_an_executor_that_refuses_takes_no_more_calls_and_ends_those_it_has(aske
     asked.call(note, name="after")
     asked.answer()
     assert sent == ["before"]
+
+
+def test_what_a_tool_sets_in_its_context_is_its_own(asked: Asked) -> None:
+    async def rounds() -> int:
+        found = getcontext().prec
+        getcontext().prec = 3
+        return found
+
+    getcontext()  # this thread has one, too
+    for _ in range(3):
+        asked.call(rounds)
+    answers = wait_until(lambda: len(asked.fetch()) == 3 and asked.answers, 5, "three answers")
+    assert [result(each.answer) for each in answers] == [28] * 3

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from decimal import getcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -143,6 +144,8 @@ async def whose(run: Run, event: Event[int]) -> list[str]:
     """What it has set itself, over a call; and what it found."""
     found = WHO.get()
     WHO.set(event.id)
+    assert getcontext().prec == 28
+    getcontext().prec = 3
     if event.id[-1] == "1":
         await run.call(fetch, name="odd")
     return [found, WHO.get()]
@@ -181,6 +184,7 @@ def test_what_an_agent_sets_in_its_context_is_its_own(give: Give) -> None:
     (later,) = take(lane, world.answer())
     assert later.outcome == Completed(["nobody", "evt-1"])
     assert WHO.get() == "nobody"
+    assert getcontext().prec == 28
 
 
 def test_those_that_do_not_end_at_once_go_on_like_any_other(give: Give) -> None:

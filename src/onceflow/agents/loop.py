@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from functools import partial
 from threading import Thread
 from typing import Any
@@ -171,8 +171,10 @@ class Loop:
         while self._handed_over:
             started = self._handed_over.popleft()
             calling = _Calling(started)
-            # Not by the loop's factory, which is for the tasks of tools.
-            calling.task = asyncio.Task(self._call(calling), loop=self._loop, name=started.tool.name)
+            # Not by the loop's factory, which is for the tasks of tools; with a context as a new thread has it.
+            calling.task = asyncio.Task(
+                self._call(calling), loop=self._loop, name=started.tool.name, context=Context()
+            )
             self._running.add(calling)
 
     def _cancel(self, runs: list[Machine] | None) -> None:

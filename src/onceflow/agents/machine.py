@@ -22,7 +22,7 @@ What a run's state is: `state`. What becomes of keyed and blind calls: `durable`
 """
 
 from collections.abc import Callable, Coroutine
-from contextvars import copy_context
+from contextvars import Context
 from typing import Any, NamedTuple
 
 import msgspec
@@ -95,7 +95,7 @@ def begin(
     `make(event, *of)` makes it.
     """
     run = Run(event, None, make, of)
-    context = copy_context()  # what an agent sets there is its own
+    context = Context()  # as a thread has its own: what an agent sets there is not for others
     coroutine = agent.function(run, event)
     found = context.run(_advanced, coroutine)
     if isinstance(found, Completed) and run._made is None:
@@ -239,7 +239,7 @@ class Machine(Asking, eq=False):
 
     def _give_up_agent(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         self._given_up = True
-        (self._context or copy_context()).run(close, coroutine)
+        (self._context or Context()).run(close, coroutine)
 
     # -- the agent's progress --
 
@@ -250,7 +250,7 @@ class Machine(Asking, eq=False):
         """Let the agent go on to its next call, or to its end."""
         self._coroutine = None
         if self._context is None:
-            self._context = copy_context()
+            self._context = Context()
         return self._stepped(coroutine, self._context.run(_advanced, coroutine))
 
     def _stepped(self, coroutine: Coroutine[Any, Any, Any], found: Any) -> list[Effect]:
