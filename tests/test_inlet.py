@@ -14,7 +14,7 @@ from onceflow.agents.run import Run
 from onceflow.config import Settings
 from onceflow.event import Event, home_slot
 from onceflow.observe.telemetry import Metrics
-from onceflow.stream.content import Committed, Ends, Finished, Grant, Input
+from onceflow.stream.content import Committed, Done, Ends, Finished, Grant, Input
 from onceflow.stream.inlet import Reading
 from onceflow.stream.letters import Letters
 from onceflow.stream.metrics import count_paused
@@ -277,7 +277,7 @@ def test_a_paused_input_goes_on_once_it_has_no_more_than_its_share() -> None:
     world.reading.poll()
     world.reading._pause_and_resume(0.0)
     assert world.input.paused
-    world.reading.committed(Committed([], [], {world.input: (75, 75 * 1024)}, {}))
+    world.reading.committed(Committed([], [], {world.input: Done(75, 75 * 1024, 75)}, {}))
     world.reading.settle()
     world.reading._pause_and_resume(0.0)
     assert not world.input.paused
@@ -323,3 +323,22 @@ def test_an_input_that_is_not_read_is_counted_by_what_holds_it() -> None:
     assert counted() == ["unfinished"]
     world.input.blocked = "records were lost"
     assert counted() == ["records-lost"]
+
+
+def test_an_event_that_ends_late_is_the_oldest_whatever_ends_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    now = [100.0]
+    monkeypatch.setattr("onceflow.stream.inlet.time.monotonic", lambda: now[0])
+    for offset in range(50):
+        world.messages = [message(offset, event())]
+        world.reading.poll()
+        if offset:
+            world.reading.committed(Committed([], [], {world.input: Done(1, 100, 0)}, {}))
+            world.reading.settle()
+        now[0] += 10
+    assert world.reading.oldest_age_s == 500
+    world.reading.committed(Committed([], [], {world.input: Done(1, 100, 50)}, {}))
+    world.reading.settle()
+    assert world.reading.oldest_age_s == 0

@@ -154,12 +154,20 @@ class Reads(NamedTuple):
     unreadable: int = -1  # the offset from which the client cannot read on
 
 
+class Done(NamedTuple):
+    """What a transaction has finished of an input."""
+
+    events: int
+    bytes: int  # of their records
+    lowest: int  # offset that is not finished
+
+
 class Committed(NamedTuple):
     """What a transaction has finished, for the worker's books."""
 
     seen: list[bytes]  # keys of runs
     identities: list[bytes]
-    finished: dict[Input, tuple[int, int]]  # events, and bytes of their values
+    finished: dict[Input, Done]
     ledger: Changes  # which the worker need not remember any more
 
 

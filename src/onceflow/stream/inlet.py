@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 _HOLD_S = 0.5  # a cell that is full for longer pauses its inputs; until then it just doesn't poll
 _LOOK_EVERY_S = 0.1
 _POSITIONS_EVERY_S = 1.0
+_NOTE_S = 1.0
 
 _UNREADABLE: Headers = [("unreadable", None)]
 _NAME_IS_NO_TEXT = Unusable(Reason.UNDECODABLE, "the name of a header is not UTF-8", "")
@@ -80,7 +81,7 @@ class Reading:
         plain = settings.events.plain
         self._plain = None if plain is None else PlainMapping.parse(plain.model_dump(exclude_none=True))
         self._committed: deque[Committed] = deque()
-        self._read_at: deque[tuple[float, int]] = deque()  # when so many events were read, oldest first
+        self._read_at: dict[Input, deque[tuple[int, float]]] = {}  # up to which offset, and when at first
         self._full_since: float | None = None
         self._look_at = 0.0
         self._positions_at = 0.0
@@ -100,13 +101,15 @@ class Reading:
         while self._committed:
             commit = self._committed.popleft()
             news.append(commit)
-            for input, (count, size) in commit.finished.items():
+            for input, done in commit.finished.items():
                 if input.grant.live:
-                    input.unfinished -= count
-                    input.unfinished_bytes -= size
-                    self.unfinished -= count
-                    self.unfinished_bytes -= size
-                    self._age(count)
+                    input.unfinished -= done.events
+                    input.unfinished_bytes -= done.bytes
+                    self.unfinished -= done.events
+                    self.unfinished_bytes -= done.bytes
+                    read_at = self._read_at.get(input)
+                    while read_at and read_at[0][0] < done.lowest:
+                        read_at.popleft()
         return news
 
     def forget(self, inputs: Iterable[Input]) -> None:
@@ -114,12 +117,13 @@ class Reading:
         for input in inputs:
             self.unfinished -= input.unfinished
             self.unfinished_bytes -= input.unfinished_bytes
-            self._age(input.unfinished)
+            self._read_at.pop(input, None)
 
     @property
     def oldest_age_s(self) -> float:
         """How long ago the oldest unfinished event was read, at most."""
-        return time.monotonic() - self._read_at[0][0] if self._read_at else 0.0
+        oldest = [read_at[0][1] for read_at in self._read_at.values() if read_at]
+        return time.monotonic() - min(oldest) if oldest else 0.0
 
     def has_room(self) -> bool:
         """Whether the cell may read on."""
@@ -175,12 +179,13 @@ class Reading:
             input.unfinished += len(offsets)
             count += len(offsets)
             reads.setdefault(input, []).extend(offsets)
+            if offsets:
+                self._note_time(input, offsets[-1])
         if self.unfinished_bytes > self._limits.unfinished_bytes // 2:
             most = self._share().bytes
             self._cell.pause([input for input in reads if input.unfinished_bytes > most])
         if count:
             self.unfinished += count
-            self._read_at.append((time.monotonic(), count))
             self._forwarded.count(count, sum(1 for end in ends if end.verdict == "forwarded"))
         told, self._told = self._told, []
         return Poll(arrived, ends, [Reads(i, o, i.next_offset) for i, o in reads.items()], told)
@@ -456,15 +461,14 @@ class Reading:
         )
         return Finished(input, (offset,), "unusable", record_bytes(value, headers), (letter,))
 
-    def _age(self, count: int) -> None:
-        """Count events as finished, the oldest first."""
-        while count > 0 and self._read_at:
-            read_at, events = self._read_at[0]
-            if events > count:
-                self._read_at[0] = (read_at, events - count)
-                return
-            count -= events
-            self._read_at.popleft()
+    def _note_time(self, input: Input, offset: int) -> None:
+        """An input was read up to this offset; within a second one note does."""
+        now = time.monotonic()
+        read_at = self._read_at.setdefault(input, deque())
+        if read_at and now - read_at[-1][1] < _NOTE_S:
+            read_at[-1] = (offset, read_at[-1][1])
+        else:
+            read_at.append((offset, now))
 
 
 def _as_asked_for(event: Arrived) -> Arrived:

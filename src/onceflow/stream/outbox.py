@@ -30,6 +30,7 @@ from onceflow.stream.content import (
     RUN_BEGUN,
     Committed,
     Contents,
+    Done,
     Finished,
     Grant,
     Input,
@@ -383,7 +384,8 @@ class Outbox:
         self._observe(finished, took_s)
         seen = [run for told in completed.values() for run in told.runs]
         identities = [identity for told in completed.values() for identity, _ in told.identities]
-        self._committed(Committed(seen, identities, books, ledger))
+        done = {i: Done(*book, self._progress[i].lowest) for i, book in books.items() if i in self._progress}
+        self._committed(Committed(seen, identities, done, ledger))
 
     def _remember_ledger(self, finished: Contents, delivered: Delivered) -> Changes:
         """Write the ledger's view; the grants whose views may be written are those of `_remember`."""
