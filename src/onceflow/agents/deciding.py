@@ -113,7 +113,9 @@ class Deciding:
 
     def _note(self, run: Machine, effects: Sequence[Effect]) -> None:
         """What a run has decided, and all that this leads to."""
-        self._told([(run, effects)])
+        self._note_effects(run, effects)
+        if self._about_keys:
+            self._told(())
 
     def _told(self, told: Iterable[Told]) -> None:
         """See `_note`. What is told of keys leads to more of that, thousands of times: not one within another."""
