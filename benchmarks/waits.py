@@ -72,7 +72,12 @@ def run(servers: str | None, *, waits: int, tenants: int, partitions: int) -> Re
     rate = len(others) / ((watch.last_ms - watch.first_ms) / 1000)
     figures = [
         at_most(f"{distinct:,} waits open, memory more", grown, MEMORY_MIB, "MiB"),
-        at_most(f"{distinct:,} waits open, restart until all are served", restart_s, RESTART_S, "s"),
+        at_most(
+            f"{distinct:,} waits open, restart until a wait of every slot is served",
+            restart_s,
+            RESTART_S,
+            "s",
+        ),
         at_least("signals that end waits, per second", rate, SIGNALS_PER_S, f"{rate:,.0f}"),
         Figure("waits, peak memory", used.peak_rss_mib, f"{used.peak_rss_mib:.0f} MiB"),
         Figure("waits begun per second", distinct / begun_s, f"{distinct / begun_s:,.0f}"),
