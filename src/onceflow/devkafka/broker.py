@@ -166,7 +166,7 @@ def _launch(
 ) -> Broker:
     data, properties, log = directory / "data", directory / "server.properties", directory / "broker.log"
     # The controller's port is known to this node alone, so each start takes a free one.
-    properties.write_text(server_properties(port, _free_port(), settings))
+    properties.write_text(server_properties(port, _free_port(but=port), settings))
     write_whole(directory / "port", str(port))
     (directory / "pid").unlink(missing_ok=True)
     if log.exists():
@@ -287,10 +287,10 @@ def _choose_port(directory: Path, wanted: int | None) -> int:
     return wanted
 
 
-def _free_port() -> int:
+def _free_port(but: int = 0) -> int:
     for _ in range(1000):
         port = secrets.choice(PORTS)
-        if _is_free(port):
+        if port != but and _is_free(port):
             return port
     raise OnceflowError(f"no free port found from {PORTS.start} to {PORTS.stop}: name one with --port")
 
