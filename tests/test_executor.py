@@ -147,7 +147,6 @@ def test_so_is_a_compensation(asked: Asked) -> None:
     @charge.compensate
     @traced
     async def refund(call: Call, result: str | None) -> None:
-        await asyncio.sleep(0)
         undone.append(result)
 
     run: Any = Machine(None, None)  # type: ignore[arg-type]
