@@ -15,8 +15,9 @@ from onceflow.agents.call import Call
 from onceflow.agents.calls import NotSent, Raised, Returned, RunFailed, StartCall, UnusableResult
 from onceflow.agents.executor import Executor
 from onceflow.agents.gates import Allowance
-from onceflow.agents.loop import TENANT_THREADS_MAX, Answered
+from onceflow.agents.loop import Answered
 from onceflow.agents.machine import Machine
+from onceflow.agents.threads import TENANT_THREADS_MAX
 from onceflow.agents.tool import tool
 from onceflow.errors import GiveUp, RetryLater
 from tests.waiting import wait_until

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from onceflow.agents import loop
+from onceflow.agents import loop, threads
 from onceflow.agents.agent import agent
 from onceflow.agents.gates import Allowance
 from onceflow.agents.run import Run
@@ -132,12 +132,12 @@ def test_a_thread_that_cannot_start_keeps_its_permit_no_longer(
 
     loop_ = asked.executor._loops[0]
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "Thread", Refused)
+        patch.setattr(threads, "Thread", Refused)
         asked.call(greet_plainly, name="tea")
         assert isinstance(asked.answer().error, RuntimeError)
     asked.call(greet_plainly, name="tea")
     wait_until(lambda: len(asked.fetch()) == 2, 5, "the next one's answer")
-    wait_until(lambda: loop_._permits._value == loop.THREADS_MAX, 5, "all permits are there")
+    wait_until(lambda: loop_._threads._of_all._value == threads.THREADS_MAX, 5, "all permits are there")
 
 
 # --- What swallows its cancellation ---
@@ -163,7 +163,7 @@ def test_a_tool_that_swallows_its_cancellation_has_the_time_out_for_an_answer_an
     let_go.set()
     wait_until(lambda: len(asyncio.all_tasks(asked.executor._loops[0]._loop)) == 0, 5, "both have ended")
     assert len(asked.fetch()) == 2
-    assert asked.executor._loops[0]._gates["acme", "stubborn"].running == 0
+    assert asked.executor._loops[0]._passing._gates["acme", "stubborn"].running == 0
     asked.executor.close()
 
 

@@ -16,7 +16,6 @@ from contextvars import Context, ContextVar
 from functools import partial
 from threading import Thread
 from typing import Any
-from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -31,15 +30,14 @@ from onceflow.agents.calls import (
     StartCall,
     UnusableResult,
 )
-from onceflow.agents.durable import LONGEST_IN_MEMORY_S
 from onceflow.agents.gates import Allowance, Gate
 from onceflow.agents.machine import Machine
+from onceflow.agents.passing import Passing
 from onceflow.agents.seldom import RateLimited, named
+from onceflow.agents.threads import Threads
 
 log = logging.getLogger("onceflow.executor")
 
-THREADS_MAX = 256  # plain (not async) functions that run at the same time
-TENANT_THREADS_MAX = 64  # … of one tenant: what hangs there leaves threads for the others
 BLOCKED_S = 1.0
 CLEAN_UP_S = 1.0  # how long the clean-ups of cancelled calls go on at the end
 CLOSE_S = 1.0  # how long a blocked thread is waited for at the end
@@ -75,10 +73,7 @@ class Loop:
 
     def __init__(self, answered: Callable[[Answered], None], allowance: Allowance) -> None:
         self._answered = answered
-        self._allowance = allowance
         self._seldom = RateLimited(log)
-        self._gates: dict[tuple[str, str], Gate] = {}
-        self._at_gates: dict[tuple[str, str], list[asyncio.Future[None]]] = {}  # who waits there
         self._handed_over: deque[StartCall] = deque()
         self._told = False  # that something was handed over
         self._closing = False
@@ -90,8 +85,8 @@ class Loop:
         self._loop = asyncio.new_event_loop()
         self._loop.set_task_factory(_remembered)
         self._loop.set_exception_handler(self._complained)
-        self._permits = asyncio.Semaphore(THREADS_MAX)
-        self._permits_of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # by tenant
+        self._passing = Passing(self._loop, allowance)
+        self._threads = Threads(self._loop)
         self._thread = Thread(target=self._run, name="onceflow-executor", daemon=True)
         self._thread.start()
 
@@ -164,7 +159,7 @@ class Loop:
         self._loop.call_later(BEAT_S, self._beat)
         if at - self._forgot_at > FORGET_EVERY_S:
             self._forgot_at = at
-            self._gates = {key: gate for key, gate in self._gates.items() if not gate.idle(at)}
+            self._passing.forget_idle(at)
 
     def _take(self) -> None:
         self._told = False
@@ -191,15 +186,11 @@ class Loop:
             if started.delay_s > 0:
                 await asyncio.sleep(started.delay_s)
             at = (started.call.tenant, started.tool.name)
-            gate = self._gates.get(at)
-            if gate is None:
-                gate = self._gates[at] = Gate()
             at_s = now()
-            if gate.wait_s(self._allowance, at_s) != 0:
-                gate = await self._wait_at_gate(at)
+            calling.gate = self._passing.at_once(at, at_s)
+            if calling.gate is None:
+                calling.gate = await self._passing.in_turn(at)
                 at_s = now()
-            gate.sent(self._allowance, at_s)
-            calling.gate = gate
             try:
                 answer = await self._sent(calling, at_s)
             except BaseException as error:
@@ -304,94 +295,20 @@ class Loop:
             calling.abandoned = True
             self._answered(Answered(started.run, Raised(started.place, started.call.attempt, error)))
 
-    # --- gates ---
-
-    async def _wait_at_gate(self, at: tuple[str, str]) -> Gate:
-        """Wait until a call may be sent; a long rest is no time to wait in memory."""
-        while True:
-            gate = self._gates.setdefault(at, Gate())
-            wait_s = gate.wait_s(self._allowance, now())
-            if wait_s == 0:
-                return gate
-            if wait_s > LONGEST_IN_MEMORY_S:
-                raise NotSent(wait_s)
-            if wait_s > 0:
-                await asyncio.sleep(wait_s)
-            else:
-                future: asyncio.Future[None] = self._loop.create_future()
-                self._at_gates.setdefault(at, []).append(future)
-                await future
+    # --- what a call passes, and where a plain function runs ---
 
     def _ended(self, calling: _Calling, error: BaseException | None) -> None:
-        """A call has gone through its gate; have all that wait there ask again, in their order."""
+        """A call has gone through its gate; unless it went on after its time was over."""
         gate, calling.gate = calling.gate, None
-        if gate is None:
-            return  # it went on after its time was over
-        at = (calling.started.call.tenant, calling.started.tool.name)
-        if error is None:
-            gate.answered()
-        elif isinstance(error, (NotSent, asyncio.CancelledError)):
-            gate.given_up()
-        elif gate.ended(self._allowance, now(), error):
-            said = {"tool": at[1], "tenant": at[0], "cause": type(error).__name__}
-            log.warning("a tool is left in peace for a while", extra=said)
-        if at in self._at_gates:
-            for future in self._at_gates.pop(at):
-                if not future.done():  # otherwise its run was abandoned
-                    future.set_result(None)
-
-    # --- plain functions ---
+        if gate is not None:
+            call, tool = calling.started.call, calling.started.tool
+            self._passing.ended((call.tenant, tool.name), gate, error)
 
     async def _in_thread(self, calling: _Calling, function: Callable[[], Any]) -> Any:
-        """Run a plain function in a thread that nobody waits for when the process ends.
-
-        The permits are given back when the function returns, not when its caller stops waiting: functions that
-        hang can't use up the machine's threads, nor those of other tenants.
-        """
-        tenant = calling.started.call.tenant
-        of_tenant = self._permits_of.get(tenant)
-        if of_tenant is None:
-            of_tenant = self._permits_of[tenant] = asyncio.Semaphore(TENANT_THREADS_MAX)
-        permits = (of_tenant, self._permits)
         calling.queues = True
-        await of_tenant.acquire()
-        try:
-            await self._permits.acquire()
-        except BaseException:
-            of_tenant.release()
-            raise
+        permits = await self._threads.permits(calling.started.call.tenant)
         calling.queues = False
-        future: asyncio.Future[Any] = self._loop.create_future()
-
-        def work() -> None:
-            outcome: Any
-            error: BaseException | None
-            try:
-                outcome, error = function(), None
-            except StopIteration as stop:  # a future refuses it
-                outcome, error = None, RuntimeError(f"the tool raised StopIteration({stop.value!r})")
-            except BaseException as raised:  # noqa: BLE001 (handed to the caller)
-                outcome, error = None, raised
-            with suppress(RuntimeError):  # the executor was closed meanwhile: nobody waits
-                self._loop.call_soon_threadsafe(finish, outcome, error)
-
-        def finish(outcome: Any, error: BaseException | None) -> None:
-            for permit in permits:
-                permit.release()
-            if future.cancelled():
-                return
-            if error is None:
-                future.set_result(outcome)
-            else:
-                future.set_exception(error)
-
-        try:
-            Thread(target=work, name="onceflow-tool", daemon=True).start()
-        except BaseException:  # the machine has none left
-            for permit in permits:
-                permit.release()
-            raise
-        return await future
+        return await self._threads.run(function, permits)
 
 
 _current: ContextVar[_Calling | None] = ContextVar("the call under way", default=None)
