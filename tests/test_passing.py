@@ -137,4 +137,12 @@ def test_at_a_rate_only_the_first_looks_at_the_clock(monkeypatch: pytest.MonkeyP
         assert here.passed == [0]
         assert len(asked) <= 3
 
+    crowd(Allowance(at_once=1_000, per_second=20), story)
+
+
+def test_at_a_rate_those_whose_turn_is_far_off_are_not_sent() -> None:
+    async def story(here: Crowd) -> None:
+        await here.come(10)
+        assert (here.passed, here.refused) == ([0], [7, 8, 9])
+
     crowd(Allowance(at_once=1_000, per_second=0.5), story)

@@ -50,10 +50,14 @@ class Passing:
         return gate
 
     async def in_turn(self, at: At) -> Gate:
-        """Wait until a call may pass. A long rest is no time to wait in memory: raises NotSent."""
+        """Wait until a call may pass. A long time is none to wait in memory: raises NotSent."""
         queue = self._queues.get(at)
         if queue is None:
             queue = self._queues[at] = _Queue(deque())
+        elif self._allowance.per_second:
+            wait_s = len(queue.turns) / self._allowance.per_second  # at least, for those before it
+            if wait_s > LONGEST_IN_MEMORY_S:
+                raise NotSent(wait_s)
         turn: Turn = self._loop.create_future()
         queue.turns.append(turn)
         try:
