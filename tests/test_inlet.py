@@ -13,11 +13,10 @@ from onceflow.agents.happenings import Arrivals, Arrived, Happening
 from onceflow.agents.run import Run
 from onceflow.config import Settings
 from onceflow.event import Event, home_slot
-from onceflow.observe.telemetry import Metrics
-from onceflow.stream.content import Committed, Done, Ends, Finished, Grant, Input
+from onceflow.stream.content import Ends, Finished, Grant, Input
 from onceflow.stream.inlet import Reading
 from onceflow.stream.letters import Letters
-from onceflow.stream.metrics import count_paused
+from onceflow.stream.room import Room
 from onceflow.stream.topics import Names
 
 SLOTS = 16
@@ -78,7 +77,8 @@ class World:
         self.cell.resume = lambda inputs: [setattr(input, "paused", False) for input in inputs]
         self.messages: list[Message] = []
         taken = routes([takes, also_takes, in_order])
-        self.reading = Reading(self.cell, settings, SLOTS, taken, letters, lambda _tenant: 0)
+        self.room = Room(self.cell, settings.limits, lambda _tenant: 0)
+        self.reading = Reading(self.cell, settings, SLOTS, taken, letters, self.room)
         self.arrived: dict[str, list[Happening]] = {}
         self.ends = Ends()
 
@@ -104,7 +104,7 @@ class World:
 
     @property
     def books(self) -> tuple[int, ...]:
-        return (self.input.next_offset, self.input.unfinished_bytes, self.reading.unfinished_bytes)
+        return (self.input.next_offset, self.input.unfinished_bytes, self.room.unfinished_bytes)
 
 
 def singly(happenings: Iterable[Happening]) -> list[Arrived]:
@@ -226,119 +226,5 @@ def test_what_is_read_counts_with_its_headers_and_is_given_back_so() -> None:
     world.reading._read(world.input, messages, world.arrived, world.ends)
     arrived = [one for happenings in world.arrived.values() for one in singly(happenings)]
     given_back = sum(end.size for end in world.ends) + sum(one.size for one in arrived)
-    assert given_back == world.reading.unfinished_bytes
+    assert given_back == world.room.unfinished_bytes
     assert given_back > sum(len(value or b"") for value in VALUES) * len(HEADERS)
-
-
-# --- an input whose events are large, and end late ---
-
-
-def heavy_world() -> tuple[World, Input]:
-    """A cell that holds 64 KiB of events; one input brings as much, and another brings little."""
-    world = World()
-    limits = {"value_bytes": 1024, "unfinished_bytes": 64 << 10, "prefetch_bytes": 1 << 20}
-    world.reading._limits = Settings(limits=limits).limits  # type: ignore[arg-type]
-    other = Input("others", 3, Grant(HERE), topic_id="other")
-    world.cell.inputs["others", 3] = other
-    return world, other
-
-
-LARGE = event() + b" " * (1024 - len(event()))
-
-
-def test_an_input_with_more_than_its_share_is_paused_and_the_others_go_on() -> None:
-    world, other = heavy_world()
-    world.messages = [message(offset, LARGE) for offset in range(80)]
-    world.reading.poll()
-    assert (world.input.paused, other.paused) == (True, False)
-    assert world.reading.has_room()
-    world.messages = [message(0, event(), topic="others")]
-    assert world.reading.poll().arrived
-    assert not other.paused
-
-
-def test_a_few_bytes_pause_nobody() -> None:
-    world, _ = heavy_world()
-    world.messages = [message(offset, LARGE) for offset in range(30)]
-    world.reading.poll()
-    assert not world.input.paused
-
-
-def test_what_is_unfinished_stays_below_twice_the_limit() -> None:
-    world, _ = heavy_world()
-    world.messages = [message(offset, LARGE) for offset in range(130)]
-    world.reading.poll()
-    assert not world.reading.has_room()
-
-
-def test_a_paused_input_goes_on_once_it_has_no_more_than_its_share() -> None:
-    world, _ = heavy_world()
-    world.messages = [message(offset, LARGE) for offset in range(80)]
-    world.reading.poll()
-    world.reading._pause_and_resume(0.0)
-    assert world.input.paused
-    world.reading.committed(Committed([], [], {world.input: Done(75, 75 * 1024, 75)}, {}))
-    world.reading.settle()
-    world.reading._pause_and_resume(0.0)
-    assert not world.input.paused
-
-
-def test_many_inputs_whose_events_end_late_leave_room_for_one_more() -> None:
-    """Each has as many as may wait in its lane; together they would fill the cell."""
-    world = World()
-    limits = {"unfinished_per_cell": 1_000, "unfinished_per_input": 100}
-    world.reading._limits = Settings(limits=limits).limits  # type: ignore[arg-type]
-    late = [Input(f"late-{number}", 3, Grant(HERE), topic_id=f"{number}") for number in range(30)]
-    world.cell.inputs = {(input.topic, 3): input for input in late}
-    now = 0.0
-    for offset in range(0, 90, 10):
-        for input in late:
-            if not input.paused:
-                numbers = range(offset, offset + 10)
-                world.messages += [message(number, event(), topic=input.topic) for number in numbers]
-        if world.reading.has_room():
-            world.reading.poll()
-        now += 1.0
-        world.reading._pause_and_resume(now)
-    assert world.reading.unfinished < 1_300
-    assert world.reading.has_room()
-
-
-def test_an_input_that_is_not_read_is_counted_by_what_holds_it() -> None:
-    waiting = 0
-    world = World("acme")
-    world.reading._lane_waiting = lambda _tenant: waiting
-    metrics = Metrics()
-
-    def counted() -> list[str]:
-        world.reading._pause_and_resume(0.0)
-        count_paused(metrics, world.cell.inputs.values())
-        return [cause for cause, gauge in metrics.inputs_paused.items() if gauge._value.get()]
-
-    assert counted() == []
-    for waiting in (10_000, 0):
-        assert counted() == (["lane-full"] if waiting else [])
-    world.input.unfinished = 10_000
-    world.cell.pause([world.input])
-    assert counted() == ["unfinished"]
-    world.input.blocked = "records were lost"
-    assert counted() == ["records-lost"]
-
-
-def test_an_event_that_ends_late_is_the_oldest_whatever_ends_beside_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    world = World()
-    now = [100.0]
-    monkeypatch.setattr("onceflow.stream.inlet.time.monotonic", lambda: now[0])
-    for offset in range(50):
-        world.messages = [message(offset, event())]
-        world.reading.poll()
-        if offset:
-            world.reading.committed(Committed([], [], {world.input: Done(1, 100, 0)}, {}))
-            world.reading.settle()
-        now[0] += 10
-    assert world.reading.oldest_age_s == 500
-    world.reading.committed(Committed([], [], {world.input: Done(1, 100, 50)}, {}))
-    world.reading.settle()
-    assert world.reading.oldest_age_s == 0

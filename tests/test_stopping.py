@@ -33,7 +33,7 @@ def ending(asked: list[Any]) -> Any:
     )
     runtime.executor = SimpleNamespace(answers=list)
     runtime._grants = SimpleNamespace(assigned=lambda grants: asked.append(("assigned", grants)))
-    runtime._reading = SimpleNamespace(forget=lambda inputs: asked.append(("forget", inputs)))
+    runtime._room = SimpleNamespace(forget=lambda inputs: asked.append(("forget", inputs)))
     runtime._cell = SimpleNamespace(
         inputs={(INPUT.topic, INPUT.partition): INPUT},
         pair=lambda: PAIR,

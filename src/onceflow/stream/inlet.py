@@ -2,15 +2,12 @@
 
 Records of Kafka, answers of calls, slots granted or lost, turns of waiting lanes: all of it leaves here as
 (tenant, happenings). A record that is no event becomes a dead letter here, and an event whose tenant is at
-home in another slot is forwarded there; neither goes further. Here the flow is also bounded: a cell reads on
-only while few of its events are unfinished, and an input whose tenant's lane is full, or that is slow, is
-paused.
+home in another slot is forwarded there; neither goes further. How much may be unfinished says `room`.
 """
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from confluent_kafka import Message
@@ -33,17 +30,15 @@ from onceflow.event import (
 )
 from onceflow.stream.cell import Cell, record_error
 from onceflow.stream.cluster import by_partition
-from onceflow.stream.content import NO_EVENT, Committed, Ends, Finished, Input, Reads
+from onceflow.stream.content import NO_EVENT, Ends, Finished, Input, Reads
 from onceflow.stream.forwarded import ForwardedShare
 from onceflow.stream.headers import Forwarding, command_of, forwarding, redrive_of
 from onceflow.stream.letters import Letters
+from onceflow.stream.room import Room
 
 log = logging.getLogger(__name__)
 
-_HOLD_S = 0.5  # a cell that is full for longer pauses its inputs; until then it just doesn't poll
-_LOOK_EVERY_S = 0.1
 _POSITIONS_EVERY_S = 1.0
-_NOTE_S = 1.0
 
 _UNREADABLE: Headers = [("unreadable", None)]
 _NAME_IS_NO_TEXT = Unusable(Reason.UNDECODABLE, "the name of a header is not UTF-8", "")
@@ -59,7 +54,7 @@ class Poll(NamedTuple):
 
 
 class Reading:
-    """Turns records into happenings, and keeps the books of what is unfinished. Worker's thread only."""
+    """Turns records into happenings. Worker's thread only."""
 
     def __init__(
         self,
@@ -68,101 +63,22 @@ class Reading:
         slots: int,
         routes: Routes,
         letters: Letters,
-        lane_waiting: Callable[[str], int],
+        room: Room,
     ) -> None:
         self._cell = cell
-        self._limits = settings.limits
+        self._room = room
+        self._value_bytes = settings.limits.value_bytes
         self._slots = slots
         self._signals = settings.events.signals
         self._signals_origin = f"{self._signals}/"
         self._agents, self._agent_of_the_rest = routes.by_type, routes.rest
         self._letters = letters
-        self._lane_waiting = lane_waiting
         plain = settings.events.plain
         self._plain = None if plain is None else PlainMapping.parse(plain.model_dump(exclude_none=True))
-        self._committed: deque[Committed] = deque()
-        self._read_at: dict[Input, deque[tuple[int, float]]] = {}  # up to which offset, and when at first
-        self._full_since: float | None = None
-        self._look_at = 0.0
         self._positions_at = 0.0
         self._forwarded = ForwardedShare()
         self._unreadable: dict[int, Message] = {}  # of this poll: whose headers cannot be read
         self._told: list[Reads] = []  # where inputs go on whose loss was accepted, and where some cannot
-        self.unfinished = 0
-        self.unfinished_bytes = 0
-
-    def committed(self, committed: Committed) -> None:
-        """Take note of a commit; from any thread."""
-        self._committed.append(committed)
-
-    def settle(self) -> list[Committed]:
-        """Bring the books up to date; return the commits since the last time."""
-        news = []
-        while self._committed:
-            commit = self._committed.popleft()
-            news.append(commit)
-            for input, done in commit.finished.items():
-                if input.grant.live:
-                    input.unfinished -= done.events
-                    input.unfinished_bytes -= done.bytes
-                    self.unfinished -= done.events
-                    self.unfinished_bytes -= done.bytes
-                    read_at = self._read_at.get(input)
-                    while read_at and read_at[0][0] < done.lowest:
-                        read_at.popleft()
-        return news
-
-    def forget(self, inputs: Iterable[Input]) -> None:
-        """Take the unfinished events of lost inputs off the books."""
-        for input in inputs:
-            self.unfinished -= input.unfinished
-            self.unfinished_bytes -= input.unfinished_bytes
-            self._read_at.pop(input, None)
-
-    @property
-    def oldest_age_s(self) -> float:
-        """How long ago the oldest unfinished event was read, at most."""
-        oldest = [read_at[0][1] for read_at in self._read_at.values() if read_at]
-        return time.monotonic() - min(oldest) if oldest else 0.0
-
-    def has_room(self) -> bool:
-        """Whether the cell may read on."""
-        if not self._full():
-            if self._full_since is not None:
-                self._full_since = None
-                self._look_at = 0.0
-            return True
-        now = time.monotonic()
-        if self._full_since is None:
-            self._full_since = now
-        elif now - self._full_since > _HOLD_S:
-            # Callbacks of the group must be served, so go on polling, with everything paused.
-            self._cell.pause(self._cell.inputs.values())
-            return True
-        return False
-
-    def _full(self) -> bool:
-        """Whether as much is unfinished as may be. Of an input that is paused only its share counts, until twice the
-        limit is reached: so those go on that have less.
-        """
-        limits = self._limits
-        events, size = limits.unfinished_per_cell, limits.unfinished_bytes
-        if self.unfinished < events and self.unfinished_bytes < size:
-            return False
-        share = self._share()
-        paused = [input for input in self._cell.inputs.values() if input.paused]
-        more_events = sum(max(0, input.unfinished - share.events) for input in paused)
-        more_bytes = sum(max(0, input.unfinished_bytes - share.bytes) for input in paused)
-        return (
-            self.unfinished - min(more_events, events) >= events
-            or self.unfinished_bytes - min(more_bytes, size) >= size
-        )
-
-    def _share(self) -> "_Holds":
-        """What an input may hold, once half of what the cell may hold is unfinished."""
-        holding = sum(1 for input in self._cell.inputs.values() if input.unfinished) or 1
-        limits = self._limits
-        return _Holds(limits.unfinished_per_cell // 2 // holding, limits.unfinished_bytes // 2 // holding)
 
     def poll(self) -> Poll:
         """Read what was fetched."""
@@ -176,16 +92,11 @@ class Reading:
             if input is None:
                 continue
             offsets = self._read(input, messages, arrived, ends)
-            input.unfinished += len(offsets)
+            self._room.took(input, offsets)
             count += len(offsets)
             reads.setdefault(input, []).extend(offsets)
-            if offsets:
-                self._note_time(input, offsets[-1])
-        if self.unfinished_bytes > self._limits.unfinished_bytes // 2:
-            most = self._share().bytes
-            self._cell.pause([input for input in reads if input.unfinished_bytes > most])
+        self._room.pause_heavy(reads)
         if count:
-            self.unfinished += count
             self._forwarded.count(count, sum(1 for end in ends if end.verdict == "forwarded"))
         told, self._told = self._told, []
         return Poll(arrived, ends, [Reads(i, o, i.next_offset) for i, o in reads.items()], told)
@@ -203,14 +114,9 @@ class Reading:
         return [message for message in messages if message.error() is None]
 
     def look(self) -> list[Reads]:
-        """Now and then: pause inputs that are slow or whose lane is full, resume others, pass markers."""
+        """Now and then: pause and resume inputs, and pass markers of transactions where nothing else was read."""
         now = time.monotonic()
-        if now < self._look_at:
-            return []
-        self._look_at = now + _LOOK_EVERY_S
-        if self._full_since is None or now - self._full_since <= _HOLD_S:
-            self._pause_and_resume(now)
-        if now < self._positions_at:
+        if not self._room.look(now) or now < self._positions_at:
             return []
         self._positions_at = now + _POSITIONS_EVERY_S
         idle = [input for input in self._cell.inputs.values() if not (input.unfinished or input.blocked)]
@@ -220,32 +126,6 @@ class Reading:
                 input.next_offset = position
                 passed.append(Reads(input, [], position))
         return passed
-
-    def _pause_and_resume(self, now: float) -> None:
-        limits = self._limits
-        most, most_bytes = limits.unfinished_per_input, limits.unfinished_bytes
-        if self.unfinished > limits.unfinished_per_cell // 2 or self.unfinished_bytes > most_bytes // 2:
-            share = self._share()
-            most, most_bytes = min(most, share.events), share.bytes
-        pause, resume = [], []
-        for input in self._cell.inputs.values():
-            waiting = self._lane_waiting(input.tenant) if input.tenant else 0
-            input.lane_full = waiting > limits.lane_queue // 2
-            many = input.unfinished > most
-            if not many:
-                input.slow_since = None
-            elif input.slow_since is None:
-                input.slow_since = now
-            slow = input.slow_since is not None and now - input.slow_since > 2 * _LOOK_EVERY_S
-            if not input.paused:
-                if waiting >= limits.lane_queue or slow:
-                    pause.append(input)
-            elif (
-                not input.lane_full and input.unfinished <= most // 2 and input.unfinished_bytes <= most_bytes
-            ):
-                resume.append(input)
-        self._cell.pause(pause)
-        self._cell.resume(resume)
 
     def _read(
         self, input: Input, messages: list[Message], arrived: dict[str, list[Happening]], ends: Ends
@@ -267,7 +147,7 @@ class Reading:
         ends: Ends,
     ) -> None:
         """Read records that are events with nothing special about them, as most are; the others one by one."""
-        slot, own_tenant, size_max = input.grant.slot, input.tenant, self._limits.value_bytes
+        slot, own_tenant, size_max = input.grant.slot, input.tenant, self._value_bytes
         agents, agent_of_the_rest = self._agents, self._agent_of_the_rest
         batches: dict[str, Arrivals] = {}  # by tenant: of the agent that took its last event
         kind, agent = "", agent_of_the_rest  # of the last event
@@ -299,8 +179,7 @@ class Reading:
             batch.times_ms.append(time_ms)
             batch.incomings.append(incoming)
         input.next_offset = offsets[-1] + 1
-        input.unfinished_bytes += size
-        self.unfinished_bytes += size
+        self._room.took_bytes(input, size)
 
     def _read_each(
         self,
@@ -310,7 +189,7 @@ class Reading:
         ends: Ends,
     ) -> list[int]:
         """Read records of one input, whatever they are."""
-        slot, next_offset, size_max = input.grant.slot, input.next_offset, self._limits.value_bytes
+        slot, next_offset, size_max = input.grant.slot, input.next_offset, self._value_bytes
         own_tenant, plain, is_inbox = input.tenant, self._plain, input.is_inbox
         is_signals = input.topic == self._signals
         agents, agent_of_the_rest = self._agents, self._agent_of_the_rest
@@ -375,8 +254,7 @@ class Reading:
             event = Arrived(input, offset, time_ms, value, headers, incoming, agent, origin)
             batch.append(event if sent is None else _as_asked_for(event))
         input.next_offset = next_offset
-        input.unfinished_bytes += size
-        self.unfinished_bytes += size
+        self._room.took_bytes(input, size)
         return offsets
 
     def _headers(self, message: Message) -> Headers:
@@ -461,25 +339,9 @@ class Reading:
         )
         return Finished(input, (offset,), "unusable", record_bytes(value, headers), (letter,))
 
-    def _note_time(self, input: Input, offset: int) -> None:
-        """An input was read up to this offset; within a second one note does."""
-        now = time.monotonic()
-        read_at = self._read_at.setdefault(input, deque())
-        if read_at and now - read_at[-1][1] < _NOTE_S:
-            read_at[-1] = (offset, read_at[-1][1])
-        else:
-            read_at.append((offset, now))
-
 
 def _as_asked_for(event: Arrived) -> Arrived:
     """An event from the inbox: a person may have asked for it to be done anew."""
     if (redrive := redrive_of(event.headers)) is not None:
         event.redrive, event.root = redrive, redrive.root
     return event
-
-
-class _Holds(NamedTuple):
-    """How many events, and bytes of them, an input may hold unfinished."""
-
-    events: int
-    bytes: int

@@ -44,6 +44,7 @@ from onceflow.stream.news import Added, News, Ready, Removed, news_follow
 from onceflow.stream.open_runs import OpenRuns
 from onceflow.stream.outbox import Outbox
 from onceflow.stream.rejoining import Rejoining
+from onceflow.stream.room import Room
 from onceflow.stream.settling import transactional_id
 from onceflow.stream.standing import Standing
 from onceflow.stream.topics import Names, existing_slots, limits_of
@@ -106,19 +107,9 @@ class Runtime:
         names = self._names = Names.of(self.flow)
         limits = cluster.patiently(lambda: limits_of(cluster, names), stop=lambda: self.stopping)
         self.executor = Executor(self._doorbell.ring, allowance_of(settings.limits))
-        window_ms = int(settings.dedup.window.total_seconds() * 1000)
-        views = settings.state_dir
-        self._seen = Seen(Store.open(views / "seen"), window_ms=window_ms, span_ms=limits.span_ms)
-        self._ledger = Ledger(Store.open(views / "ledger"))
         clock = BrokerClock()
-        self._rejects = settings.dedup.conflict == "reject"
-        self._judge = Judge(self._seen, clock)
-        self._records = Records(self._ledger)
-        self._open_runs = OpenRuns(
-            self._records, self._routes, self._judge, slots, self._inbox_of, with_identity=self._rejects
-        )
         self._letters = Letters(self.flow, names, limits.sizes, settings.limits.value_bytes)
-        self._dedup = Dedup(self._judge, self._letters, self._metrics, settings.dedup)
+        self._open_views(clock, limits.span_ms)
         fatal = FatalError()
         producer = begin_producer(
             settings,
@@ -158,11 +149,26 @@ class Runtime:
         self._cell = Cell(
             self.flow, name, settings, granted=self._granted, revoking=self._revoking, lost=self._lost
         )
-        self._reading = Reading(self._cell, settings, slots, self._routes, self._letters, self._waiting)
+        self._room = Room(self._cell, settings.limits, self._waiting)
+        self._reading = Reading(self._cell, settings, slots, self._routes, self._letters, self._room)
         self.capacity.watch = open_watch(settings.state_dir)  # last: nothing is under way before
         self._standing.start()
         self._is_open = True
         log.info("cell started", extra={"flow": self.flow, "cell_name": name, "slots": slots})
+
+    def _open_views(self, clock: BrokerClock, span_ms: int) -> None:
+        """What is known of finished and of open runs, and who asks."""
+        directory, dedup = self._settings.state_dir, self._settings.dedup
+        window_ms = int(dedup.window.total_seconds() * 1000)
+        self._seen = Seen(Store.open(directory / "seen"), window_ms=window_ms, span_ms=span_ms)
+        self._ledger = Ledger(Store.open(directory / "ledger"))
+        self._rejects = dedup.conflict == "reject"
+        self._judge = Judge(self._seen, clock)
+        self._records = Records(self._ledger)
+        self._open_runs = OpenRuns(
+            self._records, self._routes, self._judge, self._slots, self._inbox_of, with_identity=self._rejects
+        )
+        self._dedup = Dedup(self._judge, self._letters, self._metrics, dedup)
 
     def identify(self) -> str:
         """Take the cell's identity and lock its directories; before Bytewax opens the recovery directory."""
@@ -224,7 +230,7 @@ class Runtime:
             raise failure
         happenings, self._direct = self._direct, {}
         self._answered += self.executor.answers()
-        for commit in self._reading.settle():
+        for commit in self._room.settle():
             self._judge.committed(commit.seen, commit.identities)
             self._records.committed(commit.ledger)
         self._take_news(happenings)
@@ -356,7 +362,7 @@ class Runtime:
 
     def _poll(self, happenings: dict[str, list[Happening]]) -> Ends:
         self._passed += self._reading.look()
-        if not self._reading.has_room():
+        if not self._room.left():
             return Ends()
         poll = self._reading.poll()
         self.outbox.polled(self._cell.pair(), poll.reads, [*self._passed, *poll.passed])
@@ -455,7 +461,7 @@ class Runtime:
         self._judge.forget(grant.slot for grant in grants)
         self._records.forget(grant.slot for grant in grants)
         self._open_runs.forget(grant.slot for grant in grants)
-        self._reading.forget(inputs)
+        self._room.forget(inputs)
         by_slot = {grant.slot: grant for grant in grants}
         for tenant in self.lanes:
             grant = by_slot.get(home_slot(tenant, self._slots))
@@ -467,7 +473,7 @@ class Runtime:
         return 0 if (lane := self.lanes.get(tenant)) is None else lane.waiting
 
     def _on_commit(self, committed: Committed) -> None:
-        self._reading.committed(committed)
+        self._room.committed(committed)
         self._doorbell.ring()
 
     def _set_gauges(self) -> None:
@@ -478,8 +484,8 @@ class Runtime:
         self._rejoining.check(self._cell.lost_at, now)
         metrics = self._metrics
         metrics.runs_in_flight.set(self.capacity.in_flight)
-        metrics.unfinished_events.set(self._reading.unfinished)
-        metrics.oldest_unfinished_seconds.set(self._reading.oldest_age_s)
+        metrics.unfinished_events.set(self._room.unfinished)
+        metrics.oldest_unfinished_seconds.set(self._room.oldest_age_s)
         metrics.slots_granted.set(len(self._cell.grants))
         count_paused(metrics, self._cell.inputs.values())
 
