@@ -40,6 +40,7 @@ RANKS = {
     "pytest_plugin": 9,
     "terminal": 8,
     "cli_runs": 8,
+    "cli_status": 8,
     "cli_letters": 8,
     "cli": 8,
     "__main__": 9,
@@ -50,6 +51,7 @@ SHELL = {
     "demo",
     "terminal",
     "cli_runs",
+    "cli_status",
     "cli_letters",
     "cli",
 }  # of the same rank, and may use each other
