@@ -24,11 +24,11 @@ setup: .venv/.ready ## create .venv with locked packages (CPython 3.11 or 3.12; 
 demo: setup ## the main job on a real Kafka, one cell killed half-way; shows what happened (under 3 minutes)
 	@$(BIN)/onceflow demo
 
-test: setup ## all tests, on a real Kafka that they start themselves (minutes)
+test: setup ## all tests, on a real Kafka that they start themselves (some 25 minutes)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not soak"
 
-unit: setup ## the tests that need no Kafka (seconds)
-	$(BIN)/python -m pytest -q -m "not kafka and not crash"
+unit: setup ## the tests that need no Kafka and search no random schedules (under a minute)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not kafka and not crash and not schedules"
 
 check: setup ## lint, format and types: what CI runs before the tests
 	$(BIN)/ruff check .

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from tests.model.rules import ALL, COSTS_ONLY, NEEDED
 from tests.model.schedule import run_bytes, run_schedule
 
+pytestmark = pytest.mark.schedules
+
 BLOCK = 2_500
 
 

@@ -23,6 +23,8 @@ from tests.left_out import forget_segments, replace
 from tests.runs.explore import Schedule, played
 from tests.runs.world import Cell
 
+pytestmark = pytest.mark.schedules
+
 BLOCK = 1_250
 TRIED = 4_000  # schedules in which a rule left out must be seen
 
