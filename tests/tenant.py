@@ -122,6 +122,7 @@ class Tenant:
             given, again = again, []
             decided = self.lane.take(given, self.now)
             again += decided.looked
+            again += [due for due, ms in decided.due if 0 < ms <= self.now]
             self.planned += [(due, ms) for due, ms in decided.due if ms]
             self.due_ms = next((ms for due, ms in reversed(decided.due) if due.key), self.due_ms)
             self.ended += decided.ended

@@ -56,6 +56,8 @@ class Asking(DurableCalls, eq=False):
         ends the replay of one that fails.
         """
         same = entry.tool == tool.name and entry.arguments == call.fingerprint
+        if same and tool.scope == "tenant" and entry.open and entry.intent is None:
+            return None  # it has only waited for its key, and no version of the tool has been called
         if same and (entry.version == tool.version or (self.segments and not entry.open)):
             return None if entry.open else entry
         if self.segments:
@@ -150,7 +152,11 @@ class Asking(DurableCalls, eq=False):
             return False
         if self._end is not None:
             return self._give_up(place)
-        if known is not None and self._postponed(place):
+        intent = None if known is None else known.intent
+        asks = (
+            tool.scope == "tenant" and intent is None
+        )  # what was heard of its key before may be no longer true
+        if known is not None and not asks and self._postponed(place):
             return False
         if tool.effect == "read":
             started = StartCall(self._whole, place, tool, call)
@@ -160,7 +166,6 @@ class Asking(DurableCalls, eq=False):
                 self._taken_up(waiting, known.retry, call.key)
             self._effects.append(waiting.started)
             return False
-        intent = None if known is None else known.intent
         if intent is None and self.segments and (missed := self._passed_over(place)):
             self._differs(f"replay asks for {tool.name} at {place}, but not for {missed}, which is on record")
             return False

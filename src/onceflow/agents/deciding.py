@@ -45,7 +45,7 @@ from onceflow.agents.journal import (
     segment_key,
     segment_keys,
 )
-from onceflow.agents.keys import Keys, Told
+from onceflow.agents.keys import AskAgain, Keys, Rests, Told
 from onceflow.agents.machine import Machine
 from onceflow.agents.order import Follower, Lines
 from onceflow.agents.sleep import Awaited, Sleepers
@@ -80,7 +80,7 @@ class Deciding:
         self._write_end = write_end
         self._sleepers = Sleepers()
         self._lines = Lines()
-        self._keys = Keys(tenant, memory)
+        self._keys = Keys(tenant, memory, self._awake)
         self._capacity = capacity
         self._start = start
         self._abandon = abandon
@@ -92,7 +92,7 @@ class Deciding:
         self._leaves = False  # its slot goes to another cell in a moment
         self._now_ms = 0  # of what is worked on now, which leads to these:
         self._calls: list[StartCall] = []
-        self._about_keys: deque[KeyEffect] = deque()
+        self._about_keys: deque[KeyEffect | Rests] = deque()
         self._decided = Decided()
 
     @property
@@ -127,6 +127,11 @@ class Deciding:
         for each in told:
             if isinstance(each, Noted):
                 self._decided.note(each)
+            elif isinstance(each, AskAgain):
+                if self._sleepers.asleep(each.run):
+                    self._decided.due.append((Due(each.run), self._now_ms))
+                elif (run := self._awake(each.run)) is not None:
+                    self._note_effects(run, run.ask_again(each.place, self._now_ms))
             else:
                 self._note_effects(*each)
 
@@ -162,6 +167,8 @@ class Deciding:
                     self._put_down(arrived.key)
                 else:
                     self._end(arrived, effect, run.segments)
+        if self._keys.waiting:
+            self._about_keys += self._keys.rests(run)
         if due_ms := run.next_due_ms(self._now_ms):
             self._decided.due.append((Due(arrived.key), due_ms))
 

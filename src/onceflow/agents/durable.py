@@ -38,6 +38,7 @@ from onceflow.agents.tool import Tool
 from onceflow.event import Reason
 
 LONGEST_IN_MEMORY_S = 10.0  # an attempt that is due later is a wait in the ledger
+HELD_MS = 600_000  # who waits for a key asks again so much later, if it is told nothing before
 
 
 class DurableCalls(RunState, eq=False):

@@ -1,6 +1,7 @@
 """The keys of a lane's calls of scope `tenant`: who makes a call, who waits for it, and what each is told."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from onceflow.agents.calls import AskKey, Effect, KeyDecided, KeyEffect, KeyKept, LeaveKey
 from onceflow.agents.happenings import NO_OFFSET, Memory, Noted
@@ -29,22 +30,47 @@ from onceflow.agents.shared import (
     undone,
 )
 
-Told = Noted | tuple[Machine, Sequence[Effect]]
+
+class Rests(NamedTuple):
+    """A run may not go on with a call of this key for a while, which others wait for."""
+
+    run: Machine
+    digest: bytes
+
+
+class AskAgain(NamedTuple):
+    """More is known of a key that the run waits for in the ledger."""
+
+    run: bytes
+    place: str
+
+
+Told = Noted | AskAgain | tuple[Machine, Sequence[Effect]]
 
 
 class Keys:
     """See above. `take` yields what the ledger gets, and runs with the effects of what they were told."""
 
-    def __init__(self, tenant: str, memory: Memory) -> None:
-        self._tenant, self._memory = tenant, memory
-        self._waiting: dict[bytes, list[AskKey]] = {}
+    def __init__(self, tenant: str, memory: Memory, awake: Callable[[bytes], Machine | None]) -> None:
+        """`awake`: the run of this key, if it is in memory."""
+        self._tenant, self._memory, self._awake = tenant, memory, awake
+        self.waiting: dict[bytes, list[AskKey]] = {}  # who waits in memory
+        self._at_rest: dict[bytes, dict[AskAgain, None]] = {}  # who waits in the ledger
 
-    def take(self, effect: KeyEffect, now_ms: int) -> Iterator[Told]:
+    def rests(self, run: Machine) -> list[Rests]:
+        """What a run may have left for a while, and others in memory wait for."""
+        return [Rests(run, digest) for digest in run.digests.values() if digest in self.waiting]
+
+    def take(self, effect: KeyEffect | Rests, now_ms: int) -> Iterator[Told]:
         """Deal with what a run asks or says of a key."""
         known = self._memory.shared(shared_key(self._tenant, effect.digest))
         run = effect.run.token.key
         if isinstance(effect, AskKey):
             yield from self._asked(effect, known, now_ms)
+        elif isinstance(effect, Rests):
+            if known is not None and not self._is_worked_at(known):
+                for ask in self.waiting.pop(effect.digest, ()):
+                    yield self._put_down(ask, now_ms)
         elif isinstance(effect, LeaveKey):
             yield from self._left(effect, known, run, now_ms)
         elif known is not None:
@@ -100,7 +126,7 @@ class Keys:
 
     def lost(self) -> None:
         """The tenant's slot is gone."""
-        self._waiting = {}
+        self.waiting, self._at_rest = {}, {}
 
     def _asked(self, ask: AskKey, known: Shared | None, now_ms: int) -> Iterator[Told]:
         run = ask.run.token.key
@@ -113,7 +139,11 @@ class Keys:
             yield self._note(ask.digest, record, known, now_ms)
             yield ask.run, ask.run.key_free(ask.place, call_key(ask.digest, answer.undone), now_ms)
         elif isinstance(answer, Held):
-            self._waiting.setdefault(ask.digest, []).append(ask)
+            assert known is not None
+            if self._is_worked_at(known):
+                self.waiting.setdefault(ask.digest, []).append(ask)
+            else:
+                yield self._put_down(ask, now_ms)
         elif isinstance(answer, Taken):
             assert known is not None
             record = taken(known, run)
@@ -131,6 +161,17 @@ class Keys:
             key = call_key(ask.digest, answer.undone)
             yield ask.run, ask.run.key_unknown(ask.place, key, answer.message, now_ms)
 
+    def _is_worked_at(self, known: Shared) -> bool:
+        """Whether the run that holds a key is awake, and at that call."""
+        run = self._awake(known.holder[0])
+        return run is not None and run.works_at(known.holder[1])
+
+    def _put_down(self, ask: AskKey, now_ms: int) -> Told:
+        """Who waits for what rests does so in the ledger: no input hangs on it."""
+        if ask.run.waits_at(ask.place):
+            self._at_rest.setdefault(ask.digest, {})[AskAgain(ask.run.token.key, ask.place)] = None
+        return ask.run, ask.run.key_rests(ask.place, now_ms)
+
     def _left(self, leave: LeaveKey, known: Shared | None, run: bytes, now_ms: int) -> Iterator[Told]:
         entry = leave.entry
         if known is None and entry.error is not None and entry.error[0] == OUTCOME_UNKNOWN:
@@ -145,10 +186,11 @@ class Keys:
 
     def _tell(self, digest: bytes, now_ms: int) -> Iterator[Told]:
         """Who waits asks again, in the order of first asking."""
-        for ask in self._waiting.pop(digest, ()):
+        for ask in self.waiting.pop(digest, ()):
             if not ask.run.waits_at(ask.place):
                 continue  # it was cancelled meanwhile
             yield from self._asked(ask, self._memory.shared(shared_key(self._tenant, digest)), now_ms)
+        yield from self._at_rest.pop(digest, ())
 
     def _note(self, digest: bytes, record: Shared | None, was: Shared | None, now_ms: int) -> Noted:
         change = (shared_key(self._tenant, digest), None if record is None else encode_shared(record))

@@ -185,9 +185,7 @@ class Lane(InFlight):
         if arrived is None:
             return
         arrived.woken = True
-        # One that makes a call which others may wait for goes first: these could fill the lane, and wait for ever.
-        first = arrived.saved is not None and arrived.saved.makes_shared
-        if first or (not self._queue and self._may_begin()):
+        if not self._queue and self._may_begin():
             self._begin(arrived, news)
         else:
             self._on_record(arrived, news)

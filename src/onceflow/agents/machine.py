@@ -22,7 +22,7 @@ What a run's state is: `state`. What becomes of keyed and blind calls: `durable`
 How it goes on, and ends: `progress`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import Context
 from typing import Any
 
@@ -38,12 +38,15 @@ from onceflow.agents.calls import (
     RunFailed,
     judged,
 )
+from onceflow.agents.durable import HELD_MS
 from onceflow.agents.journal import (
     AGAIN,
     FAILING,
     NIL,
     UNDO,
     Entry,
+    Retry,
+    Wait,
     first_due_ms,
 )
 from onceflow.agents.progress import Progress, advanced
@@ -167,8 +170,9 @@ class Machine(Progress, eq=False):
         if self._parking is not None and self._parking[0] == Reason.NONDETERMINISTIC:
             self._parking = None  # no call's outcome is in question
         for place, waiting in [*self._waiting.items()]:
-            if waiting.started.tool.scope == "tenant" and place not in self.journal:  # it asked for the key
-                del self._waiting[place]
+            known = self.journal.get(place)
+            if waiting.started.tool.scope == "tenant" and (known is None or known.intent is None):
+                del self._waiting[place]  # it has asked for the key
         if not self._lasting:
             self.close()
             return [self._end]
@@ -204,6 +208,40 @@ class Machine(Progress, eq=False):
     def waits_at(self, place: str) -> bool:
         """Whether a call is still waited for."""
         return not self.ended and place in self._waiting
+
+    def works_at(self, place: str) -> bool:
+        """Whether a call is under way, or its compensation; not if its next attempt is a wait."""
+        return not self.ended and (place in self._waiting or UNDO + place in self._waiting)
+
+    @property
+    def digests(self) -> Mapping[str, bytes]:
+        """By place, what the calls that the agent has asked for belong to."""
+        return self._digests
+
+    def key_rests(self, place: str, now_ms: int) -> list[Effect]:
+        """The run that makes the call does not go on with it for a while: wait for that in the ledger."""
+        waiting = None if self.ended else self._waiting.pop(place, None)
+        if waiting is None:
+            return []
+        self.now_ms = now_ms
+        self._effects = []
+        if not self._postponed(place):
+            tool, call = waiting.started.tool, waiting.started.call
+            wait = Wait(now_ms + HELD_MS)
+            self.record(place, Entry(tool.name, tool.version, call.fingerprint, wait=wait, retry=Retry(0)))
+            self._postponed(place)
+        return self._settled()
+
+    def ask_again(self, place: str, now_ms: int) -> list[Effect]:
+        """More is known of a key that is waited for in the ledger."""
+        if self.ended or place not in self._waits:
+            return []
+        self.now_ms = now_ms
+        self._effects = []
+        del self._waits[place]
+        if self._moved is not NONE:
+            self._moved.append(place)
+        return self._go_on()
 
     def key_free(self, place: str, key: str, now_ms: int) -> list[Effect]:
         """This run is to make the call."""

@@ -22,7 +22,7 @@ class Follower(NamedTuple):
 def in_turn(runs: Iterable[OpenRun]) -> list[tuple[OpenRun, bool]]:
     """What the ledger holds of a slot, those of one line as they stood in it; and whether each goes on now.
 
-    First those that make a call which others may wait for: these could fill the lane, and wait for ever.
+    First those that make a call which others may wait for: so these need not be put down, and woken once it is over.
     """
     return sorted(_by_line(runs), key=lambda found: not (found[1] and found[0].makes_shared))
 

@@ -233,6 +233,8 @@ def _step(place: str, entry: Entry) -> Step:
         detail = (
             f"attempt {entry.retry.executions + 1} at {time_text(entry.wait.due_ms)}" if entry.wait else ""
         )
+        if not entry.retry.attempts:
+            detail = "another run is at this call, or is parked with it"
     elif place.startswith(UNDO):
         what = f"undo {entry.tool}"
     elif entry.wait is not None:
