@@ -237,3 +237,20 @@ def test_a_new_version_of_the_tool_parks_nobody_that_has_only_waited(tenant: Ten
     tenant.now += HELD_MS
     tenant.take(Due(tenant.event_key(2)))
     assert (tenant.parked, tenant.asleep) == ([], True)
+
+
+def test_a_run_that_is_cancelled_after_its_call_was_taken_back_leaves_the_key_to_others(
+    tenant: Tenant,
+) -> None:
+    tenant.event(greets, 1)
+    tenant.lane.leave()
+    tenant.commit()
+    segments = tenant.memory.saved(tenant.event_key(1)).segments
+    tenant.take(
+        Commanded(tenant.source, 9, 1, Command("cancel", "acme", tenant.event_key(1).hex(), segments))
+    )
+    assert tenant.outcome.code == "cancelled"
+    tenant.begin_anew()
+    tenant.event(greets, 2)
+    tenant.answer("mail-1")
+    assert outcomes(tenant)[1:] == [Completed("mail-1")]

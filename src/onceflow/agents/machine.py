@@ -165,7 +165,6 @@ class Machine(Progress, eq=False):
         self.now_ms = now_ms
         self._effects = []
         self._end, self._fails = RunFailed(code, message, ""), True
-        postponed = [place for place in self._waits if self.journal[place].retry is not None]
         self._waits = EMPTY
         if self._parking is not None and self._parking[0] == Reason.NONDETERMINISTIC:
             self._parking = None  # no call's outcome is in question
@@ -177,9 +176,8 @@ class Machine(Progress, eq=False):
             self.close()
             return [self._end]
         self.record(FAILING, Entry(self.agent.name, 0, b"", None, (code, message)))
-        for place in postponed:
-            if self.journal[place].intent is not None:
-                self._give_up(place)
+        for place in [place for place in self._asked if place not in self._waiting]:
+            self._give_up(place)  # its next attempt, or one that was taken back
         return self._settled()
 
     def fail(self, end: RunFailed, now_ms: int) -> list[Effect]:
