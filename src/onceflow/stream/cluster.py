@@ -33,6 +33,7 @@ from onceflow.errors import ConfigError, OnceflowError
 log = logging.getLogger(__name__)
 
 ANSWER_S = 10.0
+LISTED_S = 30.0  # hundreds of partitions that were just made, on a busy broker
 T = TypeVar("T")
 
 Partition = tuple[str, int]  # topic, partition
@@ -212,7 +213,7 @@ class Cluster:
 
     def await_topics(self, names: Iterable[str]) -> None:
         """Wait until topics just made are known to the broker that answers; making one returns earlier."""
-        deadline = time.monotonic() + ANSWER_S
+        deadline = time.monotonic() + LISTED_S
         wanted = set(names)
         while missing := wanted - self.topic_names().keys():
             if time.monotonic() > deadline:
