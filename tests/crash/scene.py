@@ -14,6 +14,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from onceflow.config import Events, Kafka, Settings
 from onceflow.observe.open_runs import read_open_runs
+from onceflow.observe.status import read_status
 from onceflow.stream.cluster import Cluster
 from onceflow.stream.topics import Names, prepare
 from tests.crash.cells import Cell
@@ -161,6 +162,10 @@ class Scene:
         return {
             member.group_instance_id: len(member.assignment.topic_partitions) for member in described.members
         }
+
+    def unfinished(self) -> int:
+        """How many events are neither done nor in the ledger's care."""
+        return sum(each.unfinished for each in read_status(self.flow, self._settings).inputs)
 
     @property
     def outputs(self) -> Outputs:

@@ -1,17 +1,25 @@
-"""Flow under test: runs of one tenant that must have one effect together. See `world`."""
+"""Flow under test: runs of one tenant that must have one effect together. See `world`.
+
+CRASH_GATE: a file; while it is missing, nobody is welcomed, and the call is put off.
+"""
 
 import os
+from pathlib import Path
 
-from onceflow import Call, Event, Failed, Run, agent, dataflow, tool
+from onceflow import Call, Event, Failed, RetryLater, RetryPolicy, Run, agent, dataflow, tool
 from tests.crash import points
 from tests.crash.load import FAILING, TYPE
 from tests.crash.world import do
 
 CUSTOMERS = 3
+GATE = Path(os.environ.get("CRASH_GATE", "/"))
+PUT_OFF_S = 11  # longer than an attempt waits in memory
 
 
-@tool(effect="keyed", scope="tenant", key_fields=("customer",))
+@tool(effect="keyed", scope="tenant", key_fields=("customer",), retry=RetryPolicy(attempts=100))
 async def welcome(call: Call, customer: str) -> str:
+    if not GATE.exists():  # noqa: ASYNC240 (a file of this machine)
+        raise RetryLater(after=PUT_OFF_S)
     return do("welcome", f"{call.tenant}/{customer}", call.key)
 
 

@@ -68,3 +68,24 @@ def test_each_customer_is_welcomed_once_wherever_the_process_dies(
     assert set(standing.values()) <= {0, 1}
     keys = Counter(key for _, _, key, _ in world.done())
     assert max(keys.values()) == 1
+
+
+def test_who_waits_for_a_call_that_is_put_off_holds_no_input_and_survives_a_kill(
+    scene: Scene, tmp_path: Path
+) -> None:
+    """More than a lane has room for, of one customer."""
+    scene.seed(44)
+    world, gate = World(tmp_path), tmp_path / "gate"
+    told = {"CRASH_WORLD": str(world.directory), "CRASH_GATE": str(gate)}
+    cell = scene.cell("cell", "tests.crash.shared_flow", **told)
+    for number in range(200):
+        scene.send(Event("acme", "crm", f"news-{number * CUSTOMERS}", b"{}"))
+    scene.load.flush()
+    cell.start()
+    scene.wait(lambda: scene.unfinished() == 0, "every event is finished, or its run is in the ledger")
+    assert scene.outputs.more() == 0
+    cell.kill()
+    gate.touch()
+    cell.start()
+    scene.finish(agent="greets", contents=lambda event, data: "")
+    assert [operation for operation, *_ in world.done()] == ["welcome"]
