@@ -39,7 +39,7 @@ from onceflow.agents.gates import Allowance, Gate
 from onceflow.agents.machine import Machine
 from onceflow.agents.passing import Passing
 from onceflow.agents.seldom import RateLimited, named
-from onceflow.agents.threads import Threads
+from onceflow.agents.threads import Aside, Threads
 
 log = logging.getLogger("onceflow.executor")
 
@@ -94,6 +94,7 @@ class Loop:
         self._loop.set_exception_handler(self._complained)
         self._passing = Passing(self._loop, allowance)
         self._threads = Threads(self._loop)
+        self._loop.set_default_executor(Aside(self._loop, self._threads, _tenant))
         self._thread = Thread(target=self._run, name="onceflow-executor", daemon=True)
         self._thread.start()
 
@@ -362,6 +363,12 @@ class Loop:
 
 
 _current: ContextVar[_Calling | None] = ContextVar("the call under way", default=None)
+
+
+def _tenant() -> str:
+    """Of the call under way."""
+    calling = _current.get()
+    return "" if calling is None else calling.started.call.tenant
 
 
 def _remembered(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> "asyncio.Task[Any]":
