@@ -1,6 +1,7 @@
-"""The order in which a cell takes what it hears of its grants. The rest is shown in tests/crash."""
+"""The order in which a cell takes what it hears of its grants, and where its places are. The rest is in tests/crash."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -90,3 +91,21 @@ def test_news_of_a_slot_that_is_lost_are_forgotten(world: World) -> None:
     assert world.hear(ready(grant)) == []
     grant.live, world.not_begun = False, set()
     assert world.hear(Removed(Input("gone", 0, grant, topic_id="gone"))) == []
+
+
+def test_a_tool_that_changes_the_working_directory_changes_no_place_of_the_cell_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    here.mkdir()
+    elsewhere.mkdir()
+    (here / "flags.toml").write_text("[fast]\ndefault = true\n")
+    monkeypatch.chdir(here)
+    runtime = Runtime("flow", Settings(state_dir=Path("state")), routes([]), SimpleNamespace(), None)  # type: ignore[arg-type]
+    monkeypatch.chdir(elsewhere)
+    runtime.identify()
+    assert runtime._flags("fast", None)
+    assert (here / "state" / "cell").exists()
+    assert [*elsewhere.iterdir()] == []
+    assert runtime._identity is not None
+    runtime._identity.release()

@@ -67,7 +67,9 @@ class Runtime:
         self, flow: str, settings: Settings, routes: Routes, metrics: Metrics, recovery: Path | None
     ) -> None:
         self.flow = flow
-        self._settings = settings
+        # Wherever a tool has the process work, these stay where they are.
+        places = {"state_dir": settings.state_dir.absolute(), "flags": settings.flags.absolute()}
+        self._settings = settings = settings.model_copy(update=places)
         self._routes = routes
         self._metrics = metrics
         self.recovery = recovery  # set before `open`; Bytewax' recovery directory, if there is one
