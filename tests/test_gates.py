@@ -31,6 +31,14 @@ def test_as_fast_as_allowed() -> None:
     assert gate.wait_s(allowed, 10.25) == 0
 
 
+def test_one_that_is_told_to_come_later_has_a_turn_that_the_gate_remembers() -> None:
+    gate, allowed = Gate(), Allowance(per_second=4)
+    assert [gate.later_s(allowed, 100, 20) for _ in range(3)] == [20, 20.25, 20.5]
+    assert gate.later_s(allowed, 110, 20) == 20, "that one would be too early"
+    assert not gate.idle(129)
+    assert gate.idle(130)
+
+
 def test_failures_in_a_row_close_it_and_then_one_call_tries() -> None:
     gate = Gate()
     failed(gate, 2)
