@@ -41,7 +41,7 @@ LONGEST_IN_MEMORY_S = 10.0  # an attempt that is due later is a wait in the ledg
 
 
 class DurableCalls(RunState, eq=False):
-    """A run's state, as far as such calls go. Each leads to effects; what becomes of the run is `machine`'s."""
+    """A run's state, as far as such calls go. Each leads to effects; what becomes of the run is `advancing`'s."""
 
     def _intend(self, waiting: Waiting) -> None:
         """Have an execution put on record; the call is sent once that is committed."""
