@@ -162,7 +162,7 @@ class Machine(Advancing, eq=False):
         self.now_ms = now_ms
         self._effects = []
         self._end, self._fails = RunFailed(code, message, ""), True
-        postponed = [place for place in self._waits if self.journal[place].retry is not None]
+        postponed = [place for place, entry in self.journal.items() if entry.open and entry.retry is not None]
         self._waits = EMPTY
         if self._parking is not None and self._parking[0] == Reason.NONDETERMINISTIC:
             self._parking = None  # no call's outcome is in question
@@ -173,8 +173,9 @@ class Machine(Advancing, eq=False):
             self.close()
             return [self._end]
         self.record(FAILING, Entry(self.agent.name, 0, b"", None, (code, message)))
+        # Those of a run that leaves may be due at once, and are none of its waits then.
         for place in postponed:
-            if self.journal[place].intent is not None:
+            if place not in self._waiting and self.journal[place].intent is not None:
                 self._give_up(place)
         return self._settled()
 
