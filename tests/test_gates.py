@@ -66,9 +66,9 @@ def test_calls_that_were_under_way_together_when_it_closed_are_no_tries() -> Non
     gate, allowed = Gate(), Allowance(failures=3)
     for _ in range(64):
         gate.sent(allowed, 0)
-    for _ in range(64):
-        gate.ended(allowed, 0.5, ConnectionError())
+    closes = [gate.ended(allowed, 0.5, ConnectionError()) for _ in range(64)]
     assert gate.wait_s(allowed, 0.5) == 1, "as after any third failure"
+    assert closes.count(True) == 1, "and it is said once"
 
 
 def test_failures_without_end_are_counted_no_further_than_they_matter() -> None:

@@ -80,7 +80,7 @@ class Gate(msgspec.Struct):
         return not self.failed or now - max(self.failed_at, self.closed_until) > REST_LONGEST_S
 
     def ended(self, allowance: Allowance, now: float, error: BaseException) -> bool:
-        """A call has raised this; whether the tool is left in peace because of it."""
+        """A call has raised this; whether the tool, which was not, is left in peace because of it."""
         if isinstance(error, (Failed, GiveUp)):
             self.answered()
             return False
@@ -95,5 +95,6 @@ class Gate(msgspec.Struct):
             rest_s = min(REST_LONGEST_S, REST_FIRST_S * 2 ** (self.failed - allowance.failures))
         if rest_s <= 0:
             return False
+        was_closed = now < self.closed_until
         self.closed_until = max(self.closed_until, now + rest_s)
-        return True
+        return not was_closed
