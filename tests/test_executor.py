@@ -333,27 +333,6 @@ def test_closing_waits_for_clean_ups_and_may_be_repeated() -> None:
 # --- One tenant's tool, and the others ---
 
 
-def test_a_tool_that_blocks_its_thread_is_named_and_holds_up_no_call_that_begins_later(
-    asked: Asked, caplog: pytest.LogCaptureFixture
-) -> None:
-    let_go = threading.Event()
-
-    async def blocks() -> int:
-        let_go.wait(30)
-        return 1
-
-    async def well() -> int:
-        return 2
-
-    asked.call(blocks)
-    wait_until(lambda: "blocks its thread" in caplog.text, 10, "it is named")
-    assert caplog.records[-1].tool == "blocks"  # type: ignore[attr-defined]
-    asked.call(well)
-    assert result(asked.answer()) == 2
-    let_go.set()
-    wait_until(lambda: len(asked.fetch()) == 2, 5, "its own answer")
-
-
 def test_tasks_that_a_tool_leaves_behind_are_reported(asked: Asked, caplog: pytest.LogCaptureFixture) -> None:
     kept = []
 

@@ -31,6 +31,14 @@ def test_as_fast_as_allowed() -> None:
     assert gate.wait_s(allowed, 10.25) == 0
 
 
+def test_one_that_is_told_to_come_later_has_a_turn_that_the_gate_remembers() -> None:
+    gate, allowed = Gate(), Allowance(per_second=4)
+    assert [gate.later_s(allowed, 100, 20) for _ in range(3)] == [20, 20.25, 20.5]
+    assert gate.later_s(allowed, 110, 20) == 20, "that one would be too early"
+    assert not gate.idle(129)
+    assert gate.idle(130)
+
+
 def test_failures_in_a_row_close_it_and_then_one_call_tries() -> None:
     gate = Gate()
     failed(gate, 2)
@@ -58,9 +66,9 @@ def test_calls_that_were_under_way_together_when_it_closed_are_no_tries() -> Non
     gate, allowed = Gate(), Allowance(failures=3)
     for _ in range(64):
         gate.sent(allowed, 0)
-    for _ in range(64):
-        gate.ended(allowed, 0.5, ConnectionError())
+    closes = [gate.ended(allowed, 0.5, ConnectionError()) for _ in range(64)]
     assert gate.wait_s(allowed, 0.5) == 1, "as after any third failure"
+    assert closes.count(True) == 1, "and it is said once"
 
 
 def test_failures_without_end_are_counted_no_further_than_they_matter() -> None:

@@ -3,10 +3,12 @@
 import asyncio
 import gc
 import logging
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from onceflow.agents.run import Run
 from onceflow.agents.seldom import RateLimited
 from onceflow.event import Event
 from tests.tenant import Tenant
-from tests.test_executor import Asked, greet, greet_plainly, result
+from tests.test_executor import Asked, greet, greet_plainly, raises_plainly, result
 from tests.waiting import wait_until
 
 
@@ -138,6 +140,92 @@ def test_a_thread_that_cannot_start_keeps_its_permit_no_longer(
     asked.call(greet_plainly, name="tea")
     wait_until(lambda: len(asked.fetch()) == 2, 5, "the next one's answer")
     wait_until(lambda: loop_._threads._of_all._value == threads.THREADS_MAX, 5, "all permits are there")
+
+
+# --- What hangs in a thread that asyncio was asked for ---
+
+
+@pytest.fixture
+def release() -> Iterator[threading.Event]:
+    release = threading.Event()
+    yield release
+    release.set()
+
+
+async def looks_up() -> str:
+    found = await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 80)
+    return found[0][4][0]
+
+
+def test_what_hangs_in_a_thread_leaves_threads_for_other_tenants(
+    asked: Asked, release: threading.Event
+) -> None:
+    begun = []
+
+    async def hangs() -> None:
+        begun.append(1)
+        await asyncio.to_thread(release.wait, 60)
+
+    for _ in range(threads.TENANT_THREADS_MAX):
+        asked.call(hangs, tenant="noisy")
+    wait_until(lambda: len(begun) == threads.TENANT_THREADS_MAX, 5, "all to begin")
+    asked.call(looks_up, tenant="quiet")
+    assert result(asked.answer()) == "127.0.0.1"
+
+
+def test_what_waits_for_a_thread_does_not_run_once_nobody_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch, release: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And that there is none left is said."""
+    monkeypatch.setattr(threads, "THREADS_MAX", 1)
+    asked, ran = Asked(), []
+
+    async def hangs() -> None:
+        await asyncio.to_thread(release.wait, 60)
+
+    async def adds() -> None:
+        await asyncio.to_thread(ran.append, "too late")
+
+    asked.call(hangs)
+    wait_until(lambda: asked.executor._loops[0]._threads._of_all.locked(), 5, "it to begin")
+    asked.call(adds, timeout_s=0.05)
+    assert isinstance(asked.answer().error, TimeoutError)
+    assert "all threads for plain functions are taken" in caplog.text
+    release.set()
+    asked.call(looks_up)
+    wait_until(lambda: len(asked.fetch()) == 3, 5, "the others' answers")
+    assert ran == []
+    asked.executor.close()
+
+
+def test_what_a_tool_does_in_a_thread_may_raise_anything(asked: Asked) -> None:
+    async def raises_there(error: BaseException) -> None:
+        await asyncio.to_thread(raises_plainly, error)
+
+    for error in (ValueError("no"), SystemExit(1), StopIteration("no")):
+        asked.answers.clear()
+        asked.call(raises_there, error=error)
+        assert type(asked.answer().error) is (
+            RuntimeError if isinstance(error, StopIteration) else type(error)
+        )
+
+
+def test_a_thread_that_hangs_does_not_keep_the_process() -> None:
+    code = """
+import asyncio, threading
+from tests.test_executor import Asked
+from tests.waiting import wait_until
+
+async def hangs():
+    await asyncio.to_thread(threading.Event().wait)
+
+asked = Asked()
+asked.call(hangs)
+wait_until(lambda: asked.executor._loops[0]._threads._of_tenants, 5)
+asked.executor.close()
+"""
+    root = Path(__file__).parent.parent
+    assert subprocess.run([sys.executable, "-c", code], timeout=30, cwd=root).returncode == 0
 
 
 # --- What swallows its cancellation ---

@@ -22,6 +22,7 @@ class Crowd:
         self.gates = Passing(asyncio.get_running_loop(), allowance)
         self.passed: list[int] = []
         self.refused: list[int] = []
+        self.refused_s: list[float] = []  # for how long
         self.tasks: list[asyncio.Task[None]] = []
 
     async def come(self, count: int) -> None:
@@ -46,8 +47,9 @@ class Crowd:
         gate: Gate | None = self.gates.at_once(AT, passing.now())
         try:
             gate = gate or await self.gates.in_turn(AT)
-        except NotSent:
+        except NotSent as error:
             self.refused.append(number)
+            self.refused_s.append(error.after_s)
         else:
             self.passed.append(number)
 
@@ -144,5 +146,8 @@ def test_at_a_rate_those_whose_turn_is_far_off_are_not_sent() -> None:
     async def story(here: Crowd) -> None:
         await here.come(10)
         assert (here.passed, here.refused) == ([0], [7, 8, 9])
+        assert [round(wait_s) for wait_s in here.refused_s] == [12, 14, 16], (
+            "each in its turn, not all together"
+        )
 
     crowd(Allowance(at_once=1_000, per_second=0.5), story)

@@ -1,11 +1,13 @@
 """Room for runs: those that wake wait for it as those that arrive do."""
 
+import gc
+
 import pytest
 
 from onceflow.agents.agent import agent
 from onceflow.agents.calls import Completed, RunFailed
 from onceflow.agents.commands import Command
-from onceflow.agents.happenings import Commanded, Due
+from onceflow.agents.happenings import Arrived, Commanded, Due
 from onceflow.agents.run import Run
 from onceflow.agents.signals import Signal
 from onceflow.agents.tool import tool
@@ -57,6 +59,30 @@ def test_runs_that_wake_together_go_on_no_more_at_a_time_than_there_is_room_for(
         tenant.answer("done")
     assert len(tenant.ended) == len(numbers)
     assert (tenant.memory.records, tenant.lane.idle) == ({}, True)
+
+
+def test_of_runs_that_wake_together_those_without_room_are_not_in_memory() -> None:
+    """Each has its event with it, which may be large."""
+
+    @agent("asks-later", on="t")
+    async def asks_later(run: Run, event: Event) -> str:
+        await run.sleep(90)
+        return await run.call(ask, id=event.id)
+
+    tenant = Tenant(asks_later)
+    numbers = range(2, 102)
+    for number in numbers:
+        tenant.event(asks_later, number)
+    tenant.now += 90_000
+    for _ in range(2):  # to be told twice changes nothing
+        tenant.take(*(Due(tenant.event_key(number)) for number in numbers))
+    assert (len(tenant.started), tenant.lane.waiting) == (10, 90)
+    gc.collect()
+    held = [each for each in gc.get_objects() if isinstance(each, Arrived) and each.saved is not None]
+    assert held == []
+    while tenant.started:
+        tenant.answer("done")
+    assert len(tenant.ended) == len(numbers)
 
 
 @pytest.mark.parametrize("crash", [False, True])

@@ -373,6 +373,19 @@ def test_scope_and_key_fields_go_together() -> None:
 # --- What random schedules have found ---
 
 
+def test_a_call_that_was_not_sent_as_its_slot_goes_is_free_once_its_run_is_cancelled(tenant: Tenant) -> None:
+    """The run ends here, in the last moment: nobody else would ever say that it does not hold the call any more."""
+    run = tenant.event(greets)
+    tenant.lane.leave()
+    tenant.commit()
+    tenant.take(Commanded(tenant.source, 9, 1, Command("cancel", "acme", run.hex())))
+    assert [end.code for end in outcomes(tenant)] == ["cancelled"]
+    tenant.begin_anew()
+    tenant.event(greets, 2)
+    tenant.commit()
+    assert len(tenant.started) == 1, "the call of the second run"
+
+
 def test_a_run_that_was_cancelled_while_it_waited_is_not_given_the_call(tenant: Tenant) -> None:
     tenant.event(greets, 1)
     second, third = tenant.event(greets, 2), tenant.event(greets, 3)

@@ -8,7 +8,6 @@ import pytest
 from onceflow.agents.agent import routes
 from onceflow.config import Settings
 from onceflow.stream.content import Grant, Input, Pair
-from onceflow.stream.news import Added, News, Ready, Removed
 from onceflow.stream.runtime import REVOKE_S, Runtime
 
 GRANT = Grant(3)
@@ -37,8 +36,6 @@ def ending(asked: list[Any]) -> Any:
     runtime._cell = SimpleNamespace(
         inputs={(INPUT.topic, INPUT.partition): INPUT},
         pair=lambda: PAIR,
-        read=lambda inputs: asked.append(("read", inputs)),
-        drop=lambda input: asked.append(("drop", input)),
     )
     runtime.stop()
     return runtime
@@ -56,21 +53,3 @@ def test_a_slot_that_comes_is_not_settled(ending: Any, asked: list[Any]) -> None
     """The outbox knows of it, or it would commit under a pair of the past."""
     ending._granted([GRANT])
     assert asked == [("polled", PAIR)]
-
-
-@pytest.mark.parametrize(
-    ("news", "does"),
-    [
-        (Ready(GRANT, [INPUT], [], []), []),
-        (Added(INPUT), []),
-        (Removed(INPUT), [("drop", INPUT)]),
-    ],
-)
-def test_nothing_is_read_any_more_and_what_is_gone_is_gone(
-    ending: Any, asked: list[Any], news: News, does: list[Any]
-) -> None:
-    """Offsets of a topic that was deleted would be refused with all that is to be committed."""
-    happenings: dict[str, Any] = {}
-    ending._grants.news = lambda: [news]
-    ending._take_news(happenings)
-    assert (asked, happenings) == (does, {})

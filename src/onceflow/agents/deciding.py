@@ -85,7 +85,8 @@ class Deciding:
         self._start = start
         self._abandon = abandon
         self._runs: set[Machine] = set()
-        self._queue: deque[Arrived] = deque()
+        self._queue: deque[Arrived | bytes] = deque()  # what waits for room; of runs that sleep, the keys
+        self._woken: set[bytes] = set()  # those
         self._watch = capacity.watch
         self._held: dict[bytes, Arrived] = {}  # until they may run apart, or others have done so
         self._journals = {} if snapshot is None else restored(snapshot)

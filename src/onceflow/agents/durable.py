@@ -42,7 +42,7 @@ HELD_MS = 600_000  # who waits for a key asks again so much later, if it is told
 
 
 class DurableCalls(RunState, eq=False):
-    """A run's state, as far as such calls go. Each leads to effects; what becomes of the run is `machine`'s."""
+    """A run's state, as far as such calls go. Each leads to effects; what becomes of the run is `advancing`'s."""
 
     def _intend(self, waiting: Waiting) -> None:
         """Have an execution put on record; the call is sent once that is committed."""

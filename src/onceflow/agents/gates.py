@@ -38,6 +38,7 @@ class Gate(msgspec.Struct):
     failed: int = 0  # one after another
     failed_at: float = 0.0  # the last of them
     next_at: float = 0.0  # by the rate
+    later_at: float = 0.0  # by the rate, of the last one that was told to come later
 
     def wait_s(self, allowance: Allowance, now: float) -> float:
         """Seconds until a call may ask again; 0: it may be sent now; negative: when another one has ended."""
@@ -55,6 +56,14 @@ class Gate(msgspec.Struct):
         if allowance.per_second:
             self.next_at = max(now, self.next_at) + 1 / allowance.per_second
 
+    def later_s(self, allowance: Allowance, now: float, least_s: float) -> float:
+        """In how many seconds one is to come again that stands too far behind by the rate: each at a time of its own.
+
+        Otherwise thousands would come together, and all but a few in vain, again and again.
+        """
+        self.later_at = max(self.later_at + 1 / allowance.per_second, now + least_s)
+        return self.later_at - now
+
     def answered(self) -> None:
         """A call has had its answer."""
         self.running -= 1
@@ -66,12 +75,12 @@ class Gate(msgspec.Struct):
 
     def idle(self, now: float) -> bool:
         """Whether nothing is lost when this gate is forgotten: a failure counts for as long as the longest rest."""
-        if self.running or self.next_at > now or self.closed_until > now:
+        if self.running or max(self.next_at, self.later_at, self.closed_until) > now:
             return False
         return not self.failed or now - max(self.failed_at, self.closed_until) > REST_LONGEST_S
 
     def ended(self, allowance: Allowance, now: float, error: BaseException) -> bool:
-        """A call has raised this; whether the tool is left in peace because of it."""
+        """A call has raised this; whether the tool, which was not, is left in peace because of it."""
         if isinstance(error, (Failed, GiveUp)):
             self.answered()
             return False
@@ -86,5 +95,6 @@ class Gate(msgspec.Struct):
             rest_s = min(REST_LONGEST_S, REST_FIRST_S * 2 ** (self.failed - allowance.failures))
         if rest_s <= 0:
             return False
+        was_closed = now < self.closed_until
         self.closed_until = max(self.closed_until, now + rest_s)
-        return True
+        return not was_closed

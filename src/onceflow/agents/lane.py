@@ -114,7 +114,7 @@ class Lane(InFlight):
         if self._held:
             self._begin_held()
         while self._queue and self._may_begin():
-            self._begin(self._queue.popleft())
+            self._begin_next()
         self._watch.names.rest()
         self._capacity.give_back_turn(self.tenant)
         if self._calls:
@@ -154,6 +154,24 @@ class Lane(InFlight):
         else:
             self._begin(arrived)
 
+    def _begin_next(self) -> None:
+        """There is room: for the one that has waited for it longest."""
+        waiting = self._queue.popleft()
+        if not isinstance(waiting, bytes):
+            self._begin(waiting)
+        elif (arrived := self._roused(waiting)) is not None:
+            self._begin(arrived)
+
+    def _roused(self, key: bytes) -> Arrived | None:
+        """A run that was woken, and has slept on until now; None: it goes on already, or is gone."""
+        if key not in self._woken:
+            return None
+        self._woken.discard(key)
+        arrived = self._called(key)
+        if arrived is not None:
+            arrived.woken = True
+        return arrived
+
     def _clears(self, keys: Iterable[bytes]) -> bool:
         """Whether runs may begin, and as long as they end at once, nothing is to be known of them."""
         return not (self._journals or self._queue) and self._watch.clears(keys) and self._may_begin()
@@ -180,16 +198,22 @@ class Lane(InFlight):
             self._lines.sleeps(sleeping.key)
 
     def _wake(self, key: bytes, news: Mapping[str, Entry] = NOTHING, *, by_itself: bool = False) -> None:
-        """Let a sleeping run go on."""
+        """Let a sleeping run go on. Without room it sleeps on: thousands may wake together, each with its event."""
+        if key in self._woken and not news:
+            return
         arrived = self._called(key, by_itself=by_itself)
         if arrived is None:
             return
         arrived.woken = True
         if not self._queue and self._may_begin():
+            self._woken.discard(key)
             self._begin(arrived, news)
-        else:
-            self._on_record(arrived, news)
-            self._queue.append(arrived)
+            return
+        self._on_record(arrived, news)
+        self._sleepers.sleeps(key, self._memory.inbox(arrived.source))
+        if key not in self._woken:
+            self._woken.add(key)
+            self._queue.append(key)
 
     def _due(self, due: Due) -> None:
         kind = due.record.partition(b"\0")[2][:1]
@@ -305,26 +329,33 @@ class Lane(InFlight):
             self._watch.over(key, survived=False)
             self._queue.append(held)
         refusal = ""
-        if self._sleepers.asleep(key):
+        if command.action == "cancel" and (waiting := self._out_of_queue(key)) is not None:
+            self._watch.forgive(key)
+            if waiting.saved is None:
+                self._end(waiting, RunFailed(CANCELLED, BY_OPERATOR, ""), 0)
+            else:
+                news = resolution(command, waiting.saved)
+                assert not isinstance(news, str)
+                self._begin(waiting, news)
+        elif self._sleepers.asleep(key):
             refusal = self._resolve(key, source, command)
         elif (run := self._awake(key)) is not None and command.action == "cancel":
             self._cancel(run, CANCELLED, BY_OPERATOR)
-        elif command.action == "cancel" and (waiting := [a for a in self._queue if a.key == key]):
-            self._queue.remove(waiting[0])
-            self._watch.forgive(key)
-            saved = waiting[0].saved
-            if saved is None:
-                self._end(waiting[0], RunFailed(CANCELLED, BY_OPERATOR, ""), 0)
-            else:
-                news = resolution(command, saved)
-                assert not isinstance(news, str)
-                self._begin(waiting[0], news)
         elif command.action == "cancel" and (behind := self._lines.take(key)) is not None:
             self._decided.end(Ended(behind, RunFailed(CANCELLED, BY_OPERATOR, "")))
         else:
             refusal = "there is no such run, or it is under way"
         said = {"run": command.run, "tenant": self.tenant, "action": command.action, "refused": refusal}
         log.info("an operator has decided about a run", extra=said)
+
+    def _out_of_queue(self, key: bytes) -> Arrived | None:
+        """What waits for room under this key, taken out."""
+        if key in self._woken:
+            return self._roused(key)
+        found = next((each for each in self._queue if not isinstance(each, bytes) and each.key == key), None)
+        if found is not None:
+            self._queue.remove(found)
+        return found
 
     def _resolve(self, key: bytes, source: Any, command: Command) -> str:
         """What a person says of a run that sleeps wakes it; or why it cannot."""
@@ -360,7 +391,14 @@ class Lane(InFlight):
         self._sleepers.lost(grant)
         self._keys.lost()
         self._lines = Lines()  # a tenant is at home in one slot: all of it is gone
-        self._queue = deque(arrived for arrived in self._queue if arrived.source.grant is not grant)
+        self._queue = deque(each for each in self._queue if self._stays(each, grant))
+        self._woken.intersection_update(self._queue)
         for key in [key for key, held in self._held.items() if held.source.grant is grant]:
             del self._held[key]
             self._watch.over(key, survived=False)
+
+    def _stays(self, waiting: Arrived | bytes, grant: Any) -> bool:
+        """Whether what waits for room is of another grant than this one, which is gone."""
+        if isinstance(waiting, bytes):
+            return self._sleepers.asleep(waiting)
+        return waiting.source.grant is not grant

@@ -3,14 +3,19 @@
 Each call is a task. What a call costs beside its tool is kept small: thousands end in a second. So there is one timer
 for all time-outs of the same length, and no wrapper around a call that its tool does not need. Plain functions run in
 threads: one that hangs keeps its thread until it returns, its run gets the time-out.
+
+A tool that blocks instead of awaiting keeps the thread from all other calls. Then another thread, which watches, takes
+back those that were not sent, and answers for those whose time is over: of each call, whoever takes it out of the books
+has the say. What the loop still does with it, once it goes on, is for nobody.
 """
 
 import asyncio
 import inspect
 import logging
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from contextvars import Context, ContextVar
 from functools import partial
@@ -34,7 +39,7 @@ from onceflow.agents.gates import Allowance, Gate
 from onceflow.agents.machine import Machine
 from onceflow.agents.passing import Passing
 from onceflow.agents.seldom import RateLimited, named
-from onceflow.agents.threads import Threads
+from onceflow.agents.threads import Aside, Threads
 
 log = logging.getLogger("onceflow.executor")
 
@@ -44,6 +49,8 @@ CLOSE_S = 1.0  # how long a blocked thread is waited for at the end
 SWALLOWED_S = 1.0  # how long a call whose time is over has for its clean-up
 BEAT_S = 0.25
 FORGET_EVERY_S = 5.0
+
+_LOOP_S_OWN = (__file__, asyncio.__path__[0])  # what is beneath the code of a tool
 
 now = time.monotonic  # an asyncio loop's clock too
 
@@ -62,7 +69,6 @@ class _Calling(msgspec.Struct, eq=False):
     task: "asyncio.Task[None] | None" = None
     due: float = 0.0
     too_late: bool = False  # its time is over: it was cancelled for that
-    abandoned: bool = False  # nobody waits for its answer: it was cancelled for that
     gate: Gate | None = None  # that it went through, until its answer
     queues: bool = False  # for a thread: it was not sent yet
     left: "set[asyncio.Task[Any]] | None" = None  # the tasks that its tool has begun
@@ -77,7 +83,8 @@ class Loop:
         self._handed_over: deque[StartCall] = deque()
         self._told = False  # that something was handed over
         self._closing = False
-        self._running: set[_Calling] = set()
+        self._unsent: set[_Calling] = set()  # they wait for their time, or at a gate
+        self._running: set[_Calling] = set()  # sent, and not yet answered
         self._due: dict[
             float, dict[_Calling, None]
         ] = {}  # by their time-out; those that began first come first
@@ -87,6 +94,7 @@ class Loop:
         self._loop.set_exception_handler(self._complained)
         self._passing = Passing(self._loop, allowance)
         self._threads = Threads(self._loop)
+        self._loop.set_default_executor(Aside(self._loop, self._threads, _tenant))
         self._thread = Thread(target=self._run, name="onceflow-executor", daemon=True)
         self._thread.start()
 
@@ -108,13 +116,41 @@ class Loop:
         if self._loop.is_closed():
             return
         self._loop.call_soon_threadsafe(self._end)
-        self._thread.join(CLOSE_S if self.blocked_by() else CLEAN_UP_S + CLOSE_S)
+        self._thread.join(CLOSE_S if self.is_blocked else CLEAN_UP_S + CLOSE_S)
 
-    def blocked_by(self) -> "asyncio.Task[Any] | None":
-        """The task that has kept the thread for too long; None: none has."""
-        if now() - self._beat_at < BLOCKED_S:
-            return None
-        return asyncio.current_task(self._loop)
+    @property
+    def is_blocked(self) -> bool:
+        """Whether something keeps the thread for too long."""
+        return now() - self._beat_at >= BLOCKED_S
+
+    def blocker(self) -> tuple[str, str]:
+        """What keeps the thread: a tool, or "" if it is a callback; and where in its code it is."""
+        task, at = asyncio.current_task(self._loop), ""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        while frame is not None and not frame.f_code.co_filename.startswith(_LOOP_S_OWN):
+            at, frame = f"{frame.f_code.co_filename}:{frame.f_lineno}", frame.f_back
+        if task is None:
+            return "", at
+        its = [calling.started.tool.name for calling in list(self._running) if task in (calling.left or ())]
+        return its[0] if its else task.get_name(), at
+
+    def take_back(self, but: Collection[str]) -> list[StartCall]:
+        """The calls that were not sent yet, for another loop; those of some tools stay."""
+        found = []
+        with suppress(IndexError):  # until there are no more
+            while True:
+                found.append(self._handed_over.popleft())
+        others = [calling for calling in list(self._unsent) if calling.started.tool.name not in but]
+        found += [calling.started for calling in others if _taken_out(calling, self._unsent)]
+        if stay := [started for started in found if started.tool.name in but]:
+            self.start(stay)
+        return [started for started in found if started.tool.name not in but]
+
+    def answer_overdue(self) -> None:
+        """Answer for the calls whose time is over, as the thread, which would, is blocked."""
+        for calling in list(self._running):
+            if 0 < calling.due < now() - SWALLOWED_S and _taken_out(calling, self._running):
+                self._raised(calling.started, _too_late(calling.started))
 
     @property
     def busy(self) -> bool:
@@ -160,26 +196,32 @@ class Loop:
         if at - self._forgot_at > FORGET_EVERY_S:
             self._forgot_at = at
             self._passing.forget_idle(at)
+            for calling in [each for each in self._unsent if each.task is not None and each.task.done()]:
+                self._answer_unsent(calling)  # it was cancelled before its first step
 
     def _take(self) -> None:
         self._told = False
-        while self._handed_over:
-            started = self._handed_over.popleft()
+        while True:
+            try:
+                started = self._handed_over.popleft()
+            except IndexError:  # not asked before: another thread may take them back
+                return
             calling = _Calling(started)
             # Not by the loop's factory, which is for the tasks of tools; with a context as a new thread has it.
             calling.task = asyncio.Task(
                 self._call(calling), loop=self._loop, name=started.tool.name, context=Context()
             )
-            self._running.add(calling)
+            self._unsent.add(calling)
 
     def _cancel(self, runs: list[Machine] | None) -> None:
-        for calling in self._running:
-            if calling.task is not None and (runs is None or calling.started.run in runs):
-                calling.abandoned = True
-                calling.task.cancel()
+        for calls in (self._unsent, self._running):
+            for calling in list(calls):
+                if calling.task is not None and (runs is None or calling.started.run in runs):
+                    calling.task.cancel()
+                    calls.discard(calling)
 
     async def _call(self, calling: _Calling) -> None:
-        """From a call's start to its answer; none if it was abandoned."""
+        """From a call's start to its answer; none if it was abandoned, or if another thread has had the say."""
         started = calling.started
         answer: Answer
         try:
@@ -199,16 +241,19 @@ class Loop:
             self._ended(calling, None)
         except BaseException as error:  # noqa: BLE001 (what a tool raises is its answer, SystemExit and the like too)
             answer = Raised(started.place, started.call.attempt, error)
-        finally:
-            self._running.discard(calling)
-            calling.task = None  # which refers to its context, and that to the call
-        if not calling.abandoned:  # one that is cancelled otherwise was so by a library that its tool uses
+        calling.task = None  # which refers to its context, and that to the call
+        if _taken_out(calling, self._running):
             self._answered(Answered(started.run, answer))
+        else:
+            self._answer_unsent(calling, answer.error if isinstance(answer, Raised) else None)
 
     async def _sent(self, calling: _Calling, at_s: float) -> Answer:
         """Carry a call out, now."""
         started = calling.started
         tool, call = started.tool, started.call
+        if not _taken_out(calling, self._unsent):
+            raise NotSent
+        self._running.add(calling)
         now_ms = int(time.time() * 1000)
         call.sent(
             now_ms, tool.timeout_s
@@ -290,10 +335,16 @@ class Loop:
         )
         error = _too_late(started)
         self._ended(calling, error)
-        self._running.discard(calling)
-        if not calling.abandoned:
-            calling.abandoned = True
-            self._answered(Answered(started.run, Raised(started.place, started.call.attempt, error)))
+        if _taken_out(calling, self._running):
+            self._raised(started, error)
+
+    def _answer_unsent(self, calling: _Calling, error: BaseException | None = None) -> None:
+        """A call has ended before it was sent: by its gate, or by a tool that cancels whatever tasks there are."""
+        if _taken_out(calling, self._unsent):
+            self._raised(calling.started, error if isinstance(error, NotSent) else NotSent())
+
+    def _raised(self, started: StartCall, error: BaseException) -> None:
+        self._answered(Answered(started.run, Raised(started.place, started.call.attempt, error)))
 
     # --- what a call passes, and where a plain function runs ---
 
@@ -314,6 +365,12 @@ class Loop:
 _current: ContextVar[_Calling | None] = ContextVar("the call under way", default=None)
 
 
+def _tenant() -> str:
+    """Of the call under way."""
+    calling = _current.get()
+    return "" if calling is None else calling.started.call.tenant
+
+
 def _remembered(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> "asyncio.Task[Any]":
     """Make a task for a tool, and note it with its call."""
     task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
@@ -322,6 +379,15 @@ def _remembered(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any)
             calling.left = set()
         calling.left.add(task)
     return task
+
+
+def _taken_out(calling: _Calling, calls: set[_Calling]) -> bool:
+    """Take a call out, unless another thread did: a set gives each away once."""
+    try:
+        calls.remove(calling)
+    except KeyError:
+        return False
+    return True
 
 
 def _too_late(started: StartCall) -> TimeoutError:

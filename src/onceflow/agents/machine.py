@@ -19,7 +19,7 @@ and replayed when its wait ends. Once a run is in the ledger, that alone says wh
     PARKED                        a person must resolve it
 
 What a run's state is: `state`. What becomes of keyed and blind calls: `durable`. What its agent asks for: `asking`.
-How it goes on, and ends: `progress`.
+How it goes on, and ends: `advancing`.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,6 +28,7 @@ from typing import Any
 
 import msgspec
 
+from onceflow.agents.advancing import Advancing, advanced
 from onceflow.agents.agent import Agent
 from onceflow.agents.calls import (
     Answer,
@@ -49,7 +50,6 @@ from onceflow.agents.journal import (
     Wait,
     first_due_ms,
 )
-from onceflow.agents.progress import Progress, advanced
 from onceflow.agents.run import Run
 from onceflow.agents.state import EMPTY, NONE
 from onceflow.errors import as_text
@@ -77,7 +77,7 @@ def begin(
     return machine, machine._stepped(coroutine, found)
 
 
-class Machine(Progress, eq=False):
+class Machine(Advancing, eq=False):
     """One run's state. `begin` once, then what happens to its calls, until it has ended.
 
     `answer` brings a call's answer. A run that has ended holds nothing that refers back to it, so it is freed at once,

@@ -57,7 +57,7 @@ class Passing:
         elif self._allowance.per_second:
             wait_s = len(queue.turns) / self._allowance.per_second  # at least, for those before it
             if wait_s > LONGEST_IN_MEMORY_S:
-                raise NotSent(wait_s)
+                raise NotSent(self._gates.setdefault(at, Gate()).later_s(self._allowance, now(), wait_s))
         turn: Turn = self._loop.create_future()
         queue.turns.append(turn)
         try:

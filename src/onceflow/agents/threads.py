@@ -1,16 +1,29 @@
-"""Plain functions run in threads: one that hangs keeps its thread until it returns, and nobody waits for it."""
+"""Plain functions run in threads: one that hangs keeps its thread until it returns, and nobody waits for it.
+
+So does what async tools have asyncio do in a thread. Its own executor has a handful of threads for all tenants, six
+where there are two cores: as many look-ups of hosts that hang would hold up all others, and the end of the process too.
+"""
 
 import asyncio
+import logging
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import Context
+from functools import partial
 from threading import Thread
 from typing import Any
 from weakref import WeakValueDictionary
+
+from onceflow.agents.seldom import RateLimited
+
+log = logging.getLogger("onceflow.executor")
 
 THREADS_MAX = 256  # functions that run at the same time
 TENANT_THREADS_MAX = 64  # … of one tenant: what hangs there leaves threads for the others
 
 Permits = tuple[asyncio.Semaphore, asyncio.Semaphore]
+Ended = Callable[[Any, BaseException | None], None]  # what a function has returned, or raised
 
 
 class Threads:
@@ -20,6 +33,7 @@ class Threads:
         self._loop = loop
         self._of_all = asyncio.Semaphore(THREADS_MAX)
         self._of_tenants: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._seldom = RateLimited(log)
 
     async def permits(self, tenant: str) -> Permits:
         """Wait until one more function may run, for this tenant too."""
@@ -27,6 +41,9 @@ class Threads:
         if of_tenant is None:
             of_tenant = self._of_tenants[tenant] = asyncio.Semaphore(TENANT_THREADS_MAX)
         await of_tenant.acquire()
+        if self._of_all.locked():
+            message = "all threads for plain functions are taken; others wait until some return"
+            self._seldom.log(logging.WARNING, message, extra={"threads": THREADS_MAX})
         try:
             await self._of_all.acquire()
         except BaseException:
@@ -35,11 +52,25 @@ class Threads:
         return of_tenant, self._of_all
 
     async def run(self, function: Callable[[], Any], permits: Permits) -> Any:
-        """Run a function, and give its permits back when it returns.
+        """Run a function, and return what it returns."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+
+        def ended(outcome: Any, error: BaseException | None) -> None:
+            if future.cancelled():
+                return
+            if error is None:
+                future.set_result(outcome)
+            else:
+                future.set_exception(error)
+
+        self.begin(function, permits, ended)
+        return await future
+
+    def begin(self, function: Callable[[], Any], permits: Permits, ended: Ended) -> None:
+        """Have a function run, and give its permits back when it returns; `ended` is called in the loop.
 
         Not when its caller stops waiting: functions that hang can't use up the machine's threads.
         """
-        future: asyncio.Future[Any] = self._loop.create_future()
 
         def work() -> None:
             outcome: Any
@@ -55,19 +86,48 @@ class Threads:
 
         def finish(outcome: Any, error: BaseException | None) -> None:
             _release(permits)
-            if future.cancelled():
-                return
-            if error is None:
-                future.set_result(outcome)
-            else:
-                future.set_exception(error)
+            ended(outcome, error)
 
         try:
             Thread(target=work, name="onceflow-tool", daemon=True).start()
         except BaseException:  # the machine has none left
             _release(permits)
             raise
-        return await future
+
+
+class Aside(ThreadPoolExecutor):
+    """Does what asyncio has to do in a thread (`asyncio.to_thread`, the look-up of a host) as `Threads` does."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, threads: Threads, whose: Callable[[], str]) -> None:
+        """`whose`: the tenant for whom something is to be done now."""
+        super().__init__(1)  # asyncio takes no other kind; none of its threads ever starts
+        self._loop = loop
+        self._by = threads
+        self._whose = whose
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Have it done. In the loop's thread."""
+        done: Future[Any] = Future()
+        begins = self._begin(partial(function, *args, **kwargs), done, self._whose())
+        task = asyncio.Task(begins, loop=self._loop, context=Context())
+        done.add_done_callback(lambda _: task.cancel())  # nobody waits any more: nor does it, for a thread
+        return done
+
+    async def _begin(self, function: Callable[[], Any], done: Future[Any], tenant: str) -> None:
+        def ended(outcome: Any, error: BaseException | None) -> None:
+            if error is None:
+                done.set_result(outcome)
+            else:
+                done.set_exception(error)
+
+        permits = await self._by.permits(tenant)
+        if not done.set_running_or_notify_cancel():
+            _release(permits)
+            return
+        try:
+            self._by.begin(function, permits, ended)
+        except RuntimeError as error:
+            done.set_exception(error)
 
 
 def _release(permits: Permits) -> None:

@@ -4,29 +4,21 @@
 call must be made; whatever else can be wrong with a tool is found when its module is imported, not when it is
 first called. A `Tool` is a frozen fact: who runs calls asks it to `bind` arguments, and to encode and decode
 the results that a run's journal keeps. It does no I/O of its own.
-
-How the decorator is typed: a tool's parameters are its function's, `call` included, and `Run.call` leaves
-`call` out. Overloading the decorator on `call` would be simpler and wrong: a function with an `Any` anywhere
-in its signature, such as `-> dict[str, Any]`, fits several overloads, and mypy then checks nothing at all.
-For the same reason plain functions are told from async ones by what they return, see `Storable`.
 """
 
 import inspect
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
 from hashlib import blake2b
 from types import CodeType, FrameType
 from typing import (
-    TYPE_CHECKING,
     Any,
-    Concatenate,
     Generic,
     Literal,
     ParamSpec,
-    Protocol,
     TypeVar,
     Unpack,
     overload,
@@ -35,10 +27,9 @@ from typing import (
 import msgspec
 import pydantic
 import xxhash
-from typing_extensions import TypedDict
 
 from onceflow.agents import tool_names
-from onceflow.agents.call import Call, RetryPolicy, check_count, check_retry, seconds_of
+from onceflow.agents.call import RetryPolicy, check_count, check_retry, seconds_of
 from onceflow.agents.told import as_told, encode_sorted, sorted_text
 from onceflow.agents.tool_checks import (
     STORABLE,
@@ -56,30 +47,14 @@ from onceflow.agents.tool_checks import (
     check_storable,
     split_call,
 )
+from onceflow.agents.tool_typing import EffectDecorator, PureDecorator, ReadDecorator, ToolOptions
 from onceflow.errors import ConfigError, as_text
 from onceflow.event import type_name as _type_name
-
-if TYPE_CHECKING:
-    import datetime as dt
-    from collections.abc import Set as AbstractSet
-    from decimal import Decimal
-    from enum import Enum
-    from uuid import UUID
-
-    from _typeshed import DataclassInstance
 
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 F = TypeVar("F", bound=Callable[..., Any])
-
-Storable = TypeVar(
-    "Storable",
-    bound="int | float | bytes | bytearray | Sequence[Any] | Mapping[Any, Any] | AbstractSet[Any] | Decimal"
-    " | UUID | Enum | dt.date | dt.time | dt.timedelta | msgspec.Struct | pydantic.BaseModel"
-    " | DataclassInstance | None",
-)
-"""What a plain function may return: what can be stored. No coroutines: so just one overload fits."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -310,45 +285,6 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 # --- The decorator ---
-
-
-class ToolOptions(TypedDict, total=False):
-    """What may be said of a tool besides its effect; `tool` has the defaults."""
-
-    name: str | None
-    version: int
-    scope: Scope
-    key_fields: Sequence[str] | None
-    free_fields: Sequence[str]
-    tenant_arg: str | None
-    ttl: timedelta | float | None
-    timeout: timedelta | float
-    retry: RetryPolicy | None
-    on_unknown: OnUnknown
-
-
-class PureDecorator(Protocol):
-    """Takes a plain function."""
-
-    def __call__(self, function: Callable[P, R], /) -> Tool[P, R]: ...
-
-
-class ReadDecorator(Protocol):
-    """Takes an async or a plain function."""
-
-    @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Tool[P, R]: ...
-    @overload
-    def __call__(self, function: Callable[P, Storable], /) -> Tool[P, Storable]: ...
-
-
-class EffectDecorator(Protocol):
-    """Takes an async or a plain function whose first parameter is `call: Call`."""
-
-    @overload
-    def __call__(self, function: Callable[Concatenate[Call, P], Coroutine[Any, Any, R]], /) -> Tool[P, R]: ...
-    @overload
-    def __call__(self, function: Callable[Concatenate[Call, P], Storable], /) -> Tool[P, Storable]: ...
 
 
 _MISSING: Any = object()

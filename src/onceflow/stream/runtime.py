@@ -17,7 +17,7 @@ from onceflow.agents.at_once import Beginning, begin_without_lane
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.executor import Executor
 from onceflow.agents.gates import allowance_of
-from onceflow.agents.happenings import Decided, Happening, Lost, Settled, Turn
+from onceflow.agents.happenings import Decided, Happening, Lost, Turn
 from onceflow.agents.lane import Lane
 from onceflow.agents.loop import Answered
 from onceflow.agents.snapshot import snapshot_tenant
@@ -29,18 +29,18 @@ from onceflow.state.seen import BrokerClock, Judge, Seen
 from onceflow.state.store import Store
 from onceflow.stream.cell import Cell, record_error
 from onceflow.stream.cluster import Cluster, answers
-from onceflow.stream.content import Committed, Ends, Grant, Input, Pair, Reads, Work, finished_by
+from onceflow.stream.content import Committed, Ends, Grant, Input, Pair, Reads, Work
 from onceflow.stream.dedup import Dedup
 from onceflow.stream.doorbell import Doorbell
 from onceflow.stream.ends import ends_of
 from onceflow.stream.flags import Flags
 from onceflow.stream.grants import Grants
+from onceflow.stream.hearing import Hearing
 from onceflow.stream.identity import Identity, take_identity
 from onceflow.stream.inlet import Reading
 from onceflow.stream.leaving import leave
 from onceflow.stream.letters import Letters
 from onceflow.stream.metrics import Metrics, count_commit, count_paused
-from onceflow.stream.news import Added, News, Ready, Removed, news_follow
 from onceflow.stream.open_runs import OpenRuns
 from onceflow.stream.outbox import Outbox
 from onceflow.stream.rejoining import Rejoining
@@ -67,7 +67,9 @@ class Runtime:
         self, flow: str, settings: Settings, routes: Routes, metrics: Metrics, recovery: Path | None
     ) -> None:
         self.flow = flow
-        self._settings = settings
+        # Wherever a tool has the process work, these stay where they are.
+        places = {"state_dir": settings.state_dir.absolute(), "flags": settings.flags.absolute()}
+        self._settings = settings = settings.model_copy(update=places)
         self._routes = routes
         self._metrics = metrics
         self.recovery = recovery  # set before `open`; Bytewax' recovery directory, if there is one
@@ -85,7 +87,6 @@ class Runtime:
         self._doorbell = Doorbell()
         self._standing = Standing(lambda: bytes(self.capacity.watch.names.computing))
         self._passed: list[Reads] = []
-        self._postponed: list[News] = []
         self._direct: dict[str, list[Happening]] = {}
         self._answered: list[Answered] = []  # fetched, and not yet given to their runs
         self._gauges_at = 0.0
@@ -149,6 +150,7 @@ class Runtime:
         self._cell = Cell(
             self.flow, name, settings, granted=self._granted, revoking=self._revoking, lost=self._lost
         )
+        self._hearing = Hearing(self._cell, self._open_runs, self.lanes, slots)
         self._room = Room(self._cell, settings.limits, self._waiting)
         self._reading = Reading(self._cell, settings, slots, self._routes, self._letters, self._room)
         self.capacity.watch = open_watch(settings.state_dir)  # last: nothing is under way before
@@ -233,7 +235,7 @@ class Runtime:
         for commit in self._room.settle():
             self._judge.committed(commit.seen, commit.identities)
             self._records.committed(commit.ledger)
-        self._take_news(happenings)
+        self._hearing.hear(self._grants.news(), happenings, stopping=self.stopping)
         ends = Ends()
         if self.stopping:
             self._end_soon(bool(happenings or self._answered))
@@ -383,40 +385,6 @@ class Runtime:
 
     def _serves(self, tenant: str) -> bool:
         return self._inbox(tenant) is not None
-
-    def _take_news(self, happenings: dict[str, list[Happening]]) -> None:
-        postponed, self._postponed = self._postponed, []
-        for news in [*postponed, *self._grants.news()]:
-            if self.stopping and type(news) is not Removed:
-                continue  # nothing more begins; but what is committed must know of a topic that is gone
-            if news.grant.live:
-                waits = any(news_follow(earlier, news) for earlier in self._postponed)
-                if waits or not self._take(news, happenings):
-                    self._postponed.append(news)
-
-    def _take(self, news: News, happenings: dict[str, list[Happening]]) -> bool:
-        """Act on news; False: that must wait."""
-        if type(news) is Ready:
-            return self._begin(news, happenings)
-        if type(news) is Added:
-            # A copy of what is under way would count as its duplicate; and that has no record any more, should
-            # this process die.
-            return not self._cell.outlived(news.input) and self._cell.read([news.input])
-        assert type(news) is Removed
-        self._cell.drop(news.input)
-        return True
-
-    def _begin(self, ready: Ready, happenings: dict[str, list[Happening]]) -> bool:
-        """Go on with the runs of a settled grant, and read its inputs; False: that must wait."""
-        finished = finished_by(ready.inputs)
-        if not self._cell.read(ready.inputs):
-            return False
-        for tenant, resumed in self._open_runs.resume(ready):
-            happenings.setdefault(tenant, []).append(resumed)
-        for tenant, lane in self.lanes.items():
-            if lane.has_journals and home_slot(tenant, self._slots) == ready.grant.slot:
-                happenings.setdefault(tenant, []).append(Settled(finished))
-        return True
 
     def _end_soon(self, busy: bool) -> None:
         """While stopping: raise StopIteration once no run is in flight, or the grace period is over."""

@@ -53,7 +53,7 @@ def advanced(coroutine: Coroutine[Any, Any, Any]) -> Any:
 AGENT_BENEATH[advanced.__code__] = True
 
 
-class Progress(Asking, eq=False):
+class Advancing(Asking, eq=False):
     """A run's state, as far as its agent goes on."""
 
     def close(self) -> None:
