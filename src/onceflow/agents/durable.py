@@ -116,7 +116,7 @@ class DurableCalls(RunState, eq=False):
         if not self.wants(started):
             self._leave(started)
             return
-        may_have_happened = waiting.unknown and started.kind == "call" and tool.effect == "keyed"
+        may_have_happened = waiting.unknown and started.kind != "reconcile" and tool.effect == "keyed"
         if may_have_happened and self._is_forgotten(started, delay_s):
             self._unresolved(waiting, "its target may have forgotten the key", tool.timeout_s)
             return
@@ -349,7 +349,7 @@ class DurableCalls(RunState, eq=False):
         if retry is not None:
             waiting.attempts, waiting.unknown = retry.attempts, retry.unknown
         again = known is not None and known.intent is not None and known.intent.again
-        if waiting.unknown and tool.effect == "blind" and not again:
+        if waiting.unknown and not again and (tool.effect == "blind" or self._is_forgotten(waiting.started)):
             self._unresolved(waiting, "the cell ended in its compensation", 0.0)
         else:
             self._intend(waiting)
