@@ -120,7 +120,8 @@ class Keys:
             if record is not known:
                 yield self._note(ask.digest, record, known, now_ms)
             error = (UNUSABLE_RESULT, answer.unusable) if answer.unusable else None
-            yield ask.run, ask.run.key_told(ask.place, Entry("", 0, b"", answer.result, error), now_ms)
+            outcome = Entry("", 0, b"", answer.result, error)
+            yield ask.run, ask.run.key_told(ask.place, outcome, now_ms, named=run in record.takers)
         elif isinstance(answer, Reused):
             refused = Entry("", 0, b"", None, (KEY_REUSED, answer.message))
             yield ask.run, ask.run.key_told(ask.place, refused, now_ms)
