@@ -1,10 +1,10 @@
 """The keys of a lane's calls of scope `tenant`: who makes a call, who waits for it, and what each is told."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from onceflow.agents.calls import AskKey, Effect, KeyDecided, KeyEffect, KeyKept, LeaveKey
 from onceflow.agents.happenings import NO_OFFSET, Memory, Noted
-from onceflow.agents.journal import KEY_REUSED, OUTCOME_UNKNOWN, UNDO, UNUSABLE_RESULT, Entry
+from onceflow.agents.journal import KEY_REUSED, OUTCOME_UNKNOWN, UNDO, UNUSABLE_RESULT, Entry, OpenRun
 from onceflow.agents.machine import Machine
 from onceflow.agents.shared import (
     FORMAT,
@@ -44,7 +44,8 @@ class Keys:
         known = self._memory.shared(shared_key(self._tenant, effect.digest))
         run = effect.run.token.key
         if isinstance(effect, AskKey):
-            yield from self._asked(effect, known, now_ms)
+            if effect.run.waits_at(effect.place):
+                yield from self._asked(effect, known, now_ms)
         elif isinstance(effect, LeaveKey):
             yield from self._left(effect, known, run, now_ms)
         elif known is not None:
@@ -73,6 +74,24 @@ class Keys:
         if known is None or forgotten(known, now_ms):
             return entry.open
         return not known.unknown
+
+    def lost_hold(self, run: OpenRun, place: str, told: Collection[bytes], now_ms: int) -> bool:
+        """Whether others have gone on with a shared call that a parked run has open beside what a person speaks of: its
+        key may be another's by now, or one whose effect was undone. So the run asks anew.
+
+        `told`: the digests of the calls that the person speaks of.
+        """
+        entry = run.journal[place]
+        intent = entry.intent
+        if not entry.open or intent is None or not intent.shared:
+            return False
+        if place.startswith(UNDO) or UNDO + place in run.journal:
+            return False  # it is being undone, by this run alone
+        known = self._memory.shared(shared_key(self._tenant, intent.shared))
+        if known is None or forgotten(known, now_ms):
+            return intent.shared in told
+        still_unknown = known.unknown and intent.key == call_key(intent.shared, known.undone)
+        return known.holder != (run.key, place) and not still_unknown
 
     def resolved(self, digest: bytes, by: tuple[bytes, str], outcome: Entry, now_ms: int) -> Iterator[Told]:
         """A person has said how a call, or its compensation, came out; open: that it is to be made again."""

@@ -166,9 +166,7 @@ class Machine(Progress, eq=False):
         self._waits = EMPTY
         if self._parking is not None and self._parking[0] == Reason.NONDETERMINISTIC:
             self._parking = None  # no call's outcome is in question
-        for place, waiting in [*self._waiting.items()]:
-            if waiting.started.tool.scope == "tenant" and place not in self.journal:  # it asked for the key
-                del self._waiting[place]
+        self._ask_no_more()
         if not self._lasting:
             self.close()
             return [self._end]
