@@ -49,6 +49,10 @@ async def notify(call: Call, customer: str) -> str: ...  # type: ignore[empty-bo
 async def withdraw(call: Call, result: str | None) -> None: ...
 
 
+@tool(effect="read")
+async def model(about: str) -> bool: ...  # type: ignore[empty-body]
+
+
 @agent("notifies", on="x")
 async def notifies(run: Run, event: Event) -> str:
     return await run.call(notify, customer="ann")
@@ -214,6 +218,30 @@ def test_what_another_run_has_taken_too_is_left_standing(tenant: Tenant) -> None
     assert outcomes(tenant)[1].code == "sold-out"
     tenant.event(greets, 3)
     assert outcomes(tenant)[2] == Completed("mail-1")
+
+
+def test_a_run_that_has_its_result_is_in_the_ledger_and_undoes_it_after_a_crash() -> None:
+    """Begun anew, it might not ask again; then nobody could undo what it is still named for."""
+
+    @agent("asks-a-model", on="t")
+    async def asks_a_model(run: Run, event: Event) -> None:
+        if await run.call(model, event.id):
+            await run.call(welcome, customer="ann")
+        await run.call(model, "whether it is sold out")
+        raise Failed("sold-out")
+
+    tenant = Tenant(asks_a_model)
+    tenant.event(asks_a_model)
+    tenant.answer(True)
+    tenant.answer("mail-1")
+    tenant.event(asks_a_model, 2)
+    tenant.answer(True, by=2)
+    tenant.begin_anew()
+    tenant.resume()
+    tenant.answer(True)
+    tenant.answer(True)
+    assert tenant.answer(None).kind == "undo"
+    assert [end.code for end in outcomes(tenant)] == ["sold-out"] * 2
 
 
 def test_what_nobody_else_has_is_undone_and_made_anew_with_the_next_key(tenant: Tenant) -> None:

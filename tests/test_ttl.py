@@ -10,7 +10,7 @@ from onceflow.agents.call import Call, RetryPolicy
 from onceflow.agents.calls import Completed, Parked
 from onceflow.agents.run import Run
 from onceflow.agents.tool import tool
-from onceflow.errors import OutcomeUnknown, RetryLater
+from onceflow.errors import Failed, OutcomeUnknown, RetryLater
 from onceflow.event import Event
 from tests.tenant import Tenant
 from tests.test_machine import Ledger, effect
@@ -53,6 +53,49 @@ def test_nor_by_its_retry_policy(policy: str) -> None:
     assert [(each.kind, each.delay_s) for each in run.sent] == [("reconcile", 25.0)] * (policy == "reconcile")
     if policy != "reconcile":
         assert run.end == Completed("unknown") if policy == "fail" else isinstance(run.end, Parked)
+
+
+@tool(effect="keyed", ttl=60, timeout=25, retry=RetryPolicy(attempts=9, first=0))
+async def order(call: Call) -> str: ...  # type: ignore[empty-body]
+
+
+@order.compensate
+async def revoke(call: Call, result: str | None) -> None: ...
+
+
+@agent("orders", on="t")
+async def orders(run: Run, event: Event) -> None:
+    await run.call(order)
+    raise Failed("sold-out")
+
+
+def test_nor_is_a_compensation_whose_key_the_target_has_forgotten() -> None:
+    """It would be undone twice. A person says whether it was."""
+    tenant = Tenant(orders)
+    key = tenant.event(orders)
+    tenant.answer("o-1")
+    tenant.commit()
+    assert [call.kind for call in tenant.started] == ["undo"]
+    tenant.now += 61_000
+    tenant.begin_anew()
+    tenant.resume()
+    tenant.commit()
+    assert (tenant.started, len(tenant.parked)) == ([], 1)
+    resolve(tenant, key, "again")
+    assert tenant.answer(None).kind == "undo"
+    assert tenant.outcome.code == "sold-out"
+
+
+def test_nor_is_it_by_its_retry_policy() -> None:
+    tenant = Tenant(orders)
+    tenant.event(orders)
+    tenant.answer("o-1")
+    for _ in range(3):
+        tenant.commit()
+        tenant.now += 25_000
+        tenant.answer(TimeoutError())
+    tenant.commit()
+    assert (tenant.started, len(tenant.parked)) == ([], 1)
 
 
 def test_a_key_that_a_person_has_sent_again_is_remembered_from_then_on() -> None:

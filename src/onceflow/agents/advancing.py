@@ -127,6 +127,8 @@ class Advancing(Asking, eq=False):
 
     def _settled(self) -> list[Effect]:
         """What is to be done after a happening; ends, undoes or parks once no call is under way."""
+        if self._parking is not None:
+            self._ask_no_more()
         if not self._waiting and (self._end is not None or self._parking is not None):
             self.close()
             self.ended = False  # not yet

@@ -41,6 +41,16 @@ class Asking(DurableCalls, eq=False):
         digest = digest or tool.shared_digest(call.tenant, call.arguments)
         self._digests = {**self._digests, place: digest}
 
+    def _ask_no_more(self) -> None:
+        """Shared calls whose keys this run has only asked for are not waited for: who has one, perhaps this very run at
+        another place, may go on only when this run does.
+        """
+        for place, waiting in [*self._waiting.items()]:
+            known = self.journal.get(place.removeprefix(UNDO))
+            asks = known is None or (known.open and known.intent is None)
+            if asks and waiting.started.tool.scope == "tenant":
+                del self._waiting[place]
+
     def outcome(self, tool: Tool[Any, Any], place: str, call: Call) -> Entry | None:
         """The outcome of a call; None: it has none yet, but is under way, unless the run is over."""
         while not self._given_up:

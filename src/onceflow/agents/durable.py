@@ -117,7 +117,7 @@ class DurableCalls(RunState, eq=False):
         if not self.wants(started):
             self._leave(started)
             return
-        may_have_happened = waiting.unknown and started.kind == "call" and tool.effect == "keyed"
+        may_have_happened = waiting.unknown and started.kind != "reconcile" and tool.effect == "keyed"
         if may_have_happened and self._is_forgotten(started, delay_s):
             self._unresolved(waiting, "its target may have forgotten the key", tool.timeout_s)
             return
@@ -209,7 +209,8 @@ class DurableCalls(RunState, eq=False):
         self._parking = (Reason.UNKNOWN_OUTCOME, message, started.place)
         if tool.scope == "tenant" and started.kind != "undo":
             unknown = Entry(tool.name, tool.version, b"", None, (OUTCOME_UNKNOWN, message))
-            self._effects.append(KeyDecided(self._whole, started.place, self._digest(started.place), unknown))
+            digest = self._digest(started.place)
+            self._effects.append(KeyDecided(self._whole, started.place, digest, unknown, tool.ttl_s))
 
     def _unresolved(self, waiting: Waiting, why: str, over_s: float) -> bool:
         """Nobody knows whether a call happened; it is over in `over_s`. As its tool says; whether that decided it."""
@@ -265,10 +266,11 @@ class DurableCalls(RunState, eq=False):
             return
         place = started.place.removeprefix(UNDO)
         if started.tool.scope == "tenant":
+            digest, ttl_s = self._digest(place), started.tool.ttl_s
             if started.kind == "undo":
-                self._effects.append(KeyUndone(self._whole, place, self._digest(place), started.tool.ttl_s))
+                self._effects.append(KeyUndone(self._whole, place, digest, ttl_s))
             elif outcome.intent is not None:
-                self._effects.append(KeyDecided(self._whole, place, self._digest(place), outcome))
+                self._effects.append(KeyDecided(self._whole, place, digest, outcome, ttl_s))
         if started.kind == "undo" and place in self._waiting:  # by `on_unknown`
             call = self._waiting[place].started
             self._decided(call, self._undone(call))
@@ -350,7 +352,7 @@ class DurableCalls(RunState, eq=False):
         if retry is not None:
             waiting.attempts, waiting.unknown = retry.attempts, retry.unknown
         again = known is not None and known.intent is not None and known.intent.again
-        if waiting.unknown and tool.effect == "blind" and not again:
+        if waiting.unknown and not again and (tool.effect == "blind" or self._is_forgotten(waiting.started)):
             self._unresolved(waiting, "the cell ended in its compensation", 0.0)
         else:
             self._intend(waiting)

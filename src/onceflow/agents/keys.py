@@ -1,11 +1,11 @@
 """The keys of a lane's calls of scope `tenant`: who makes a call, who waits for it, and what each is told."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from onceflow.agents.calls import AskKey, Effect, KeyDecided, KeyEffect, KeyKept, LeaveKey
 from onceflow.agents.happenings import NO_OFFSET, Memory, Noted
-from onceflow.agents.journal import KEY_REUSED, OUTCOME_UNKNOWN, UNDO, UNUSABLE_RESULT, Entry
+from onceflow.agents.journal import KEY_REUSED, OUTCOME_UNKNOWN, UNDO, UNUSABLE_RESULT, Entry, OpenRun
 from onceflow.agents.machine import Machine
 from onceflow.agents.shared import (
     FORMAT,
@@ -66,7 +66,8 @@ class Keys:
         known = self._memory.shared(shared_key(self._tenant, effect.digest))
         run = effect.run.token.key
         if isinstance(effect, AskKey):
-            yield from self._asked(effect, known, now_ms)
+            if effect.run.waits_at(effect.place):
+                yield from self._asked(effect, known, now_ms)
         elif isinstance(effect, Rests):
             if known is not None and not self._is_worked_at(known):
                 for ask in self.waiting.pop(effect.digest, ()):
@@ -78,14 +79,16 @@ class Keys:
                 if known.made and run in known.takers:
                     yield self._note(effect.digest, completed(known), known, now_ms)
                 return
+            until_ms = now_ms + int(effect.ttl_s * 1000)
+            record: Shared | None
             if isinstance(effect, KeyDecided):
                 by = (run, effect.place)
                 if not counts(known, by, effect.outcome):
                     return
-                yield self._note(effect.digest, decided(known, by, effect.outcome), known, now_ms)
+                record = decided(known, by, effect.outcome, until_ms)
             else:
-                until_ms = now_ms + int(effect.ttl_s * 1000)
-                yield self._note(effect.digest, undone(known, until_ms), known, now_ms)
+                record = undone(known, until_ms)
+            yield self._note(effect.digest, record, known, now_ms)
             yield from self._tell(effect.digest, now_ms)
 
     def settled_by_others(self, place: str, entry: Entry, now_ms: int) -> bool:
@@ -100,14 +103,34 @@ class Keys:
             return entry.open
         return not known.unknown
 
+    def lost_hold(self, run: OpenRun, place: str, told: Collection[bytes], now_ms: int) -> bool:
+        """Whether others have gone on with a shared call that a parked run has open beside what a person speaks of: its
+        key may be another's by now, or one whose effect was undone. So the run asks anew.
+
+        `told`: the digests of the calls that the person speaks of.
+        """
+        entry = run.journal[place]
+        intent = entry.intent
+        if not entry.open or intent is None or not intent.shared:
+            return False
+        if place.startswith(UNDO) or UNDO + place in run.journal:
+            return False  # it is being undone, by this run alone
+        known = self._memory.shared(shared_key(self._tenant, intent.shared))
+        if known is None or forgotten(known, now_ms):
+            return intent.shared in told
+        still_unknown = known.unknown and intent.key == call_key(intent.shared, known.undone)
+        return known.holder != (run.key, place) and not still_unknown
+
     def resolved(self, digest: bytes, by: tuple[bytes, str], outcome: Entry, now_ms: int) -> Iterator[Told]:
         """A person has said how a call, or its compensation, came out; open: that it is to be made again."""
         was = known = self._memory.shared(shared_key(self._tenant, digest))
         if known is None and outcome.result is not None and not by[1].startswith(UNDO):
             # its time is over: it is remembered while this run is open, which may have to undo it
-            known = Shared(FORMAT, outcome.tool, outcome.arguments, now_ms)
+            kept = outcome.intent is not None and not outcome.intent.undoable
+            known = Shared(FORMAT, outcome.tool, outcome.arguments, now_ms, kept=kept)
         if known is not None and not (outcome.open and by[1].startswith(UNDO)):
-            told = undo_told(known, outcome) if by[1].startswith(UNDO) else decided(known, by, outcome)
+            undo = by[1].startswith(UNDO)
+            told = undo_told(known, outcome, now_ms) if undo else decided(known, by, outcome)
             yield self._note(digest, told, was, now_ms)
             yield from self._tell(digest, now_ms)
 
@@ -150,7 +173,8 @@ class Keys:
             if record is not known:
                 yield self._note(ask.digest, record, known, now_ms)
             error = (UNUSABLE_RESULT, answer.unusable) if answer.unusable else None
-            yield ask.run, ask.run.key_told(ask.place, Entry("", 0, b"", answer.result, error), now_ms)
+            outcome = Entry("", 0, b"", answer.result, error)
+            yield ask.run, ask.run.key_told(ask.place, outcome, now_ms, named=run in record.takers)
         elif isinstance(answer, Reused):
             refused = Entry("", 0, b"", None, (KEY_REUSED, answer.message))
             yield ask.run, ask.run.key_told(ask.place, refused, now_ms)

@@ -360,17 +360,23 @@ class Lane(InFlight):
     def _resolve(self, key: bytes, source: Any, command: Command) -> str:
         """What a person says of a run that sleeps wakes it; or why it cannot."""
         found = self._memory.run(key, source)
-        news = found if isinstance(found, str) or found.saved is None else resolution(command, found.saved)
+        if isinstance(found, str):
+            return found
+        saved = found.saved
+        assert saved is not None
+        news = resolution(command, saved)
         if isinstance(news, str):
             return news
-        if not isinstance(news, Arrived):
-            self._watch.forgive(key)
-            asks = [p for p, entry in news.items() if self._keys.settled_by_others(p, entry, self._now_ms)]
-            for place, entry in news.items():
-                if entry.intent is not None and entry.intent.shared and place not in asks:
-                    told = self._keys.resolved(entry.intent.shared, (key, place), entry, self._now_ms)
-                    self._told(told)
-            self._wake(key, {**news, **dict.fromkeys(asks, GONE)})
+        self._watch.forgive(key)
+        keys, now_ms = self._keys, self._now_ms
+        asks = [p for p, entry in news.items() if keys.settled_by_others(p, entry, now_ms)]
+        told = set()  # of which shared calls
+        for place, entry in news.items():
+            if entry.intent is not None and entry.intent.shared and place not in asks:
+                told.add(entry.intent.shared)
+                self._told(keys.resolved(entry.intent.shared, (key, place), entry, now_ms))
+        asks += [p for p in saved.journal if p not in news and keys.lost_hold(saved, p, told, now_ms)]
+        self._wake(key, {**news, **dict.fromkeys(asks, GONE)})
         return ""
 
     def _cancel(self, run: Machine, code: str, message: str) -> None:

@@ -168,10 +168,7 @@ class Machine(Advancing, eq=False):
         self._waits = EMPTY
         if self._parking is not None and self._parking[0] == Reason.NONDETERMINISTIC:
             self._parking = None  # no call's outcome is in question
-        for place, waiting in [*self._waiting.items()]:
-            known = self.journal.get(place)
-            if waiting.started.tool.scope == "tenant" and (known is None or known.intent is None):
-                del self._waiting[place]  # it has asked for the key
+        self._ask_no_more()
         if not self._lasting:
             self.close()
             return [self._end]
@@ -254,8 +251,10 @@ class Machine(Advancing, eq=False):
         self._intend(waiting)
         return self._settled()
 
-    def key_told(self, place: str, outcome: Entry, now_ms: int) -> list[Effect]:
-        """The call has this outcome, of another run's or an earlier one's making."""
+    def key_told(self, place: str, outcome: Entry, now_ms: int, *, named: bool = False) -> list[Effect]:
+        """The call has this outcome, of another run's or an earlier one's making. `named`: its record names this run
+        for that, which is on record with it: a run that a crash let begin anew might not ask, nor say how it ended.
+        """
         waiting = None if self.ended else self._waiting.get(place)
         if waiting is None:
             return []
@@ -265,6 +264,8 @@ class Machine(Advancing, eq=False):
         self._decided(
             started, Entry(tool.name, tool.version, call.fingerprint, outcome.result, outcome.error)
         )
+        if named:
+            self._write(lasting=True)
         return self._settled() if self._end or self._parking else self._go_on()
 
     def key_unknown(self, place: str, key: str, message: str, now_ms: int) -> list[Effect]:

@@ -96,10 +96,10 @@ class RunState(msgspec.Struct, eq=False):
         self._waits = {**self._waits, place: known.wait}
         return True
 
-    def _write(self) -> None:
-        """Put the news into the ledger, if it knows the run or has to; calls that are held wait for it."""
+    def _write(self, *, lasting: bool = False) -> None:
+        """Put the news into the ledger, if it knows the run or has to (`lasting`); calls that are held wait for it."""
         news, held, number = self._news, self._held, self.segments
-        if not (news or held or (number == 0 and (self._waits or self._parking))):
+        if not (news or held or (number == 0 and (lasting or self._waits or self._parking))):
             return
         *others, last = chunks(news if number else dict(self.journal), beside_event=not number)
         for portion in others:
