@@ -188,8 +188,10 @@ def test_other_warnings_go_their_way() -> None:
         ({"signals": signal("paid", "A-1")}, r"signals is Signal\(.*: write signals=\[signal\(…\), …\]"),
         ({"signals": ["paid"]}, r"signals is \['paid'\]: write signals=\["),
         ({"flags": ["check-at-once"]}, r"flags is \['check-at-once'\]: write flags=\{'name': True\}"),
+        ({"flags": {"at-once": "yes"}}, r"the flag 'at-once' is 'yes': write True, False, or"),
+        ({"flags": {"at-once": {"SE": 1}}}, r"the flag 'at-once' is \{'SE': 1\}: write True, False, or"),
     ],
-    ids=["one signal", "names", "flags"],
+    ids=["one signal", "names", "flags", "a flag", "a flag by market"],
 )
 def test_what_is_no_list_of_signals_or_no_mapping_of_flags_is_refused(
     use: Any, given: Any, message: str
