@@ -105,6 +105,7 @@ def test_the_help_lists_the_commands_in_groups() -> None:
         ("prepare flows.clearledger:stream", "no flow named 'stream'"),
         ("status flows.dedup:x", "no flow named 'x'"),
         ("dead-letters list --flow Nope", "lower-case"),
+        ("inputs list --flow=", "lower-case"),
         ("dead-letters list --flow f --reason nonsense", "write one of undecodable, invalid, wrong-tenant,"),
         ("dead-letters redrive --all --flow f --reason nonsense", "write one of undecodable,"),
         ("dead-letters redrive --flow f", "or write --all"),
