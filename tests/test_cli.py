@@ -102,6 +102,8 @@ def test_the_help_lists_the_commands_in_groups() -> None:
     ("arguments", "says"),
     [
         ("prepare nowhere.flow", "there is no module 'nowhere.flow'"),
+        ("prepare ../flow", "there is no module '...flow'"),
+        ("prepare :flow", "there is no module ''"),
         ("prepare flows.clearledger:stream", "no flow named 'stream'"),
         ("status flows.dedup:x", "no flow named 'x'"),
         ("dead-letters list --flow Nope", "lower-case"),

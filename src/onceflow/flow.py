@@ -133,15 +133,18 @@ def find_flow(reference: str) -> Flow:
     module_name = module_name.removesuffix(".py").replace("/", ".")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+    missing = ConfigError(
+        f"there is no module {module_name!r} here: give FLOW as module or module:name, as seen from the "
+        "working directory"
+    )
+    if "" in module_name.split("."):  # no name of a module, as of ../flow
+        raise missing
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise ConfigError(f"{module_name} cannot be imported: {_in_a_line(error)}") from error
-        raise ConfigError(
-            f"there is no module {module_name!r} here: give FLOW as module or module:name, as seen from the "
-            "working directory"
-        ) from error
+        raise missing from error
     except OnceflowError:
         raise
     except Exception as error:
