@@ -63,8 +63,9 @@ def crash_everywhere(
     signals_again = listed_signals(signals)
 
     def begun() -> Simulation:
+        simulation = simulated(agent, given, results, signals_again, NOW, world, flags)
         world.forget()
-        return simulated(agent, given, results, signals_again, NOW, world, flags)
+        return simulation
 
     clean = begun()
     steps = to_its_own_end(clean)
