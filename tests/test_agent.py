@@ -105,6 +105,13 @@ class Desk:
         ("a", None, {"on": [1]}, "write an event type"),
         ("a", None, {"on": None}, "write an event type"),
         ("a", None, {"on": "invoice.*"}, "list the types one by one"),
+        ("a", None, {"on": "paid\n"}, 'no event has such a type (attribute "type" must hold no control'),
+        (
+            "a",
+            None,
+            {"on": ["paid", "x" * 513]},
+            'no event has such a type (attribute "type" must be 1 to 512',
+        ),
         ("a", None, {"version": True}, "version=True; write a whole number"),
         ("a", not_async, {}, "write `async def`"),
         ("a", generates, {}, "a generator has no single result"),

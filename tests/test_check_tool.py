@@ -116,3 +116,9 @@ def test_a_tool_is_called_as_a_run_calls_it_with_its_defaults_and_its_tenant(onc
     assert onceflow_target.effects[0].subject == "acme hello en"
     with pytest.raises(TypeError, match="tool note: missing a required argument: 'text'; it takes"):
         check_tool(note, onceflow_target)
+
+
+@pytest.mark.parametrize("wrong", ["charge", len])
+def test_it_takes_a_tool_and_a_target(onceflow_target: Target, wrong: Any) -> None:
+    with pytest.raises(ScriptError, match=r"write check_tool\(charge, target, …\)"):
+        check_tool(wrong, onceflow_target)

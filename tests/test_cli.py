@@ -1,7 +1,9 @@
 """The command line: its help, what it prints, and how it ends."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 
 from onceflow import cli, devkafka
 from onceflow.config import SETTINGS
+from onceflow.errors import OnceflowError
 from onceflow.stream.cluster import Cluster
 from onceflow.stream.topics import Names
 from tests.conftest import Kafka
@@ -99,9 +102,12 @@ def test_the_help_lists_the_commands_in_groups() -> None:
     ("arguments", "says"),
     [
         ("prepare nowhere.flow", "there is no module 'nowhere.flow'"),
+        ("prepare ../flow", "there is no module '...flow'"),
+        ("prepare :flow", "there is no module ''"),
         ("prepare flows.clearledger:stream", "no flow named 'stream'"),
         ("status flows.dedup:x", "no flow named 'x'"),
         ("dead-letters list --flow Nope", "lower-case"),
+        ("inputs list --flow=", "lower-case"),
         ("dead-letters list --flow f --reason nonsense", "write one of undecodable, invalid, wrong-tenant,"),
         ("dead-letters redrive --all --flow f --reason nonsense", "write one of undecodable,"),
         ("dead-letters redrive --flow f", "or write --all"),
@@ -215,6 +221,43 @@ def test_kafka_says_where_it_runs_and_what_to_set(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(devkafka, "status", lambda _: None)
     status = runner.invoke(cli.app, ["kafka", "status", "--json"])
     assert json.loads(status.stdout) == {"runs": False, "bootstrap_servers": None, "pid": None}
+
+
+@pytest.mark.parametrize(("correct", "status"), [(True, 0), (False, 3)])
+def test_the_demo_ends_with_3_if_its_count_is_wrong(
+    correct: bool, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onceflow.demo.run_demo", lambda *_, **__: correct)
+    assert main(monkeypatch, "demo") == status
+
+
+def test_an_error_of_ours_is_wrong_usage_or_a_fault() -> None:
+    """So a command that ends with it ends with 2 or 3, and never with 1."""
+    source = Path(cli.__file__).parent
+    for module in source.rglob("*.py"):
+        assert "raise OnceflowError" not in module.read_text(), module
+    assert not hasattr(OnceflowError, "exit_status")
+    assert {kind.exit_status for kind in OnceflowError.__subclasses__()} == {2, 3}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_cell_that_is_asked_to_end_before_kafka_has_answered_ends_with_0(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    (tmp_path / "waits.py").write_text(
+        "from onceflow import agent, dataflow\n"
+        "@agent('pass-on', on='*')\n"
+        "async def pass_on(run, event):\n"
+        "    return 1\n"
+        "flow = dataflow('waits', agents=[pass_on])\n"
+    )
+    environ = {**os.environ, "ONCEFLOW_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+    command = (sys.executable, "-m", "onceflow", "run", "waits")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("onceflow: flow waits, Kafka 127.0.0.1:1")
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 0
 
 
 # --- on a real broker ---

@@ -186,6 +186,12 @@ def test_a_directory_with_other_files_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.txt").read_text() == "the only copy"
 
 
+def test_a_directory_that_cannot_be_made_is_wrong_usage(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file cannot be used as a directory .*--dir"):
+        run_demo(200, tmp_path / "file", console=Console(file=io.StringIO()))
+
+
 @pytest.mark.crash
 def test_the_demo_counts_right_though_a_cell_is_killed_and_leaves_nothing_running(tmp_path: Path) -> None:
     screen = io.StringIO()

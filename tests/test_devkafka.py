@@ -59,6 +59,14 @@ def test_the_digest_is_of_names_and_contents_whatever_the_order(tmp_path: Path) 
     assert devkafka.jars_digest([one, two]) != digest
 
 
+def test_a_file_cannot_be_its_directory_and_no_kafka_is_found_there(tmp_path: Path) -> None:
+    (file := tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file cannot be used as a directory .*--dir"):
+        devkafka.start(file)
+    assert devkafka.status(file) is None
+    assert not devkafka.stop(file)
+
+
 def test_without_a_network_the_error_says_what_was_tried_and_what_else_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from onceflow.agents import tool_names
 from onceflow.agents.agent import agent
 from onceflow.agents.run import Run
+from onceflow.config import Settings
 from onceflow.errors import ConfigError
 from onceflow.event import Event
 from onceflow.flow import dataflow, find_flow
@@ -42,6 +43,13 @@ def test_a_flow_is_made_of_a_list_of_agents(agents: list, says: str) -> None:  #
     with pytest.raises(ConfigError) as refused:
         dataflow("flow", agents=agents)
     assert says in str(refused.value)
+
+
+@pytest.mark.parametrize("settings", [None, Settings()], ids=["loaded", "given"])
+@pytest.mark.parametrize("name", ["", "Flow", 5])
+def test_its_name_is_checked_wherever_its_settings_come_from(name: Any, settings: Settings | None) -> None:
+    with pytest.raises(ConfigError, match=f"flow name {name!r}: must be 1 to 63 lower-case letters"):
+        dataflow(name, agents=[pass_on], settings=settings)
 
 
 def test_its_agents_are_named() -> None:

@@ -1,5 +1,6 @@
 """What `crash_everywhere` refuses: agents that only seem to pass, and checks that check nothing."""
 
+import asyncio
 import itertools
 import time
 import uuid
@@ -135,6 +136,17 @@ def test_a_run_that_is_meant_to_fail_before_it_changes_anything_is_not() -> None
     assert set(crash_everywhere(agent_of(does), ORDER).outcomes) == {"no-such-order"}
 
 
+def test_a_run_that_awaits_what_no_agent_may_is_refused_though_it_is_undone() -> None:
+    async def does(run: Run) -> None:
+        await run.call(charge, order="A-1")
+        await asyncio.sleep(0.1)  # sleeps: what the agent may not do
+
+    with pytest.raises(
+        ScriptError, match=r"the run fails, whatever happens to it: the agent awaited something"
+    ):
+        crash_everywhere(agent_of(does), ORDER, target=bank)
+
+
 # --- What is not undone ---
 
 
@@ -220,5 +232,35 @@ def test_what_is_done_more_often_than_the_agent_means_is_caught() -> None:
         await run.call(mail_without_a_key, to="ann", text="your invoice")
 
     message = r"(?s)mail was done 3 times for ann, and 2 times if nothing happens to the run.*→ 3\. mail ann"
+    with pytest.raises(AssertionError, match=message):
+        crash_everywhere(agent_of(does), ORDER, target=bank)
+
+
+@tool(effect="read")
+async def read_that_charges(call: Call) -> str:
+    return str(bank.do("charge", "A-1", call.key))
+
+
+@tool(effect="pure")
+def pure_that_charges() -> str:
+    return str(bank.do("charge", "A-1", "a key"))
+
+
+async def by_a_read(run: Run) -> str:
+    return await run.call(read_that_charges)
+
+
+async def by_a_pure_tool(run: Run) -> str:
+    return await run.call(pure_that_charges)
+
+
+async def by_itself(run: Run) -> str:
+    await run.call(look, order="A-1")
+    return str(bank.do("charge", "A-1", run.id))
+
+
+@pytest.mark.parametrize("does", [by_a_read, by_a_pure_tool, by_itself], ids=lambda does: does.__name__)
+def test_what_is_done_with_a_key_but_not_by_a_tool_that_changes_something_is_caught(does: Any) -> None:
+    message = r'(?s)charge was done for A-1 by the agent itself, or by a pure or read tool.*effect="keyed".*run ends'
     with pytest.raises(AssertionError, match=message):
         crash_everywhere(agent_of(does), ORDER, target=bank)

@@ -188,8 +188,11 @@ def test_other_warnings_go_their_way() -> None:
         ({"signals": signal("paid", "A-1")}, r"signals is Signal\(.*: write signals=\[signal\(…\), …\]"),
         ({"signals": ["paid"]}, r"signals is \['paid'\]: write signals=\["),
         ({"flags": ["check-at-once"]}, r"flags is \['check-at-once'\]: write flags=\{'name': True\}"),
+        ({"flags": {"at-once": "yes"}}, r"the flag 'at-once' is 'yes': write True, False, or"),
+        ({"flags": {"at-once": {"SE": 1}}}, r"the flag 'at-once' is \{'SE': 1\}: write True, False, or"),
+        ({"target": "bank"}, r"target=… takes a onceflow\.testing\.Target"),
     ],
-    ids=["one signal", "names", "flags"],
+    ids=["one signal", "names", "flags", "a flag", "a flag by market", "a target"],
 )
 def test_what_is_no_list_of_signals_or_no_mapping_of_flags_is_refused(
     use: Any, given: Any, message: str
@@ -208,3 +211,17 @@ def test_an_event_may_have_a_time() -> None:
     for wrong in (datetime(2026, 8, 1), "2026-08-01"):  # noqa: DTZ001
         with pytest.raises(ScriptError, match="write a datetime with an offset"):
             event("order.placed", time=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "fault"),
+    [
+        ({"tenant": "a/b"}, '"tenant" must match'),
+        ({"id": ""}, '"id" must be 1 to 512 bytes'),
+        ({"source": "x\n"}, '"source" must hold no control characters'),
+        ({"type": 7}, '"type" must be a string'),
+    ],
+)
+def test_an_event_that_would_be_a_dead_letter_is_refused(attributes: Any, fault: str) -> None:
+    with pytest.raises(ScriptError, match=f"no producer can send such an event: attribute {fault}"):
+        event(**{"type": "order.placed", **attributes})

@@ -454,19 +454,6 @@ def test_polls_go_on_until_the_time_is_over_and_then_the_escalation_is_called() 
     assert run.end == Completed("ticket-7")
 
 
-def test_an_agent_may_go_on_after_a_time_out() -> None:
-    @agent("goes-on", on="t")
-    async def goes_on(run: Run, event: Event) -> str:
-        try:
-            await run.wait_for("signed", "x", timeout=0)
-        except WaitExpired:
-            return "without"
-        return "with"
-
-    effects = Machine(goes_on, None).begin(Event.of(INCOMING, KEY.hex(), 7), NOW)
-    assert effects[-1] == Completed("without")
-
-
 # --- What a person decides ---
 
 

@@ -8,6 +8,7 @@ What takes long to import is imported by the commands that need it.
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +19,7 @@ from rich.text import Text
 from onceflow.cli_letters import dead_letters
 from onceflow.cli_runs import runs, signals
 from onceflow.cli_status import AsJson, FlowModule, inputs, status
-from onceflow.errors import OnceflowError
+from onceflow.errors import Fault, OnceflowError
 from onceflow.terminal import new_table, print_json, say, show
 
 if TYPE_CHECKING:
@@ -166,6 +167,8 @@ def run(
     found = find_flow(flow)
     settings = found.settings
     where = f"Kafka {settings.kafka.bootstrap_servers}, state in {settings.state_dir}"
+    for number in (signal.SIGTERM, signal.SIGINT):  # until the cell has its own: nothing is under way
+        signal.signal(number, lambda *_: os._exit(0))
     print(f"onceflow: flow {found.name}, {where}", file=sys.stderr, flush=True)
     if not no_prepare:
         for line in prepare_topics(found.name, Cluster(settings.kafka.properties()), settings):
@@ -326,7 +329,7 @@ def demo(
     from onceflow.demo import run_demo
 
     if not run_demo(events, directory, keep=keep):
-        raise typer.Exit(1)
+        raise typer.Exit(Fault.exit_status)  # what is wrong has been shown
 
 
 # --- how it is shown ---

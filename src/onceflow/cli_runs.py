@@ -41,6 +41,7 @@ class State(StrEnum):
     UNDOING = "undoing"
     QUEUED = "queued"
     FAILED = "failed"
+    UNREADABLE = "unreadable"
 
 
 @runs.command("list")
@@ -53,26 +54,29 @@ def list_runs(
     """The open runs that the ledger holds. One that only reads is not in it, and begins anew after a crash.
 
     `queued`: behind another one, by `order_by`. `--state failed`: those that have ended, and are kept to be redriven.
+    `unreadable`: of a record that this version cannot read; the version that wrote it goes on with the run.
 
     Example: `onceflow runs list --flow clearledger --state parked`
     """
     from onceflow.config import load
     from onceflow.observe.open_runs import (
         by_state,
-        read_open_runs,
-        read_runs,
+        read_all_runs,
         run_as_json,
         state_of,
         steps_of,
+        unreadable_as_json,
     )
     from onceflow.observe.status import time_text
 
-    read = read_runs if state is State.FAILED else read_open_runs
-    found = by_state(read(flow, load(flow), tenant), state or "")
+    known, unreadable = read_all_runs(flow, load(flow), tenant)
+    found = by_state([run for run in known if state is State.FAILED or not run.failed], state or "")
+    if state not in (None, State.UNREADABLE):
+        unreadable = []
     if as_json:
-        print_json([run_as_json(run) for run in found])
+        print_json([*map(run_as_json, found), *map(unreadable_as_json, unreadable)])
         return
-    if not found:
+    if not found and not unreadable:
         print("no open runs")
         return
     table = new_table("run", "tenant", "agent", "state", "since", "at")
@@ -83,6 +87,8 @@ def list_runs(
         table.add_row(
             run.key.hex(), Text(run.tenant), agent, state_of(run), time_text(run.begun.time_ms), Text(at)
         )
+    for each in unreadable:
+        table.add_row(each.key.hex(), Text(each.tenant), "-", State.UNREADABLE, "-", Text(each.why))
     show(table)
 
 

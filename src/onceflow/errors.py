@@ -35,9 +35,9 @@ def as_text(said: object, most: int = TEXT_MAX) -> str:
 
 
 class OnceflowError(Exception):
-    """Base of what ends a command or a cell; `exit_status` is the status it ends with."""
+    """Base of what ends a command or a cell; `exit_status`, which each kind says, is the status it ends with."""
 
-    exit_status = 1
+    exit_status: int
 
 
 class ConfigError(OnceflowError):

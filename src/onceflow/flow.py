@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from onceflow.agents.agent import Agent, routes
 from onceflow.agents.tool_checks import check_arguments
 from onceflow.agents.tool_names import check_names
-from onceflow.config import Settings, load
+from onceflow.config import Settings, flow_name, load
 from onceflow.errors import ConfigError, Fault, OnceflowError
 from onceflow.observe.health import serve
 from onceflow.observe.telemetry import Metrics, setup_logging
@@ -80,7 +80,8 @@ def dataflow(name: str, *, agents: Iterable[Agent[Any, Any]], settings: Settings
         agents = list(agents)
         if not agents:
             raise ConfigError(f"flow {name}: agents=[]: a flow needs at least one agent")
-        settings = settings or load(name)
+        settings = load(name) if settings is None else settings
+        flow_name(name, settings)
         metrics = Metrics()
         runtime = Runtime(name, settings, routes(agents), metrics, None)
         flow = Flow(name, settings, runtime, metrics, build(name, runtime))
@@ -132,15 +133,18 @@ def find_flow(reference: str) -> Flow:
     module_name = module_name.removesuffix(".py").replace("/", ".")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+    missing = ConfigError(
+        f"there is no module {module_name!r} here: give FLOW as module or module:name, as seen from the "
+        "working directory"
+    )
+    if "" in module_name.split("."):  # no name of a module, as of ../flow
+        raise missing
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise ConfigError(f"{module_name} cannot be imported: {_in_a_line(error)}") from error
-        raise ConfigError(
-            f"there is no module {module_name!r} here: give FLOW as module or module:name, as seen from the "
-            "working directory"
-        ) from error
+        raise missing from error
     except OnceflowError:
         raise
     except Exception as error:

@@ -21,7 +21,7 @@ import msgspec
 from onceflow.agents.call import RetryPolicy, check_count, check_retry, seconds_of
 from onceflow.agents.tool_checks import annotations, check_arguments, check_no_generator, check_no_method
 from onceflow.errors import ConfigError
-from onceflow.event import Event, Incoming, data_decoder
+from onceflow.event import Event, Incoming, attribute_fault, data_decoder
 
 if TYPE_CHECKING:
     from onceflow.agents.run import Run
@@ -152,6 +152,9 @@ def _types(where: str, on: str | Collection[str]) -> tuple[str, ...]:
     types = (on,) if isinstance(on, str) else tuple(on) if isinstance(on, Collection) else ()
     if not types or not all(isinstance(each, str) and each for each in types):
         raise ConfigError(f'{where}: on={on!r}; write an event type, a list of them, or "*"')
+    for each in types:
+        if fault := attribute_fault("type", each):
+            raise ConfigError(f"{where}: on={each[:80]!r}: no event has such a type ({fault})")
     patterns = [each for each in types if REST in each and each != REST]
     if patterns:
         raise ConfigError(

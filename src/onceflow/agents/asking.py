@@ -103,7 +103,8 @@ class Asking(DurableCalls, eq=False):
             self._waits = {**self._waits, place: wait}
             if known is None:
                 self.record(place, Entry(name, 1, b"", wait=wait))
-            if 0 < wait.due_ms <= self.now_ms:
+            looked = known is not None or not wait.type  # or there is no signal to look for
+            if looked and 0 < wait.due_ms <= self.now_ms:
                 return self._expire(place)
             if wait.type:
                 self._effects.append(WaitBegun(self._whole, place, wait))

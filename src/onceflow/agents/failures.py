@@ -13,6 +13,8 @@ from onceflow.event import InvalidData, Reason
 
 DETAIL_MAX = 8_000  # characters of a traceback that go into a dead letter
 
+FOREIGN_AWAIT = "the agent awaited something"  # so the message begins
+
 _NO_LOOP = ("no running event loop", "There is no current event loop in thread")  # as asyncio says it
 
 log = logging.getLogger("onceflow.run")
@@ -51,7 +53,7 @@ def foreign_await(error: BaseException) -> RunFailed:
     awaited = type(error.args[0]).__name__ if isinstance(error, ForeignAwait) else "part of asyncio"
     return RunFailed(
         "agent-failed",
-        f"the agent awaited something ({awaited}) that isn't its run's: await only run.call, "
+        f"{FOREIGN_AWAIT} ({awaited}) that isn't its run's: await only run.call, "
         "run.gather and the run's waits, and put other I/O into a tool (a replay must be able to repeat every await)",
         "",
     )

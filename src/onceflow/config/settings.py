@@ -296,7 +296,7 @@ def _read_as(topic: str, events: Events) -> str:
 
 def flow_name(name: str, settings: Settings) -> str:
     """This name, if a flow may have it under these settings."""
-    if not _FLOW.fullmatch(name):
+    if not isinstance(name, str) or not _FLOW.fullmatch(name):
         raise ConfigError(
             f"flow name {name!r}: must be 1 to 63 lower-case letters, digits and '-', and begin with a letter"
         )

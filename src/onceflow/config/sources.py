@@ -29,7 +29,9 @@ class _Given:
     origin: str
 
 
-def load(flow: str = "", *, environ: Mapping[str, str] = os.environ, path: Path | None = None) -> Settings:
+def load(
+    flow: str | None = None, *, environ: Mapping[str, str] = os.environ, path: Path | None = None
+) -> Settings:
     """The settings from the file and the environment.
 
     The file is `path`, or what ONCEFLOW_CONFIG names (either must exist), or `onceflow.toml` in the working
@@ -39,11 +41,11 @@ def load(flow: str = "", *, environ: Mapping[str, str] = os.environ, path: Path 
     given = _from_file(named or Path(FILE), must_exist=named is not None) | _from_environment(environ)
     values = {name: each.value for name, each in given.items()}
     try:
-        settings = Settings(**_tree({"state_dir": f"state/{flow}" if flow else "state"} | values))
+        settings = Settings(**_tree({"state_dir": "state" if flow is None else f"state/{flow}"} | values))
     except ValidationError as error:
         raise ConfigError(_one_line(error, given)) from None
     settings._origins.update({name: each.origin for name, each in given.items()})
-    if flow:
+    if flow is not None:
         flow_name(flow, settings)
     return settings
 

@@ -23,7 +23,7 @@ from onceflow.demo.cells import STEP_S, CellProcess, environment, stop_all, wher
 from onceflow.demo.day import OWN_TOPIC, SHARED_TOPIC, Day, make_day
 from onceflow.demo.report import Outcome, show
 from onceflow.demo.wire import Reading, Sending, await_groups, read_all, recovered_ms
-from onceflow.errors import ConfigError, OnceflowError
+from onceflow.errors import ConfigError, Fault
 from onceflow.observe.status import Status, read_status
 from onceflow.stream.cluster import Cluster, KafkaAway
 from onceflow.stream.topics import Names, prepare
@@ -111,12 +111,17 @@ def _kafka(console: Console, directory: Path, cleanup: ExitStack, *, keep: bool)
 
 def _empty(directory: Path) -> None:
     """Clear away what the last demo left; nobody else's files."""
-    if directory.exists() and any(directory.iterdir()) and not (directory / MARKER).exists():
-        raise ConfigError(f"{directory} holds other files than a demo's: name another place with --dir")
-    devkafka.stop(directory / "kafka")
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
-    (directory / MARKER).write_text("The next `onceflow demo` empties this directory.\n")
+    try:
+        if directory.exists() and any(directory.iterdir()) and not (directory / MARKER).exists():
+            raise ConfigError(f"{directory} holds other files than a demo's: name another place with --dir")
+        devkafka.stop(directory / "kafka")
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        (directory / MARKER).write_text("The next `onceflow demo` empties this directory.\n")
+    except OSError as error:
+        raise ConfigError(
+            f"{directory} cannot be used as a directory ({error.strerror}): name another place with --dir"
+        ) from error
 
 
 def _start_cells(console: Console, place: Place, cells: list[CellProcess]) -> dict[str, set[int]]:
@@ -129,9 +134,7 @@ def _start_cells(console: Console, place: Place, cells: list[CellProcess]) -> di
         for cell in cells:
             cell.watch()
         if time.monotonic() - began > PATIENCE_S:
-            raise OnceflowError(
-                f"the cells do not share the slots ({owned}): see {place.directory}/cell-1/log"
-            )
+            raise Fault(f"the cells do not share the slots ({owned}): see {place.directory}/cell-1/log")
         time.sleep(0.05)
     shares = " and ".join(str(len(owned[cell.identity])) for cell in cells)
     console.print(
@@ -267,7 +270,7 @@ class _Watch:
                 moved_at, seen = time.monotonic(), now
             self._view.update(*now)
             if time.monotonic() - moved_at > PATIENCE_S:
-                raise OnceflowError(
+                raise Fault(
                     f"nothing has moved for {PATIENCE_S:.0f} s ({now[0]:,} sent, {now[1]:,} of {self._runs:,} runs "
                     f"completed): see {self._cells[0].log} and {self._cells[1].log}"
                 )
@@ -279,7 +282,7 @@ class _Watch:
         while (status := read_status(FLOW, place.settings)).unfinished > 0:
             if time.monotonic() > deadline:
                 behind = [f"{each.topic}/{each.partition}" for each in status.inputs if each.unfinished]
-                raise OnceflowError(
+                raise Fault(
                     f"all runs have completed, but {status.unfinished} records of {', '.join(behind)} are not "
                     f"finished after {SETTLE_S:.0f} s: see {self._cells[0].log} and {self._cells[1].log}"
                 )

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from onceflow.errors import Fault, OnceflowError
+from onceflow.errors import ConfigError, Fault
 
 FLOW_MODULE = "flows.clearledger"
 RESTARTS_ON = Fault.exit_status
@@ -56,9 +56,7 @@ class CellProcess:
         if status is None:
             return
         if status != RESTARTS_ON or self._restarts == RESTARTS_MAX:
-            raise OnceflowError(
-                f"{self.name} ended with status {status}. The end of {self.log}:\n{self._tail()}"
-            )
+            raise Fault(f"{self.name} ended with status {status}. The end of {self.log}:\n{self._tail()}")
         self._restarts += 1
         self.start()
 
@@ -100,7 +98,7 @@ def where_flows_are() -> Path:
     for directory in (Path.cwd(), clone):
         if (directory / "flows" / "clearledger.py").exists():
             return directory
-    raise OnceflowError(
+    raise ConfigError(
         f"the demo runs flows/clearledger.py, which is neither here nor in {clone}: run it in a clone"
     )
 

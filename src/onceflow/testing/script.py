@@ -34,6 +34,13 @@ def check_script(given: object, results: Mapping[Any, Any], flags: object) -> No
         raise ScriptError(
             f"flags is {flags!r}: write flags={{'name': True}}, or {{'name': {{'SE': True}}}} by market"
         )
+    for name, flag in flags.items():
+        if not all(
+            isinstance(each, bool) for each in (flag.values() if isinstance(flag, Mapping) else [flag])
+        ):
+            raise ScriptError(
+                f"the flag {name!r} is {flag!r}: write True, False, or {{'SE': True}} by market"
+            )
     for key in results:
         if isinstance(key, str):
             raise ScriptError(f"results takes tools, not names: write {{{key}: …}} instead of {{{key!r}: …}}")

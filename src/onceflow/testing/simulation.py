@@ -39,7 +39,7 @@ from onceflow.event import Incoming, idempotency_key
 from onceflow.stream.completion_values import CompletionValues
 from onceflow.testing.memory_ledger import MemoryLedger
 from onceflow.testing.script import ScriptError, Scripts
-from onceflow.testing.target import Target
+from onceflow.testing.target import Effect, Target
 
 
 class Reply(StrEnum):
@@ -88,6 +88,9 @@ class Simulation:
             Counter()
         )  # what changes something and is called for real: its requests
         self.changing = 0  # requests of tools that change something
+        self.beside: list[
+            Effect
+        ] = []  # done by the agent itself, a pure or a read tool: nothing is on record of it
         self.undoable = {tool.name for tool in results if tool.compensation is not None}
         self.once = {
             each for tool in results for each in (tool.name, f"undo {tool.name}")
@@ -125,7 +128,9 @@ class Simulation:
         """Do the next thing: what was done, in words; "" if there is nothing left to do."""
         if self._happenings:
             given, self._happenings = self._happenings, []
+            before = len(self.target.effects)
             self._decided = self._lane.take(given, self.now_ms, self._decided)
+            self.beside += self.target.effects[before:]
             return "decided"
         if self._decided != Decided():
             self._commit()
@@ -289,6 +294,7 @@ class Simulation:
     def _really(self, started: StartCall) -> Any:
         """Call a tool's own function, and note whether the target sees what it does."""
         before, should_reach_it = self.target.reached, started.kind != "reconcile"
+        effects = len(self.target.effects)
         try:
             return finished(function_of(started)())
         except Exception as error:
@@ -299,6 +305,8 @@ class Simulation:
             requests = self.target.reached - before
             if started.tool.effect in ("keyed", "blind") and (requests or should_reach_it):
                 self.real[started.tool.name, started.kind] += requests
+            if started.tool.effect == "read":
+                self.beside += self.target.effects[effects:]
 
     def _named(self, started: StartCall) -> str:
         what = started.tool.name if started.kind == "call" else f"{started.kind} {started.tool.name}"

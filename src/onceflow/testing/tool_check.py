@@ -7,7 +7,7 @@ from typing import Any
 
 from onceflow.agents.call import Call
 from onceflow.agents.tool import Tool
-from onceflow.testing.script import check_no_loop
+from onceflow.testing.script import ScriptError, check_no_loop
 from onceflow.testing.simulation import finished
 from onceflow.testing.target import Target, listed
 
@@ -19,6 +19,10 @@ def check_tool(tool: Tool[Any, Any], target: Target, **arguments: Any) -> None:
     function must reach the target: as the service that it calls in a test. Raises AssertionError otherwise.
     """
     check_no_loop("check_tool")
+    if not isinstance(tool, Tool) or not isinstance(target, Target):
+        raise ScriptError(
+            "write check_tool(charge, target, …): a tool, the Target that it reaches, and its arguments"
+        )
     if tool.effect != "keyed":
         raise AssertionError(f"tool {tool.name} is {tool.effect}; check_tool is for keyed tools")
 
