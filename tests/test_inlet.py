@@ -194,6 +194,18 @@ def test_a_record_that_is_no_event_takes_no_other_with_it() -> None:
     assert ([*end.offsets], end.verdict) == ([1], "unusable")
 
 
+def test_an_event_at_its_limit_is_taken_when_it_was_forwarded_too() -> None:
+    """What a cell writes to its headers on the way home does not count."""
+    world = World(topic=NAMES.inbox)
+    world.input.is_inbox = True
+    value = event().ljust(1024 - len("traceparent"))
+    way = [("traceparent", b""), ("onceflow-origin", b"events/5/12"), ("onceflow-time", b"1000")]
+    world.messages = [message(0, value, way, topic=NAMES.inbox)]
+    poll = world.reading.poll()
+    assert [one.origin for one in singly(poll.arrived["acme"])] == ["events/5/12"]
+    assert not poll.ends
+
+
 class Odd:
     """A record with a header whose name is no text: the client raises when it is asked for them."""
 

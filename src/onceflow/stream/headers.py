@@ -10,6 +10,11 @@ OURS = "onceflow-"  # what our headers begin with
 REDRIVE = "onceflow-redrive"
 
 
+def without_ours(headers: Headers) -> list[tuple[str, bytes | None]]:
+    """The headers of a record as its producer sent it."""
+    return [(name, content) for name, content in headers or () if not name.startswith(OURS)]
+
+
 class Forwarding(NamedTuple):
     """What the headers of a forwarded event say of the record it was sent in."""
 

@@ -32,7 +32,7 @@ from onceflow.stream.cell import Cell, record_error
 from onceflow.stream.cluster import by_partition
 from onceflow.stream.content import NO_EVENT, Ends, Finished, Input, Reads
 from onceflow.stream.forwarded import ForwardedShare
-from onceflow.stream.headers import Forwarding, command_of, forwarding, redrive_of
+from onceflow.stream.headers import Forwarding, command_of, forwarding, redrive_of, without_ours
 from onceflow.stream.letters import Letters
 from onceflow.stream.room import Room
 
@@ -223,7 +223,8 @@ class Reading:
                 continue
             topic_tenant = sent.tenant if sent else own_tenant
             key = None if plain is None else message.key()
-            incoming = read_event(value, headers, key, topic_tenant, plain, size_max)
+            theirs = without_ours(headers) if sent else headers  # ours do not count against its size
+            incoming = read_event(value, theirs, key, topic_tenant, plain, size_max)
             if type(incoming) is Unusable:
                 ends.append(self._unusable(input, offset, message, incoming, sent))
                 continue

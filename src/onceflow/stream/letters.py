@@ -12,7 +12,7 @@ from onceflow.agents.signals import KEPT_MAX, Kept
 from onceflow.event import Headers, Reason, record_bytes
 from onceflow.stream.completion_values import CompletionValues
 from onceflow.stream.content import Finished, Header, Input, Outgoing
-from onceflow.stream.headers import OURS
+from onceflow.stream.headers import without_ours
 from onceflow.stream.topics import Names
 
 KEPT_BYTES = 64 << 10  # of a value that is too large
@@ -31,10 +31,10 @@ class Letters:
         value_max = min(value_bytes, sizes[names.completions] - _OVERHEAD_BYTES)
         self.values = CompletionValues(flow, value_max)
         self._forwarded_max = sizes[names.inbox] - _OVERHEAD_BYTES
-        share = (sizes[names.dead_letters] - _OVERHEAD_BYTES) // 4
-        self._letter_max = 2 * share  # value and headers, as they came
-        self._kept_max = min(KEPT_BYTES, share)
-        self._detail_max = min(DETAIL_BYTES, share)
+        letter_max = sizes[names.dead_letters] - _OVERHEAD_BYTES
+        self._kept_max = min(KEPT_BYTES, letter_max // 4)
+        self._detail_max = min(DETAIL_BYTES, letter_max // 4)
+        self._letter_max = letter_max - self._detail_max  # value and headers, as they came
 
     def completion(self, ended: Ended, now_ms: int) -> Finished:
         """The end of a run that the ledger knows nothing of, and of its event's record."""
@@ -100,7 +100,7 @@ class Letters:
 
         root: of a redriven run, the one that failed first. kept: how many segments the ledger keeps for a redrive.
         """
-        theirs = [(name, content) for name, content in headers or () if not name.startswith(OURS)]
+        theirs = without_ours(headers)
         ours: list[Header] = [
             ("onceflow-reason", str(reason).encode()),
             ("onceflow-detail", detail.encode("utf-8", "replace")[: self._detail_max]),
@@ -152,7 +152,7 @@ class Letters:
             ("onceflow-origin", f"{input.topic}/{input.partition}/{offset}".encode()),
             ("onceflow-time", str(time_ms).encode()),
         ]
-        kept = [(name, content) for name, content in headers or () if not name.startswith(OURS)]
+        kept = without_ours(headers)
         size = len(value or b"") + len(kafka_key or b"") + sum(len(n) + len(c or b"") for n, c in kept)
         if size > self._forwarded_max:
             letter = self.dead_letter(
