@@ -170,6 +170,11 @@ class Cluster:
         level = IsolationLevel.READ_COMMITTED if stable else IsolationLevel.READ_UNCOMMITTED
         return self._offsets(partitions, OffsetSpec.latest(), level)  # type: ignore[no-untyped-call]
 
+    def stable_offsets_known(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        """Each partition's last stable offset, without the partitions that have no leader now, or are gone."""
+        spec, level = OffsetSpec.latest(), IsolationLevel.READ_COMMITTED  # type: ignore[no-untyped-call]
+        return self._offsets(partitions, spec, level, partly=True)
+
     def offsets_at(self, partitions: Iterable[Partition], time_ms: int) -> dict[Partition, int]:
         """The first offset whose record is of this time or later; the end where there is none."""
         wanted = list(partitions)
