@@ -8,11 +8,22 @@ from onceflow.event import Headers, Reason, Unusable, home_slot
 
 OURS = "onceflow-"  # what our headers begin with
 REDRIVE = "onceflow-redrive"
+KEY = "onceflow-key"  # the record's Kafka key, where an event is made of it and it has to be kept
 
 
 def without_ours(headers: Headers) -> list[tuple[str, bytes | None]]:
     """The headers of a record as its producer sent it."""
     return [(name, content) for name, content in headers or () if not name.startswith(OURS)]
+
+
+def with_key(headers: Headers, key: bytes | None) -> list[tuple[str, bytes | None]]:
+    """Headers that keep their record's Kafka key, and no other of that name."""
+    return [*[header for header in headers or () if header[0] != KEY], (KEY, key)]
+
+
+def key_of(headers: Headers) -> list[bytes | None]:
+    """The Kafka key that they keep, if they do."""
+    return [content for name, content in headers or () if name == KEY]
 
 
 class Forwarding(NamedTuple):

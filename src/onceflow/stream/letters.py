@@ -12,7 +12,7 @@ from onceflow.agents.signals import KEPT_MAX, Kept
 from onceflow.event import Headers, Reason, record_bytes
 from onceflow.stream.completion_values import CompletionValues
 from onceflow.stream.content import Finished, Header, Input, Outgoing
-from onceflow.stream.headers import without_ours
+from onceflow.stream.headers import KEY, key_of, without_ours
 from onceflow.stream.topics import Names
 
 KEPT_BYTES = 64 << 10  # of a value that is too large
@@ -23,10 +23,16 @@ CLOUDEVENTS_JSON: list[Header] = [("content-type", b"application/cloudevents+jso
 
 
 class Letters:
-    """Writes a flow's records. `sizes`: the largest record that each topic takes, bytes."""
+    """Writes a flow's records. `sizes`: the largest record that each topic takes, bytes.
 
-    def __init__(self, flow: str, names: Names, sizes: Mapping[str, int], value_bytes: int) -> None:
+    keeps_keys: whether the inlet has put Kafka keys into the headers; a redrive needs them.
+    """
+
+    def __init__(
+        self, flow: str, names: Names, sizes: Mapping[str, int], value_bytes: int, *, keeps_keys: bool = False
+    ) -> None:
         self._names = names
+        self._keeps_keys = keeps_keys
         self.completions_topic = names.completions
         value_max = min(value_bytes, sizes[names.completions] - _OVERHEAD_BYTES)
         self.values = CompletionValues(flow, value_max)
@@ -109,6 +115,8 @@ class Letters:
         ]
         if run:
             ours.append(("onceflow-run", run.encode()))
+        if self._keeps_keys:
+            ours += [(KEY, key) for key in key_of(headers)]
         if root:
             ours.append(("onceflow-root", root.encode()))
         if kept:

@@ -108,7 +108,8 @@ class Runtime:
         limits = cluster.patiently(lambda: limits_of(cluster, names), stop=lambda: self.stopping)
         self.executor = Executor(self._doorbell.ring, allowance_of(settings.limits))
         clock = BrokerClock()
-        self._letters = Letters(self.flow, names, limits.sizes, settings.limits.value_bytes)
+        limit, keeps_keys = settings.limits.value_bytes, settings.events.needs_key
+        self._letters = Letters(self.flow, names, limits.sizes, limit, keeps_keys=keeps_keys)
         self._open_views(clock, limits.span_ms)
         fatal = FatalError()
         producer = begin_producer(
