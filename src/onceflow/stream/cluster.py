@@ -33,6 +33,7 @@ from onceflow.errors import ConfigError, OnceflowError
 log = logging.getLogger(__name__)
 
 ANSWER_S = 10.0
+_TOPICS_AT_ONCE = 500  # whose settings, some forty each, are asked for in one request
 T = TypeVar("T")
 
 Partition = tuple[str, int]  # topic, partition
@@ -184,10 +185,24 @@ class Cluster:
 
     def settings(self, topic: str) -> dict[str, str]:
         """A topic's settings."""
-        resource = ConfigResource(ResourceType.TOPIC, topic)
-        answer = self._admin.describe_configs([resource], request_timeout=ANSWER_S)[resource]
-        entries: dict[str, ConfigEntry] = self._result(answer)
-        return {name: entry.value for name, entry in entries.items() if entry.value is not None}
+        return self._settings([topic])[topic]
+
+    def settings_known(self, topics: Iterable[str]) -> dict[str, dict[str, str]]:
+        """Topics' settings, without those of topics whose settings this client may not see."""
+        wanted, found = list(topics), dict[str, dict[str, str]]()
+        for first in range(0, len(wanted), _TOPICS_AT_ONCE):
+            found |= self._settings(wanted[first : first + _TOPICS_AT_ONCE], missing=_NO_ACCESS)
+        return found
+
+    def _settings(self, topics: list[str], *, missing: Container[int] = ()) -> dict[str, dict[str, str]]:
+        resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]
+        found = {}
+        for resource, answer in self._admin.describe_configs(resources, request_timeout=ANSWER_S).items():
+            entries: dict[str, ConfigEntry] | None = self._result(answer, missing=missing)
+            if entries is not None:
+                set_ = {name: entry.value for name, entry in entries.items() if entry.value is not None}
+                found[resource.name] = set_
+        return found
 
     def change_settings(self, topic: str, settings: Mapping[str, str]) -> None:
         """Set some of a topic's settings; the others stay."""
@@ -299,6 +314,7 @@ def is_away(error: KafkaError) -> bool:
     return error.code() in _AWAY or error.retriable()
 
 
+_NO_ACCESS = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED)
 _NOT_THERE = (  # a partition; others may be
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NOT_LEADER_FOR_PARTITION,

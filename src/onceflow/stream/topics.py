@@ -136,8 +136,8 @@ def prepare(flow: str, cluster: Cluster, settings: Settings) -> list[str]:
             continue
         found = cluster.settings(name)
         differing = {key: value for key, value in wanted.items() if found.get(key) != value}
-        if name == names.completions and int(found["retention.ms"]) > int(wanted["retention.ms"]):
-            differing.pop("retention.ms", None)  # longer is as good
+        if name in (names.completions, names.dead_letters) and _longer(found, wanted):
+            differing.pop("retention.ms", None)  # as good
         if differing:
             cluster.change_settings(name, differing)
             done.append(f"set {', '.join(f'{k}={v}' for k, v in differing.items())} on {name}")
@@ -210,11 +210,23 @@ def read_start(text: str) -> Start:
     return int(time.timestamp() * 1000)
 
 
+def _longer(found: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Whether a topic keeps its records for longer than is wanted, or for good."""
+    return not 0 <= int(found["retention.ms"]) <= int(wanted["retention.ms"])
+
+
 def _inputs_retention_ms(cluster: Cluster, settings: Settings, topics: Mapping[str, int]) -> int:
-    """The longest retention among the flow's inputs; negative for unlimited."""
+    """The longest retention among the flow's inputs; negative for unlimited, which one that nobody tells is too."""
     inputs = [name for name in topics if settings.events.is_input(name)] or list(settings.events.shared)
-    found = [int(cluster.settings(name).get("retention.ms", "-1")) for name in inputs[:50]]
+    known = cluster.settings_known(inputs)
+    found = [_retention_ms(known.get(name, {})) for name in inputs]
     return -1 if not found or min(found) < 0 else max(found)
+
+
+def _retention_ms(settings: Mapping[str, str]) -> int:
+    """How long a topic with these settings keeps a record; negative: for good, by its key if by nothing else."""
+    by_time = "delete" in settings.get("cleanup.policy", "delete")
+    return int(settings.get("retention.ms", "-1")) if by_time else -1
 
 
 def _flow_settings(names: Names, settings: Settings, retention_ms: int) -> dict[str, dict[str, str]]:
