@@ -48,6 +48,7 @@ class Position(msgspec.Struct, array_like=True, frozen=True):
 
     topic_id: str
     offset: int
+    identities: bool = False  # whether the view has those of all events up to there
 
 
 class Completed(NamedTuple):
@@ -95,8 +96,10 @@ class BrokerClock:
 class Seen:
     """The view of completions. Reads on the worker's thread, writes on the outbox's and the grants' threads."""
 
-    def __init__(self, store: Store, *, window_ms: int, span_ms: int) -> None:
+    def __init__(self, store: Store, *, window_ms: int, span_ms: int, identities: bool = False) -> None:
+        """`identities`: whether they are asked for, and so written."""
         self._store = store
+        self.identities = identities
         self._window_ms = window_ms
         self._span_ms = span_ms
         self._width_ms = max(-(-window_ms // BUCKETS_PER_WINDOW), -(-span_ms // BUCKETS_MAX), 1)
@@ -138,9 +141,10 @@ class Seen:
         return found
 
     def position(self, slot: int) -> Position | None:
-        """Where the slot's view stands; None: nowhere."""
+        """Where the slot's view stands; None: nowhere, or it lacks the identities that are asked for now."""
         value = self._store.get(_position_key(slot))
-        return None if value is None else msgspec.msgpack.decode(value, type=Position)
+        found = None if value is None else msgspec.msgpack.decode(value, type=Position)
+        return None if found is None or (self.identities and not found.identities) else found
 
     def write(self, completed: Iterable[Completed], positions: Mapping[int, Position]) -> None:
         """Remember committed completions and then where each slot's view stands."""
@@ -156,10 +160,14 @@ class Seen:
                 if identities:
                     self._store.write([(identity, stamp + run[-16:], family) for identity, run in identities])
         if positions:
+            stand = {
+                slot: msgspec.structs.replace(position, identities=self.identities)
+                for slot, position in positions.items()
+            }
             self._store.write(
                 [
                     (_position_key(slot), msgspec.msgpack.encode(position), "default")
-                    for slot, position in positions.items()
+                    for slot, position in stand.items()
                 ]
             )
 

@@ -140,9 +140,7 @@ class Runtime:
             slots,
             cluster,
             settings,
-            Views(
-                names, self._seen, self._ledger, limits.ids, limits.tombstones_ms, with_identity=self._rejects
-            ),
+            Views(names, self._seen, self._ledger, clock, limits.ids, limits.tombstones_ms),
             self.outbox,
             wake=self._doorbell.ring,
             remaining=self._metrics.catchup_remaining.set,
@@ -161,9 +159,11 @@ class Runtime:
         """What is known of finished and of open runs, and who asks."""
         directory, dedup = self._settings.state_dir, self._settings.dedup
         window_ms = int(dedup.window.total_seconds() * 1000)
-        self._seen = Seen(Store.open(directory / "seen"), window_ms=window_ms, span_ms=span_ms)
-        self._ledger = Ledger(Store.open(directory / "ledger"))
         self._rejects = dedup.conflict == "reject"
+        self._seen = Seen(
+            Store.open(directory / "seen"), window_ms=window_ms, span_ms=span_ms, identities=self._rejects
+        )
+        self._ledger = Ledger(Store.open(directory / "ledger"))
         self._judge = Judge(self._seen, clock)
         self._records = Records(self._ledger)
         self._open_runs = OpenRuns(
