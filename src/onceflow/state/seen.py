@@ -32,6 +32,7 @@ BUCKETS_PER_WINDOW = 3  # so that a current event is looked up in four buckets a
 BUCKETS_MAX = 24
 BATCH_KEYS = 1_000  # a write holds the interpreter's lock, so it must be short
 
+_WRONG_MS = 3_600_000  # that the broker's clock is set back; no answer takes so long
 _DAY_MS = 86_400_000
 
 
@@ -85,8 +86,10 @@ class BrokerClock:
     def observe(self, time_ms: int) -> None:
         """Take note of a log-append time just received."""
         offset = time_ms - self._monotonic() * 1000
-        # An answer that took long shows an earlier time; the clock itself never goes back.
-        self._offset_ms = offset if self._offset_ms is None else max(offset, self._offset_ms)
+        # An answer that took long shows an earlier time; the clock does not go back for that. For one that was wrong it
+        # does, or copies would count as beyond the window for as long as this process lives.
+        if self._offset_ms is None or offset > self._offset_ms or offset < self._offset_ms - _WRONG_MS:
+            self._offset_ms = offset
 
     def now_ms(self) -> int | None:
         """The broker's time; None before anything was heard of it."""
