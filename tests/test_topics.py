@@ -1,6 +1,6 @@
 """How a flow's topics are made, and what is left as somebody has set it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,8 +9,9 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import ConfigResource
 
 from onceflow.config import Settings
-from onceflow.stream.cluster import Cluster
-from onceflow.stream.topics import Names, prepare
+from onceflow.stream.cluster import Cluster, Partition, Topic
+from onceflow.stream.progress import FORMAT, Progress
+from onceflow.stream.topics import Names, prepare, start_from
 
 DAY_MS = 86_400_000
 NAMES = Names.of("f")
@@ -46,6 +47,15 @@ class Topics(Cluster):
             raise KafkaException(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED))
         return {name: SimpleNamespace(value=value) for name, value in settings.items()}
 
+    def members(self, _group: str) -> dict[str, set[int]]:
+        return {}
+
+    def topics(self, names: Iterable[str]) -> dict[str, Topic]:
+        return {name: Topic(name, f"{name}, made anew", 8) for name in names}
+
+    def end_offsets(self, partitions: Iterable[Partition], *, stable: bool = False) -> dict[Partition, int]:
+        return dict.fromkeys(partitions, 7)
+
     def retention_days(self, topic: str) -> float:
         return int((self.found[topic] or {})["retention.ms"]) / DAY_MS
 
@@ -66,6 +76,19 @@ def test_an_input_that_keeps_records_for_good_or_does_not_say_counts_for_thirty_
     topics.found["events.acme"] = settings
     prepare("f", topics, Settings())
     assert topics.retention_days(NAMES.completions) == 3 + 30 + 1
+
+
+def test_from_latest_is_for_topics_that_were_made_anew_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What F.progress says is of the topic that had the name before."""
+    monkeypatch.setattr("onceflow.stream.topics.send", lambda *_: None)
+    topics = Topics()
+    prepare("f", topics, Settings())
+    ids = {0: "events, made anew", 1: "events"}
+    known = {("events", p): Progress(FORMAT, "cell", id, 3) for p, id in ids.items()}
+    done = start_from("f", topics, Settings(), "latest", known)
+    assert [line for line in done if line.startswith("events/")] == [
+        f"events/{partition} starts at 7" for partition in range(1, 8)
+    ]
 
 
 @pytest.mark.parametrize("topic", [NAMES.completions, NAMES.dead_letters])

@@ -122,9 +122,9 @@ def prepare(flow: str, cluster: Cluster, settings: Settings) -> list[str]:
         if name not in topics:
             cluster.create(name, slots, common, replication)
             done.append(f"made {name} with {slots} partitions")
+    # A topic that somebody has just made may not be listed yet, nor have settings; and the slots are for life.
+    cluster.await_topics(settings.events.shared)
     if names.inbox not in topics and settings.slots is None:
-        # A topic that somebody has just made may not have been listed above, and the slots are for life.
-        cluster.await_topics(settings.events.shared)
         listed = cluster.topic_names()
         slots = slots_for(listed[name] for name in settings.events.shared)
     done += _slot_warnings(shared, slots, settings, for_good=names.inbox in topics)
@@ -164,9 +164,9 @@ def _slot_warnings(
 
 
 def start_from(
-    flow: str, cluster: Cluster, settings: Settings, start: Start, known: set[Partition]
+    flow: str, cluster: Cluster, settings: Settings, start: Start, known: Mapping[Partition, Progress]
 ) -> list[str]:
-    """Write the progress of inputs that have none (`known` have some), so that they start at `start`."""
+    """Write the progress of inputs that have none yet, so that they start at `start`; `known`: what F.progress says."""
     if members := cluster.members(flow):
         raise ConfigError(
             f"--from is for a flow that isn't running; these cells are: {', '.join(sorted(members))}. Stop them first."
@@ -175,7 +175,9 @@ def start_from(
     slots = existing_slots(flow, cluster, settings)
     wanted = [name for name in cluster.topic_names() if settings.events.is_input(name)]
     topics = cluster.topics(wanted)
-    new = [(t.name, p) for t in topics.values() for p in range(t.partitions) if (t.name, p) not in known]
+    ids = {at: progress.topic_id for at, progress in known.items()}  # a topic may have been made anew since
+    all_of_them = [(topic, (topic.name, p)) for topic in topics.values() for p in range(topic.partitions)]
+    new = [at for topic, at in all_of_them if ids.get(at) != topic.id]
     if start == "earliest":
         offsets = cluster.first_offsets(new)
     elif start == "latest":
