@@ -91,6 +91,15 @@ def test_from_latest_is_for_topics_that_were_made_anew_too(monkeypatch: pytest.M
     ]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_times_in_a_flow_s_topics_are_kafka_s(name: str) -> None:
+    """Kafka refuses what a machine whose clock is an hour ahead says of its records, and with it the transaction."""
+    topics = Topics()
+    prepare("f", topics, Settings())
+    topics.change_settings(name, {"message.timestamp.type": "CreateTime"})
+    assert prepare("f", topics, Settings()) == [f"set message.timestamp.type=LogAppendTime on {name}"]
+
+
 @pytest.mark.parametrize("topic", [NAMES.completions, NAMES.dead_letters])
 @pytest.mark.parametrize("retention_ms", ["-1", str(100 * DAY_MS)], ids=["for good", "100 days"])
 def test_a_longer_retention_that_somebody_has_set_is_left(topic: str, retention_ms: str) -> None:

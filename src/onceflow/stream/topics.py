@@ -233,23 +233,19 @@ def _retention_ms(settings: Mapping[str, str]) -> int:
 
 def _flow_settings(names: Names, settings: Settings, retention_ms: int) -> dict[str, dict[str, str]]:
     window_ms = int(settings.dedup.window / timedelta(milliseconds=1))
-    sizes = {"max.message.bytes": str(RECORD_MAX_BYTES)}
-    compacted = {
-        "cleanup.policy": "compact",
-        "message.timestamp.type": "LogAppendTime",
-        "min.cleanable.dirty.ratio": "0.2",
-        **sizes,
-    }
+    # Kafka's times: it refuses a record that is said to be from tomorrow, and deletes one from the last century.
+    ours = {"max.message.bytes": str(RECORD_MAX_BYTES), "message.timestamp.type": "LogAppendTime"}
+    compacted = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.2", **ours}
+    span_ms = view_span_ms(window_ms, retention_ms)
     return {
-        names.inbox: {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1", **sizes},
+        names.inbox: {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1", **ours},
         names.completions: {
             "cleanup.policy": "delete",
-            "message.timestamp.type": "LogAppendTime",
-            "retention.ms": str(view_span_ms(window_ms, retention_ms)),
+            "retention.ms": str(span_ms),
             "retention.bytes": "-1",
-            **sizes,
+            **ours,
         },
-        names.dead_letters: {"cleanup.policy": "delete", "retention.ms": str(_DEAD_LETTERS_MS), **sizes},
+        names.dead_letters: {"cleanup.policy": "delete", "retention.ms": str(_DEAD_LETTERS_MS), **ours},
         names.ledger: compacted,
         # Read whole at each grant, so kept small: only closed segments are compacted.
         names.progress: {**compacted, "segment.bytes": str(2 << 20)},
