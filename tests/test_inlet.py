@@ -13,10 +13,13 @@ from onceflow.agents.happenings import Arrivals, Arrived, Happening
 from onceflow.agents.run import Run
 from onceflow.config import Settings
 from onceflow.event import Event, home_slot
+from onceflow.observe.redrive import redrive
+from onceflow.observe.status import dead_letter
 from onceflow.stream.content import Ends, Finished, Grant, Input
 from onceflow.stream.inlet import Reading
 from onceflow.stream.letters import Letters
 from onceflow.stream.room import Room
+from onceflow.stream.sending import Record
 from onceflow.stream.topics import Names
 
 SLOTS = 16
@@ -67,9 +70,11 @@ HEADERS = [None, [], [("ce_specversion", b"1.0")], [("traceparent", b"00-1")]]
 class World:
     """An input and who reads it."""
 
-    def __init__(self, tenant: str = "", topic: str = "events") -> None:
-        settings = Settings(limits={"value_bytes": 1024, "prefetch_bytes": 1 << 20})  # type: ignore[arg-type]
-        letters = Letters("flow", NAMES, dict.fromkeys(NAMES, 1_000_000), 300)
+    def __init__(self, tenant: str = "", topic: str = "events", **events: Any) -> None:
+        limits = {"value_bytes": 1024, "prefetch_bytes": 1 << 20}
+        settings = Settings(limits=limits, events=events)  # type: ignore[arg-type]
+        keeps_keys = settings.events.needs_key
+        letters = Letters("flow", NAMES, dict.fromkeys(NAMES, 1_000_000), 300, keeps_keys=keeps_keys)
         self.input = Input(topic, 3, Grant(HERE), topic_id="id", tenant=tenant)
         self.cell: Any = SimpleNamespace(
             inputs={(topic, 3): self.input}, poll=self._polled, pause=self._pause, positions=lambda _: {}
@@ -192,6 +197,52 @@ def test_a_record_that_is_no_event_takes_no_other_with_it() -> None:
     assert [one.offset for one in singly(poll.arrived["acme"])] == [0, 2]
     (end,) = poll.ends
     assert ([*end.offsets], end.verdict) == ([1], "unusable")
+
+
+def test_an_event_at_its_limit_is_taken_when_it_was_forwarded_too() -> None:
+    """What a cell writes to its headers on the way home does not count."""
+    world = World(topic=NAMES.inbox)
+    world.input.is_inbox = True
+    value = event().ljust(1024 - len("traceparent"))
+    way = [("traceparent", b""), ("onceflow-origin", b"events/5/12"), ("onceflow-time", b"1000")]
+    world.messages = [message(0, value, way, topic=NAMES.inbox)]
+    poll = world.reading.poll()
+    assert [one.origin for one in singly(poll.arrived["acme"])] == ["events/5/12"]
+    assert not poll.ends
+
+
+KEYED = {"tenant": "/who", "id": "key", "source": "=shop", "type": "/kind"}
+
+
+@pytest.mark.parametrize("key", [b"order-7", None])
+def test_an_event_that_is_made_of_its_kafka_key_is_redriven_with_it(
+    key: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key of its dead letter is its tenant. A header of the key's name that a producer has sent is not believed."""
+    world = World(plain=KEYED)
+    sent = message(0, b'{"who":"acme","kind":"nobody-takes-it"}', [("onceflow-key", b"of-another")])
+    sent.set_key(key)
+    world.messages = [sent]
+    (letter,) = (outgoing for end in ends_of(world) for outgoing in end.outgoing)
+    record = message(0, letter.values[0], letter.headers, topic=NAMES.dead_letters)
+
+    asked: list[Record] = []
+    monkeypatch.setattr("onceflow.observe.redrive.existing_slots", lambda *_: SLOTS)
+    monkeypatch.setattr("onceflow.observe.redrive.send", lambda _, records: asked.extend(records))
+    redrive("flow", Settings(), [dead_letter(record)])
+    (again,) = asked
+    assert (again.key, again.partition) == (key, HERE)
+
+    home = World(topic=NAMES.inbox, plain=KEYED | {"type": "=t"})  # an agent takes it by now
+    home.input.is_inbox = True
+    read = message(0, again.value, again.headers, topic=NAMES.inbox)  # type: ignore[arg-type]
+    read.set_key(again.key)
+    home.messages = [read]
+    poll = home.reading.poll()
+    assert [one.incoming.id for one in singly(poll.arrived.get("acme", []))] == (
+        [] if key is None else ["order-7"]
+    )
+    assert len(poll.ends) == (key is None)  # without its key it is no event, as before
 
 
 class Odd:

@@ -10,11 +10,12 @@ from onceflow.agents.calls import Completed, RunFailed
 from onceflow.agents.happenings import Arrivals, Ended, EndedAtOnce, Redrive
 from onceflow.agents.run import Run
 from onceflow.event import Event, Incoming, Reason, home_slot, idempotency_key
+from onceflow.event.reading import SIZE_MAX_BYTES
 from onceflow.state.seen import seen_key, tenant_prefix
 from onceflow.stream.completions import keys_of_completion, run_of_completion
 from onceflow.stream.content import Finished, Grant, Input
-from onceflow.stream.letters import Letters
-from onceflow.stream.topics import Names
+from onceflow.stream.letters import DETAIL_BYTES, Letters
+from onceflow.stream.topics import RECORD_MAX_BYTES, Names
 
 NAMES = Names.of("flow")
 SLOT = home_slot("acme", 16)
@@ -96,3 +97,13 @@ def test_the_dead_letter_of_a_redrive_that_never_began_names_the_run_that_failed
     headers = dict(letter.headers)
     names = ("onceflow-run", "onceflow-root", "onceflow-kept")
     assert [headers[name] for name in names] == [(b"f" * 16).hex().encode(), (b"r" * 16).hex().encode(), b"4"]
+
+
+def test_the_dead_letter_of_the_largest_event_that_is_taken_holds_it_whole() -> None:
+    letters = Letters("flow", NAMES, dict.fromkeys(NAMES, RECORD_MAX_BYTES), SIZE_MAX_BYTES)
+    arrived = arrivals(1).one(0)
+    arrived.value = b" " * SIZE_MAX_BYTES
+    _, letter = letters.outcome(Ended(arrived, RunFailed("no-luck", "no", "x" * DETAIL_BYTES)), NOW)
+    assert letter is not None
+    assert letter.values == (arrived.value,)
+    assert "onceflow-truncated" not in dict(letter.headers)

@@ -1,5 +1,6 @@
 """The outbox: what is decided is sent, and remembered, in the order in which it was decided."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from confluent_kafka import KafkaError
 
 from onceflow.agents.journal import segment_key
 from onceflow.state.ledger import Change, Ledger
-from onceflow.state.seen import BrokerClock, Seen
+from onceflow.state.seen import BrokerClock, Completed, Seen
 from onceflow.state.store import Store
 from onceflow.stream.content import (
     NO_RECORD,
@@ -72,16 +73,17 @@ class World:
     def __init__(self, directory: Path) -> None:
         self.log = Log()
         self.ledger = Ledger(Store.open(directory / "ledger"))
-        self._seen = Seen(Store.open(directory / "seen"), window_ms=1_000_000, span_ms=1_000_000)
+        self.clock = BrokerClock()
+        self.seen = Seen(Store.open(directory / "seen"), window_ms=1_000_000, span_ms=1_000_000)
         self.told: list[Committed] = []
         self.sent: list[Any] = []
         self.outbox = Outbox(
             self.log,
             NAMES,
             "cell",
-            self._seen,
+            self.seen,
             self.ledger,
-            BrokerClock(),
+            self.clock,
             ids=Ids("completions", "ledger"),
             commit_interval_s=60.0,
             committed=self.told.append,
@@ -96,7 +98,7 @@ class World:
     def close(self) -> None:
         self.outbox.close(DEADLINE_S)
         self.ledger.close()
-        self._seen.close()
+        self.seen.close()
 
 
 @pytest.fixture
@@ -182,3 +184,14 @@ def test_otherwise_the_offsets_of_what_was_read_go_with_it(world: World) -> None
     world.outbox.put(begun(0, b"s" * 16))
     assert world.outbox.flush(DEADLINE_S)
     assert world.log.offsets == sorted([SOURCE.topic, NAMES.inbox])
+
+
+def test_a_clock_that_is_ahead_of_the_other_drops_nothing_of_the_view(world: World) -> None:
+    """Kafka's ran weeks ahead for a moment: what was dropped then would be done again ever after."""
+    now_ms = int(time.time() * 1000)
+    world.seen.write([Completed(now_ms, [b"run"], [])], {})
+    world.clock.observe(now_ms + 30 * 86_400_000)
+    world.read(0)
+    world.outbox.put(begun(0, b"s" * 16))
+    assert world.outbox.flush(DEADLINE_S)
+    assert world.seen.find([b"run"], [now_ms], now_ms) != [None]

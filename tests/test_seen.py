@@ -262,6 +262,16 @@ def test_the_broker_s_clock_goes_on_with_ours_and_never_back() -> None:
     assert clock.now_ms() == NOW + 9_000
 
 
+def test_the_broker_s_clock_that_was_wrong_and_is_set_back_is_believed(seen: Seen) -> None:
+    """While it is weeks ahead no completion seems to be within the window; once it is right, all are again."""
+    clock = clock_at(NOW)
+    judge = Judge(seen, clock)
+    seen.write([completed(key("a"))], {})
+    clock.observe(NOW + 2 * SPAN)
+    clock.observe(NOW)
+    assert judge.verdicts([key("a")], [NOW]) == [DUPLICATE]
+
+
 # --- Verdicts ---
 
 

@@ -1,7 +1,15 @@
 """What a status is made of: an input's figures, sums, and the forms for programs."""
 
-import pytest
+from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from onceflow.config import Settings
+from onceflow.errors import ConfigError
+from onceflow.observe.open_runs import accept_loss
 from onceflow.observe.status import (
     DeadLetter,
     InputStatus,
@@ -10,11 +18,13 @@ from onceflow.observe.status import (
     input_status,
     inputs_as_json,
     letter_as_json,
+    read_status,
     status_as_json,
     time_text,
 )
-from onceflow.stream.cluster import Topic
+from onceflow.stream.cluster import Cluster, KafkaAway, Topic
 from onceflow.stream.progress import FORMAT, Progress, Tally
+from onceflow.stream.topics import Names
 
 EVENTS = Topic("events", "id-1", 16)
 
@@ -51,6 +61,61 @@ def test_an_input_that_cannot_be_read_on_waits_for_an_operator() -> None:
     assert found.blocked == "the record at offset 41 cannot be read"
     assert inputs_as_json([found])[0]["unreadable"] == 41
     assert inputs_as_json([found._replace(unreadable=-1)])[0]["unreadable"] is None
+
+
+def test_of_an_input_that_is_away_what_its_progress_says_is_known() -> None:
+    found = input_status(EVENTS, 3, 3, None, None, written(50, (1, 9)))
+    assert found.away
+    assert (found.lowest, found.lag, found.unfinished, found.lost, found.tally.first) == (50, 0, 0, 0, 50)
+    assert inputs_as_json([found])[0]["away"] is True
+    assert input_status(EVENTS, 3, 3, None, None, written(50, topic_id="id-0")).lowest == 0
+    assert not input_status(EVENTS, 3, 3, 0, 0, None).away
+
+
+class PartlyAway(Cluster):
+    """The flow `f` with two slots, and its events; partition 1 of these has no leader."""
+
+    def __init__(self, _properties: Mapping[str, str]) -> None:
+        self.servers = "kafka"
+        self._admin: Any = SimpleNamespace(list_offsets=self._list_offsets)
+
+    def topic_names(self) -> dict[str, int]:
+        return dict.fromkeys((*Names.of("f"), "events"), 2)
+
+    def topics(self, names: Iterable[str]) -> dict[str, Topic]:
+        return {name: Topic(name, f"id-{name}", 2) for name in names}
+
+    def members(self, _group: str) -> dict[str, set[int]]:
+        return {"cell-1": {0, 1}}
+
+    def _list_offsets(self, wanted: Any, **_: Any) -> Any:
+        return {at: SimpleNamespace(result=lambda _, at=at: self._offset(at)) for at in wanted}
+
+    def _offset(self, at: TopicPartition) -> Any:
+        if (at.topic, at.partition) == ("events", 1):
+            raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
+        return SimpleNamespace(offset=7)
+
+
+def test_an_input_without_a_leader_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onceflow.observe.status.Cluster", PartlyAway)
+    monkeypatch.setattr("onceflow.observe.status.committed", lambda *_: iter(()))
+    found = read_status("f", Settings())
+    assert [(i.topic, i.partition, i.away) for i in found.inputs if i.topic == "events"] == [
+        ("events", 0, False),
+        ("events", 1, True),
+    ]
+
+
+def test_the_loss_of_an_input_that_is_away_is_not_accepted_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can say what is lost of it."""
+    for module in ("status", "open_runs"):
+        monkeypatch.setattr(f"onceflow.observe.{module}.Cluster", PartlyAway)
+    monkeypatch.setattr("onceflow.observe.status.committed", lambda *_: iter(()))
+    with pytest.raises(KafkaAway):
+        accept_loss("f", Settings(), "events", 1)
+    with pytest.raises(ConfigError, match="nothing to accept"):
+        accept_loss("f", Settings(), "events", 0)
 
 
 @pytest.fixture

@@ -210,7 +210,7 @@ def prepare(
     done = prepare_topics(found.name, cluster, settings)
     if begin is not None:
         slots = existing_slots(found.name, cluster, settings)
-        known = set(read_progress(found.name, cluster, settings, slots))
+        known = read_progress(found.name, cluster, settings, slots)
         done += start_from(found.name, cluster, settings, begin, known)
     if recovery_dir is not None and not any(recovery_dir.glob("part-*.sqlite3")):
         initialise_recovery(recovery_dir)

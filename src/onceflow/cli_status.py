@@ -113,6 +113,13 @@ def _show_status(now: "Status", everything: bool) -> None:
     show(Text(f"flow {now.flow}", "bold"), summary)
     for blocked in now.blocked:
         show(Text(f"blocked: {blocked.topic}/{blocked.partition}: {blocked.blocked}", "bold red"))
+    if away := sum(each.away for each in now.inputs):
+        show(
+            Text(
+                f"away: {away} inputs have no leader, or may not be asked for; they are not counted",
+                "bold red",
+            )
+        )
     if not cells:
         show("", "no cell runs: start one with `onceflow run FLOW`")
     shown = len(now.slots) + len(now.inputs) if everything else LINES_SHOWN
@@ -133,7 +140,9 @@ def _cells_table(now: "Status", shown: int) -> Table:
 def _inputs_table(now: "Status", shown: int) -> Table:
     numbers = ("slot", "lag", "not finished", "first", "duplicate", "forwarded")
     table = new_table("input", *numbers, "", right=numbers)
-    for each in sorted(now.inputs, key=lambda each: (not each.blocked, -each.unfinished, each))[:shown]:
+    for each in sorted(
+        now.inputs, key=lambda each: (not (each.blocked or each.away), -each.unfinished, each)
+    )[:shown]:
         table.add_row(
             f"{each.topic}/{each.partition}",
             str(each.slot),
@@ -142,12 +151,14 @@ def _inputs_table(now: "Status", shown: int) -> Table:
             f"{each.tally.first:,}",
             f"{each.tally.duplicate:,}",
             f"{each.tally.forwarded:,}",
-            Text(_blocked(each), "bold red"),
+            Text(_remark(each), "bold red"),
         )
     return table
 
 
-def _blocked(input: "InputStatus") -> str:
+def _remark(input: "InputStatus") -> str:
     if input.lost:
         return f"blocked: {input.lost:,} lost"
-    return f"blocked: offset {input.unreadable} unreadable" if input.blocked else ""
+    if input.blocked:
+        return f"blocked: offset {input.unreadable} unreadable"
+    return "away: no leader, or no access" if input.away else ""

@@ -161,6 +161,12 @@ class Events(_Table):
     )
     plain: Plain | None = None
 
+    @property
+    def needs_key(self) -> bool:
+        """Whether an event cannot be read again without its record's Kafka key: more than its tenant is made of it."""
+        plain = self.plain
+        return plain is not None and "key" in (plain.id, plain.source, plain.type)
+
     def is_input(self, topic: str) -> bool:
         """Whether events or signals are read from this topic."""
         return topic in (*self.shared, self.signals) or self.is_tenants_own(topic)

@@ -213,10 +213,12 @@ def accept_loss(flow: str, settings: Settings, topic: str, partition: int) -> In
         raise ConfigError(
             f"{topic}/{partition} is no input of {flow}: see `onceflow inputs list --flow {flow}`"
         )
+    at = (topic, partition)
+    first = Cluster(settings.kafka.properties()).first_offsets([at])[
+        at
+    ]  # if it is away, nobody knows what is lost
     if not found[0].blocked:
         raise ConfigError(f"nothing of {topic}/{partition} is lost: there is nothing to accept")
-    at = (topic, partition)
-    first = Cluster(settings.kafka.properties()).first_offsets([at])[at]
     offset = max(first, found[0].unreadable + 1)
     send_command(flow, settings, Command("accept-loss", topic=topic, partition=partition, offset=offset))
     deadline = time.monotonic() + ANSWER_S

@@ -17,7 +17,7 @@ from onceflow.event import Reason, home_slot
 from onceflow.observe.open_runs import ANSWER_S, Unanswered, ledger_records
 from onceflow.observe.status import DeadLetter, read_dead_letters
 from onceflow.stream.cluster import Cluster
-from onceflow.stream.headers import OURS, redrive_headers
+from onceflow.stream.headers import key_of, redrive_headers, without_ours
 from onceflow.stream.sending import Record, send
 from onceflow.stream.topics import Names, existing_slots
 
@@ -77,9 +77,9 @@ def redrive(flow: str, settings: Settings, letters: Iterable[DeadLetter]) -> lis
             again = Redrive(failed, bytes.fromhex(letter.root) or failed, letter.at, letter.kept)
             ours += redrive_headers(again)
             run = again.key
-        theirs = [(name, content) for name, content in letter.headers if not name.startswith(OURS)]
         slot = home_slot(letter.tenant, slots) if letter.tenant else int(letter.at.split("/")[-2])
-        records.append(Record(inbox, letter.value, letter.tenant or None, slot, [*theirs, *ours]))
+        (key,) = key_of(letter.headers) or (letter.tenant or None,)
+        records.append(Record(inbox, letter.value, key, slot, [*without_ours(letter.headers), *ours]))
         done.append(Done(letter.at, run.hex(), ""))
     send(settings, records)
     return done

@@ -39,6 +39,7 @@ class InputStatus(NamedTuple):
     lost: int  # unfinished records that retention has deleted: the input waits for an operator
     tally: Tally
     unreadable: int = -1  # the offset of a record that its cell cannot read: the input waits for an operator
+    away: bool = False  # it has no leader now, or may not be asked for: `end` is as far as F.progress says
 
     @property
     def lag(self) -> int:
@@ -114,10 +115,16 @@ class DeadLetter(NamedTuple):
 
 
 def input_status(
-    topic: Topic, partition: int, slot: int, first: int, end: int, written: Progress | None
+    topic: Topic, partition: int, slot: int, first: int | None, end: int | None, written: Progress | None
 ) -> InputStatus:
-    """An input's status from what it holds (`first` to `end`) and what F.progress says of it."""
-    if written is None or written.topic_id != topic.id:  # of a topic that was deleted and made anew: nothing
+    """An input's status from what it holds (`first` to `end`; None: it is away) and what F.progress says of it."""
+    if written is not None and written.topic_id != topic.id:  # of a topic that was deleted and made anew
+        written = None
+    if first is None or end is None:
+        lowest = 0 if written is None else written.lowest
+        known = input_status(topic, partition, slot, lowest, lowest, written)
+        return known._replace(away=True)
+    if written is None:
         return InputStatus(topic.name, partition, slot, end, first, end - first, 0, Tally())
     finished_ahead = sum(max(0, min(last, end) - start) for start, last in written.finished)
     unfinished = max(0, end - written.lowest - finished_ahead)
@@ -187,6 +194,7 @@ def inputs_as_json(inputs: Iterable[InputStatus]) -> list[dict[str, Any]]:
             "unfinished": each.unfinished,
             "lost": each.lost,
             "unreadable": None if each.unreadable < 0 else each.unreadable,
+            "away": each.away,
             "events": {name: getattr(each.tally, name) for name in _ENDINGS},
         }
         for each in inputs
@@ -229,12 +237,14 @@ def read_status(flow: str, settings: Settings) -> Status:
     inbox = topics.pop(names.inbox)
     found = inputs_of(topics.values(), slots, settings)
     placed = [(topic, partition, slot) for slot in found for topic, partition in found[slot]]
-    placed += [(inbox, slot, slot) for slot in range(slots)]
-    # The committed ends: what lies above them is in nobody's status yet.
     partitions = [(topic.name, partition) for topic, partition, _ in placed]
-    firsts, ends = cluster.first_offsets(partitions), cluster.end_offsets(partitions, stable=True)
+    inboxes = [(inbox.name, slot) for slot in range(slots)]
+    # The committed ends: what lies above them is in nobody's status yet. Without an inbox no slot can be served.
+    firsts = cluster.first_offsets(inboxes) | cluster.first_offsets_known(partitions)
+    ends = cluster.end_offsets(inboxes, stable=True) | cluster.stable_offsets_known(partitions)
+    placed += [(inbox, slot, slot) for slot in range(slots)]
     inputs = sorted(
-        input_status(topic, partition, slot, firsts[at], ends[at], written.get(at))
+        input_status(topic, partition, slot, firsts.get(at), ends.get(at), written.get(at))
         for topic, partition, slot in placed
         for at in [(topic.name, partition)]
     )

@@ -32,6 +32,7 @@ BUCKETS_PER_WINDOW = 3  # so that a current event is looked up in four buckets a
 BUCKETS_MAX = 24
 BATCH_KEYS = 1_000  # a write holds the interpreter's lock, so it must be short
 
+_WRONG_MS = 3_600_000  # that the broker's clock is set back; no answer takes so long
 _DAY_MS = 86_400_000
 
 
@@ -48,6 +49,7 @@ class Position(msgspec.Struct, array_like=True, frozen=True):
 
     topic_id: str
     offset: int
+    identities: bool = False  # whether the view has those of all events up to there
 
 
 class Completed(NamedTuple):
@@ -84,8 +86,10 @@ class BrokerClock:
     def observe(self, time_ms: int) -> None:
         """Take note of a log-append time just received."""
         offset = time_ms - self._monotonic() * 1000
-        # An answer that took long shows an earlier time; the clock itself never goes back.
-        self._offset_ms = offset if self._offset_ms is None else max(offset, self._offset_ms)
+        # An answer that took long shows an earlier time; the clock does not go back for that. For one that was wrong it
+        # does, or copies would count as beyond the window for as long as this process lives.
+        if self._offset_ms is None or offset > self._offset_ms or offset < self._offset_ms - _WRONG_MS:
+            self._offset_ms = offset
 
     def now_ms(self) -> int | None:
         """The broker's time; None before anything was heard of it."""
@@ -95,8 +99,10 @@ class BrokerClock:
 class Seen:
     """The view of completions. Reads on the worker's thread, writes on the outbox's and the grants' threads."""
 
-    def __init__(self, store: Store, *, window_ms: int, span_ms: int) -> None:
+    def __init__(self, store: Store, *, window_ms: int, span_ms: int, identities: bool = False) -> None:
+        """`identities`: whether they are asked for, and so written."""
         self._store = store
+        self.identities = identities
         self._window_ms = window_ms
         self._span_ms = span_ms
         self._width_ms = max(-(-window_ms // BUCKETS_PER_WINDOW), -(-span_ms // BUCKETS_MAX), 1)
@@ -138,9 +144,10 @@ class Seen:
         return found
 
     def position(self, slot: int) -> Position | None:
-        """Where the slot's view stands; None: nowhere."""
+        """Where the slot's view stands; None: nowhere, or it lacks the identities that are asked for now."""
         value = self._store.get(_position_key(slot))
-        return None if value is None else msgspec.msgpack.decode(value, type=Position)
+        found = None if value is None else msgspec.msgpack.decode(value, type=Position)
+        return None if found is None or (self.identities and not found.identities) else found
 
     def write(self, completed: Iterable[Completed], positions: Mapping[int, Position]) -> None:
         """Remember committed completions and then where each slot's view stands."""
@@ -156,10 +163,14 @@ class Seen:
                 if identities:
                     self._store.write([(identity, stamp + run[-16:], family) for identity, run in identities])
         if positions:
+            stand = {
+                slot: msgspec.structs.replace(position, identities=self.identities)
+                for slot, position in positions.items()
+            }
             self._store.write(
                 [
                     (_position_key(slot), msgspec.msgpack.encode(position), "default")
-                    for slot, position in positions.items()
+                    for slot, position in stand.items()
                 ]
             )
 

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 ANSWER_S = 10.0
 LISTED_S = 30.0  # hundreds of partitions that were just made, on a busy broker
+_TOPICS_AT_ONCE = 500  # whose settings, some forty each, are asked for in one request
 T = TypeVar("T")
 
 Partition = tuple[str, int]  # topic, partition
@@ -171,6 +172,11 @@ class Cluster:
         level = IsolationLevel.READ_COMMITTED if stable else IsolationLevel.READ_UNCOMMITTED
         return self._offsets(partitions, OffsetSpec.latest(), level)  # type: ignore[no-untyped-call]
 
+    def stable_offsets_known(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        """Each partition's last stable offset, without the partitions that have no leader now, or are gone."""
+        spec, level = OffsetSpec.latest(), IsolationLevel.READ_COMMITTED  # type: ignore[no-untyped-call]
+        return self._offsets(partitions, spec, level, partly=True)
+
     def offsets_at(self, partitions: Iterable[Partition], time_ms: int) -> dict[Partition, int]:
         """The first offset whose record is of this time or later; the end where there is none."""
         wanted = list(partitions)
@@ -180,10 +186,24 @@ class Cluster:
 
     def settings(self, topic: str) -> dict[str, str]:
         """A topic's settings."""
-        resource = ConfigResource(ResourceType.TOPIC, topic)
-        answer = self._admin.describe_configs([resource], request_timeout=ANSWER_S)[resource]
-        entries: dict[str, ConfigEntry] = self._result(answer)
-        return {name: entry.value for name, entry in entries.items() if entry.value is not None}
+        return self._settings([topic])[topic]
+
+    def settings_known(self, topics: Iterable[str]) -> dict[str, dict[str, str]]:
+        """Topics' settings, without those of topics whose settings this client may not see."""
+        wanted, found = list(topics), dict[str, dict[str, str]]()
+        for first in range(0, len(wanted), _TOPICS_AT_ONCE):
+            found |= self._settings(wanted[first : first + _TOPICS_AT_ONCE], missing=_NO_ACCESS)
+        return found
+
+    def _settings(self, topics: list[str], *, missing: Container[int] = ()) -> dict[str, dict[str, str]]:
+        resources = [ConfigResource(ResourceType.TOPIC, topic) for topic in topics]
+        found = {}
+        for resource, answer in self._admin.describe_configs(resources, request_timeout=ANSWER_S).items():
+            entries: dict[str, ConfigEntry] | None = self._result(answer, missing=missing)
+            if entries is not None:
+                set_ = {name: entry.value for name, entry in entries.items() if entry.value is not None}
+                found[resource.name] = set_
+        return found
 
     def change_settings(self, topic: str, settings: Mapping[str, str]) -> None:
         """Set some of a topic's settings; the others stay."""
@@ -295,6 +315,7 @@ def is_away(error: KafkaError) -> bool:
     return error.code() in _AWAY or error.retriable()
 
 
+_NO_ACCESS = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED)
 _NOT_THERE = (  # a partition; others may be
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NOT_LEADER_FOR_PARTITION,

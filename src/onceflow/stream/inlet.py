@@ -32,7 +32,7 @@ from onceflow.stream.cell import Cell, record_error
 from onceflow.stream.cluster import by_partition
 from onceflow.stream.content import NO_EVENT, Ends, Finished, Input, Reads
 from onceflow.stream.forwarded import ForwardedShare
-from onceflow.stream.headers import Forwarding, command_of, forwarding, redrive_of
+from onceflow.stream.headers import Forwarding, command_of, forwarding, redrive_of, with_key, without_ours
 from onceflow.stream.letters import Letters
 from onceflow.stream.room import Room
 
@@ -75,6 +75,7 @@ class Reading:
         self._letters = letters
         plain = settings.events.plain
         self._plain = None if plain is None else PlainMapping.parse(plain.model_dump(exclude_none=True))
+        self._keeps_keys = settings.events.needs_key
         self._positions_at = 0.0
         self._forwarded = ForwardedShare()
         self._unreadable: dict[int, Message] = {}  # of this poll: whose headers cannot be read
@@ -223,7 +224,8 @@ class Reading:
                 continue
             topic_tenant = sent.tenant if sent else own_tenant
             key = None if plain is None else message.key()
-            incoming = read_event(value, headers, key, topic_tenant, plain, size_max)
+            theirs = without_ours(headers) if sent or self._keeps_keys else headers
+            incoming = read_event(value, theirs, key, topic_tenant, plain, size_max)
             if type(incoming) is Unusable:
                 ends.append(self._unusable(input, offset, message, incoming, sent))
                 continue
@@ -265,7 +267,8 @@ class Reading:
         if id(message) in self._unreadable:
             return _UNREADABLE
         try:
-            return message.headers()  # type: ignore[return-value]  # a list of bytes, as read
+            headers: Headers = message.headers()  # type: ignore[assignment]  # a list of bytes, as read
+            return with_key(headers, message.key()) if self._keeps_keys else headers
         except (SystemError, UnicodeDecodeError):
             self._unreadable[id(message)] = message
             return _UNREADABLE

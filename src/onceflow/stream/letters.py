@@ -12,7 +12,7 @@ from onceflow.agents.signals import KEPT_MAX, Kept
 from onceflow.event import Headers, Reason, record_bytes
 from onceflow.stream.completion_values import CompletionValues
 from onceflow.stream.content import Finished, Header, Input, Outgoing
-from onceflow.stream.headers import OURS
+from onceflow.stream.headers import KEY, key_of, without_ours
 from onceflow.stream.topics import Names
 
 KEPT_BYTES = 64 << 10  # of a value that is too large
@@ -23,18 +23,24 @@ CLOUDEVENTS_JSON: list[Header] = [("content-type", b"application/cloudevents+jso
 
 
 class Letters:
-    """Writes a flow's records. `sizes`: the largest record that each topic takes, bytes."""
+    """Writes a flow's records. `sizes`: the largest record that each topic takes, bytes.
 
-    def __init__(self, flow: str, names: Names, sizes: Mapping[str, int], value_bytes: int) -> None:
+    keeps_keys: whether the inlet has put Kafka keys into the headers; a redrive needs them.
+    """
+
+    def __init__(
+        self, flow: str, names: Names, sizes: Mapping[str, int], value_bytes: int, *, keeps_keys: bool = False
+    ) -> None:
         self._names = names
+        self._keeps_keys = keeps_keys
         self.completions_topic = names.completions
         value_max = min(value_bytes, sizes[names.completions] - _OVERHEAD_BYTES)
         self.values = CompletionValues(flow, value_max)
         self._forwarded_max = sizes[names.inbox] - _OVERHEAD_BYTES
-        share = (sizes[names.dead_letters] - _OVERHEAD_BYTES) // 4
-        self._letter_max = 2 * share  # value and headers, as they came
-        self._kept_max = min(KEPT_BYTES, share)
-        self._detail_max = min(DETAIL_BYTES, share)
+        letter_max = sizes[names.dead_letters] - _OVERHEAD_BYTES
+        self._kept_max = min(KEPT_BYTES, letter_max // 4)
+        self._detail_max = min(DETAIL_BYTES, letter_max // 4)
+        self._letter_max = letter_max - self._detail_max  # value and headers, as they came
 
     def completion(self, ended: Ended, now_ms: int) -> Finished:
         """The end of a run that the ledger knows nothing of, and of its event's record."""
@@ -100,7 +106,7 @@ class Letters:
 
         root: of a redriven run, the one that failed first. kept: how many segments the ledger keeps for a redrive.
         """
-        theirs = [(name, content) for name, content in headers or () if not name.startswith(OURS)]
+        theirs = without_ours(headers)
         ours: list[Header] = [
             ("onceflow-reason", str(reason).encode()),
             ("onceflow-detail", detail.encode("utf-8", "replace")[: self._detail_max]),
@@ -109,6 +115,8 @@ class Letters:
         ]
         if run:
             ours.append(("onceflow-run", run.encode()))
+        if self._keeps_keys:
+            ours += [(KEY, key) for key in key_of(headers)]
         if root:
             ours.append(("onceflow-root", root.encode()))
         if kept:
@@ -152,7 +160,7 @@ class Letters:
             ("onceflow-origin", f"{input.topic}/{input.partition}/{offset}".encode()),
             ("onceflow-time", str(time_ms).encode()),
         ]
-        kept = [(name, content) for name, content in headers or () if not name.startswith(OURS)]
+        kept = without_ours(headers)
         size = len(value or b"") + len(kafka_key or b"") + sum(len(n) + len(c or b"") for n, c in kept)
         if size > self._forwarded_max:
             letter = self.dead_letter(

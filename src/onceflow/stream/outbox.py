@@ -380,7 +380,8 @@ class Outbox:
             ledger = self._remember_ledger(finished, delivered)
         if time.monotonic() - self._expired_at > _EXPIRE_EVERY_S:
             self._expired_at = time.monotonic()
-            self._seen.expire(self._clock.now_ms() or 0)
+            # What is dropped is never read again: so not because one clock, the broker's or ours, jumps ahead.
+            self._seen.expire(min(self._clock.now_ms() or 0, int(time.time() * 1000)))
         self._observe(finished, took_s)
         seen = [run for told in completed.values() for run in told.runs]
         identities = [identity for told in completed.values() for identity, _ in told.identities]

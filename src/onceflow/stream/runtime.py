@@ -109,7 +109,8 @@ class Runtime:
         limits = cluster.patiently(lambda: limits_of(cluster, names), stop=lambda: self.stopping)
         self.executor = Executor(self._doorbell.ring, allowance_of(settings.limits))
         clock = BrokerClock()
-        self._letters = Letters(self.flow, names, limits.sizes, settings.limits.value_bytes)
+        limit, keeps_keys = settings.limits.value_bytes, settings.events.needs_key
+        self._letters = Letters(self.flow, names, limits.sizes, limit, keeps_keys=keeps_keys)
         self._open_views(clock, limits.span_ms)
         fatal = FatalError()
         producer = begin_producer(
@@ -140,9 +141,7 @@ class Runtime:
             slots,
             cluster,
             settings,
-            Views(
-                names, self._seen, self._ledger, limits.ids, limits.tombstones_ms, with_identity=self._rejects
-            ),
+            Views(names, self._seen, self._ledger, clock, limits.ids, limits.tombstones_ms),
             self.outbox,
             wake=self._doorbell.ring,
             remaining=self._metrics.catchup_remaining.set,
@@ -162,9 +161,11 @@ class Runtime:
         """What is known of finished and of open runs, and who asks."""
         directory, dedup = self._settings.state_dir, self._settings.dedup
         window_ms = int(dedup.window.total_seconds() * 1000)
-        self._seen = Seen(Store.open(directory / "seen"), window_ms=window_ms, span_ms=span_ms)
-        self._ledger = Ledger(Store.open(directory / "ledger"))
         self._rejects = dedup.conflict == "reject"
+        self._seen = Seen(
+            Store.open(directory / "seen"), window_ms=window_ms, span_ms=span_ms, identities=self._rejects
+        )
+        self._ledger = Ledger(Store.open(directory / "ledger"))
         self._judge = Judge(self._seen, clock)
         self._records = Records(self._ledger)
         self._open_runs = OpenRuns(

@@ -122,9 +122,9 @@ def prepare(flow: str, cluster: Cluster, settings: Settings) -> list[str]:
         if name not in topics:
             cluster.create(name, slots, common, replication)
             done.append(f"made {name} with {slots} partitions")
+    # A topic that somebody has just made may not be listed yet, nor have settings; and the slots are for life.
+    cluster.await_topics(settings.events.shared)
     if names.inbox not in topics and settings.slots is None:
-        # A topic that somebody has just made may not have been listed above, and the slots are for life.
-        cluster.await_topics(settings.events.shared)
         listed = cluster.topic_names()
         slots = slots_for(listed[name] for name in settings.events.shared)
     done += _slot_warnings(shared, slots, settings, for_good=names.inbox in topics)
@@ -136,8 +136,8 @@ def prepare(flow: str, cluster: Cluster, settings: Settings) -> list[str]:
             continue
         found = cluster.settings(name)
         differing = {key: value for key, value in wanted.items() if found.get(key) != value}
-        if name == names.completions and int(found["retention.ms"]) > int(wanted["retention.ms"]):
-            differing.pop("retention.ms", None)  # longer is as good
+        if name in (names.completions, names.dead_letters) and _longer(found, wanted):
+            differing.pop("retention.ms", None)  # as good
         if differing:
             cluster.change_settings(name, differing)
             done.append(f"set {', '.join(f'{k}={v}' for k, v in differing.items())} on {name}")
@@ -164,9 +164,9 @@ def _slot_warnings(
 
 
 def start_from(
-    flow: str, cluster: Cluster, settings: Settings, start: Start, known: set[Partition]
+    flow: str, cluster: Cluster, settings: Settings, start: Start, known: Mapping[Partition, Progress]
 ) -> list[str]:
-    """Write the progress of inputs that have none (`known` have some), so that they start at `start`."""
+    """Write the progress of inputs that have none yet, so that they start at `start`; `known`: what F.progress says."""
     if members := cluster.members(flow):
         raise ConfigError(
             f"--from is for a flow that isn't running; these cells are: {', '.join(sorted(members))}. Stop them first."
@@ -175,7 +175,9 @@ def start_from(
     slots = existing_slots(flow, cluster, settings)
     wanted = [name for name in cluster.topic_names() if settings.events.is_input(name)]
     topics = cluster.topics(wanted)
-    new = [(t.name, p) for t in topics.values() for p in range(t.partitions) if (t.name, p) not in known]
+    ids = {at: progress.topic_id for at, progress in known.items()}  # a topic may have been made anew since
+    all_of_them = [(topic, (topic.name, p)) for topic in topics.values() for p in range(topic.partitions)]
+    new = [at for topic, at in all_of_them if ids.get(at) != topic.id]
     if start == "earliest":
         offsets = cluster.first_offsets(new)
     elif start == "latest":
@@ -210,32 +212,40 @@ def read_start(text: str) -> Start:
     return int(time.timestamp() * 1000)
 
 
+def _longer(found: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Whether a topic keeps its records for longer than is wanted, or for good."""
+    return not 0 <= int(found["retention.ms"]) <= int(wanted["retention.ms"])
+
+
 def _inputs_retention_ms(cluster: Cluster, settings: Settings, topics: Mapping[str, int]) -> int:
-    """The longest retention among the flow's inputs; negative for unlimited."""
+    """The longest retention among the flow's inputs; negative for unlimited, which one that nobody tells is too."""
     inputs = [name for name in topics if settings.events.is_input(name)] or list(settings.events.shared)
-    found = [int(cluster.settings(name).get("retention.ms", "-1")) for name in inputs[:50]]
+    known = cluster.settings_known(inputs)
+    found = [_retention_ms(known.get(name, {})) for name in inputs]
     return -1 if not found or min(found) < 0 else max(found)
+
+
+def _retention_ms(settings: Mapping[str, str]) -> int:
+    """How long a topic with these settings keeps a record; negative: for good, by its key if by nothing else."""
+    by_time = "delete" in settings.get("cleanup.policy", "delete")
+    return int(settings.get("retention.ms", "-1")) if by_time else -1
 
 
 def _flow_settings(names: Names, settings: Settings, retention_ms: int) -> dict[str, dict[str, str]]:
     window_ms = int(settings.dedup.window / timedelta(milliseconds=1))
-    sizes = {"max.message.bytes": str(RECORD_MAX_BYTES)}
-    compacted = {
-        "cleanup.policy": "compact",
-        "message.timestamp.type": "LogAppendTime",
-        "min.cleanable.dirty.ratio": "0.2",
-        **sizes,
-    }
+    # Kafka's times: it refuses a record that is said to be from tomorrow, and deletes one from the last century.
+    ours = {"max.message.bytes": str(RECORD_MAX_BYTES), "message.timestamp.type": "LogAppendTime"}
+    compacted = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.2", **ours}
+    span_ms = view_span_ms(window_ms, retention_ms)
     return {
-        names.inbox: {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1", **sizes},
+        names.inbox: {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1", **ours},
         names.completions: {
             "cleanup.policy": "delete",
-            "message.timestamp.type": "LogAppendTime",
-            "retention.ms": str(view_span_ms(window_ms, retention_ms)),
+            "retention.ms": str(span_ms),
             "retention.bytes": "-1",
-            **sizes,
+            **ours,
         },
-        names.dead_letters: {"cleanup.policy": "delete", "retention.ms": str(_DEAD_LETTERS_MS), **sizes},
+        names.dead_letters: {"cleanup.policy": "delete", "retention.ms": str(_DEAD_LETTERS_MS), **ours},
         names.ledger: compacted,
         # Read whole at each grant, so kept small: only closed segments are compacted.
         names.progress: {**compacted, "segment.bytes": str(2 << 20)},

@@ -1,13 +1,12 @@
 """What a cell keeps in RocksDB of F.completions and F.ledger, and how it is brought up to date."""
 
 import logging
-import time
 from collections.abc import Iterable, Mapping
 
 from confluent_kafka import Message
 
 from onceflow.state.ledger import Change, Ledger, LedgerPosition
-from onceflow.state.seen import Completed, Position, Seen
+from onceflow.state.seen import BrokerClock, Completed, Position, Seen
 from onceflow.stream.cluster import Partition, by_partition
 from onceflow.stream.completions import keys_of_completion, run_of_completion
 from onceflow.stream.topics import Ids, Names
@@ -16,14 +15,13 @@ log = logging.getLogger(__name__)
 
 
 class Views:
-    """Both views. `tombstones_ms`: how long F.ledger keeps them; `with_identity`: whether conflicts are rejected."""
+    """Both views. `tombstones_ms`: how long F.ledger keeps them, by the broker's clock."""
 
     def __init__(
-        self, names: Names, seen: Seen, ledger: Ledger, ids: Ids, tombstones_ms: int, *, with_identity: bool
+        self, names: Names, seen: Seen, ledger: Ledger, clock: BrokerClock, ids: Ids, tombstones_ms: int
     ) -> None:
-        self.seen, self.ledger = seen, ledger
+        self.seen, self.ledger, self._clock = seen, ledger, clock
         self._names, self._ids, self._tombstones_ms = names, ids, tombstones_ms
-        self._with_identity = with_identity
 
     def drop(self, slot: int) -> None:
         """Forget a slot: of each view its records and its position, together."""
@@ -36,7 +34,9 @@ class Views:
         """Where each view stands; one that is of no use is dropped, and built anew."""
         completions, ledger = self._names.completions, self._names.ledger
         starts: dict[Partition, int | None] = {}
-        now_ms = int(time.time() * 1000)
+        now_ms = (
+            self._clock.now_ms() or 1 << 62
+        )  # the broker's, which deletes tombstones; the claims have told it
         for slot in slots:
             at = (completions, slot)
             seen = self.seen.position(slot)
@@ -95,7 +95,7 @@ class Views:
             if time_ms != at.time_ms:
                 at = completed.setdefault(time_ms, Completed(time_ms, [], []))
             try:
-                if self._with_identity:
+                if self.seen.identities:
                     run, identity = keys_of_completion(value, slot)
                     if identity is not None:
                         at.identities.append((identity, run))
