@@ -275,8 +275,8 @@ def position_kept(drop: Function) -> Function:
 def view_of_the_window_alone(init: Function) -> Function:
     """Keys go when the window has passed: a copy that lay unread for longer finds none, and is done again."""
 
-    def shorter(self: Any, store: Any, *, window_ms: int, span_ms: int) -> None:
-        init(self, store, window_ms=window_ms, span_ms=window_ms)
+    def shorter(self: Any, store: Any, *, window_ms: int, span_ms: int, identities: bool = False) -> None:
+        init(self, store, window_ms=window_ms, span_ms=window_ms, identities=identities)
 
     return shorter
 
