@@ -3,10 +3,17 @@
 import json
 import sys
 from collections.abc import Iterable
+from io import TextIOWrapper
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+
+def show_what_cannot_be_encoded() -> None:
+    """Text of events may hold what this terminal has no characters for: shown as \\xfc, it is no error."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error does by itself
 
 
 def say(line: str) -> None:
@@ -16,7 +23,7 @@ def say(line: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print a result as one JSON document."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(json.dumps(value, indent=2, ensure_ascii=sys.stdout.encoding.lower() != "utf-8"))
 
 
 def show(*what: Any) -> None:
