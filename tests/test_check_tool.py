@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from onceflow import FROM_RUN, Call, Event, Run, agent, tool
+from onceflow import FROM_RUN, Call, Event, GiveUp, RetryLater, Run, agent, tool
 from onceflow.testing import Target, check_tool, crash_everywhere, event, run_agent
 from onceflow.testing.script import ScriptError
 
@@ -122,3 +122,31 @@ def test_a_tool_is_called_as_a_run_calls_it_with_its_defaults_and_its_tenant(onc
 def test_it_takes_a_tool_and_a_target(onceflow_target: Target, wrong: Any) -> None:
     with pytest.raises(ScriptError, match=r"write check_tool\(charge, target, …\)"):
         check_tool(wrong, onceflow_target)
+
+
+@pytest.mark.parametrize("says", [RetryLater, GiveUp])
+def test_a_tool_that_takes_a_lost_answer_for_a_refusal_is_caught(
+    onceflow_target: Target, says: type[Exception]
+) -> None:
+    """The run would go on as if there were no charge, and undo none."""
+
+    @tool(effect="keyed")
+    async def charges(call: Call, order: str) -> Any:
+        try:
+            return onceflow_target.do("charge", order, call.key)
+        except TimeoutError as error:
+            raise says("no answer") from error
+
+    refusals = ["503"]
+
+    @tool(effect="keyed")
+    async def is_refused(call: Call, order: str) -> Any:
+        if refusals:
+            raise says(refusals.pop())
+        return onceflow_target.do("charge", order, call.key)
+
+    with pytest.raises(
+        AssertionError, match=f"charges raises {says.__name__}, .*though only the answer was lost"
+    ):
+        check_tool(charges, onceflow_target, order="A-1")
+    check_tool(is_refused, onceflow_target, order="A-2")

@@ -181,7 +181,8 @@ def test_what_a_run_that_fails_asks_for_in_its_clean_up_is_not_begun() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(Failed(404, "no"), "404"), (Bare(), "failed"), (Failed(Kind.PAID), "paid")]
+    ("error", "code"),
+    [(Failed(404, "no"), "404"), (Bare(), "failed"), (Failed(Kind.PAID), "paid"), (Failed(""), "failed")],
 )
 def test_a_code_that_is_no_text_becomes_one(error: Failed, code: str) -> None:
     async def fails(run: Run, event: Event) -> None:

@@ -1,6 +1,7 @@
 """What `crash_everywhere` refuses: agents that only seem to pass, and checks that check nothing."""
 
 import asyncio
+import gc
 import itertools
 import time
 import uuid
@@ -10,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from onceflow import Call, Event, Failed, RetryPolicy, Run, agent, tool
+from onceflow import Call, Event, Failed, RetryLater, RetryPolicy, Run, agent, tool
 from onceflow.testing import Target, crash_everywhere, event
 from onceflow.testing.script import ScriptError
 
@@ -264,3 +265,33 @@ def test_what_is_done_with_a_key_but_not_by_a_tool_that_changes_something_is_cau
     message = r'(?s)charge was done for A-1 by the agent itself, or by a pure or read tool.*effect="keyed".*run ends'
     with pytest.raises(AssertionError, match=message):
         crash_everywhere(agent_of(does), ORDER, target=bank)
+
+
+def test_a_tool_that_says_it_has_done_nothing_after_it_has_is_caught() -> None:
+    @tool(effect="blind")
+    async def post_twice(call: Call) -> None:
+        bank.do("post", "A-1")
+        raise RetryLater("something went wrong")
+
+    async def does(run: Run) -> None:
+        await run.call(post_twice)
+
+    message = (
+        "post_twice raises RetryLater, which says that this attempt changed nothing, though it has changed"
+    )
+    with pytest.raises(ScriptError, match=message):
+        crash_everywhere(agent_of(does), ORDER, target=bank)
+
+
+def test_an_agent_that_calls_a_tool_in_its_clean_up_is_right() -> None:
+    """As in a cell it is not Python that gives it up when its process dies, and complains of the call."""
+
+    async def does(run: Run) -> None:
+        try:
+            await run.call(charge, order="A-1")
+        finally:
+            await run.call(ship)
+
+    report = crash_everywhere(agent_of(does), ORDER, target=bank)
+    gc.collect()
+    assert report.outcomes["completed"] == report.scenarios

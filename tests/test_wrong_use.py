@@ -167,6 +167,13 @@ other = agent("other", on="u")(other_steps)
         (lambda run: run.gather(run.call(fetch, name=n) for n in "ab"), "write run.gather(*calls)"),
         (lambda run: run.gather(fetch, fetch), "write run.call(fetch, …) instead of fetch"),
         (lambda run: run.gather(run.call(fetch, name="a"), 5), "run.gather takes calls, as run.call(…)"),
+        (lambda run: run.gather(*[run.call(fetch, name="a")] * 2), "make each with a run.call(…) of its own"),
+        (lambda run: run.wait_for("paid", "A-1", poll=other_steps), "poll=<function other_steps"),
+        (
+            lambda run: run.wait_for("paid", "A-1", timeout=60, on_timeout="fetch"),
+            "on_timeout='fetch'; write a tool",
+        ),
+        (lambda run: run.wait_for("paid", ""), "id=''; a signal has both and would never end this wait"),
     ],
 )
 def test_what_a_run_cannot_call_is_told_with_what_to_write(called: Any, remedy: str) -> None:

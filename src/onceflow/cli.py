@@ -20,7 +20,7 @@ from onceflow.cli_letters import dead_letters
 from onceflow.cli_runs import runs, signals
 from onceflow.cli_status import AsJson, FlowModule, inputs, status
 from onceflow.errors import Fault, OnceflowError
-from onceflow.terminal import new_table, print_json, say, show
+from onceflow.terminal import new_table, print_json, say, show, show_what_cannot_be_encoded
 
 if TYPE_CHECKING:
     from onceflow.devkafka import Broker
@@ -63,6 +63,7 @@ RecoveryDir = Annotated[
 
 def main() -> None:
     """The console entry point."""
+    show_what_cannot_be_encoded()
     status = _run()
     try:
         sys.stdout.flush()

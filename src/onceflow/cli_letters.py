@@ -7,7 +7,7 @@ import typer
 from rich.text import Text
 
 from onceflow.errors import ConfigError
-from onceflow.terminal import new_table, print_json, show
+from onceflow.terminal import new_table, print_json, show, told
 
 if TYPE_CHECKING:
     from onceflow.observe.redrive import Done
@@ -150,21 +150,20 @@ def _show_dead_letters(letters: Iterable["DeadLetter"], total: int, *, values: b
     table = new_table("at", "time", "reason", "tenant", "origin", "bytes", "why", right=("bytes",))
     for letter in found:
         why = letter.detail.split("\n", 1)[0] + (f" (run {letter.run})" if letter.run else "")
-        # As plain Text: what came from outside is no markup.
         table.add_row(
-            Text(letter.at),
+            letter.at,
             time_text(letter.time_ms),
             letter.reason,
-            Text(letter.tenant or "-"),
-            Text(letter.origin),
+            told(letter.tenant or "-"),
+            told(letter.origin),
             f"{letter.size_bytes:,}",
-            Text(why),
+            told(why),
         )
     show(table)
     for letter in found if values else ():
         # Escaped as Python does: bytes that are no text, and control characters, can do no harm in a terminal.
         shown = "no value" if letter.value is None else repr(letter.value)[2:-1]
-        show("", Text(f"{letter.origin}:", "bold"), Text(shown))
+        show("", Text(f"{letter.origin}:", "bold"), shown)
     if total > len(found):
         show("", f"the newest {len(found)} of {total:,}: --limit shows more")
     if not values:

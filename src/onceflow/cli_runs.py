@@ -6,10 +6,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 
 from onceflow.errors import ConfigError
-from onceflow.terminal import new_table, print_json, say, show
+from onceflow.terminal import new_table, print_json, say, show, told
 
 if TYPE_CHECKING:
     from onceflow.agents.commands import Action
@@ -85,10 +84,10 @@ def list_runs(
         last = next((step for step in reversed(steps_of(run)) if step.state == "open"), None)
         at = "" if last is None else f"{last.what} {last.detail}"
         table.add_row(
-            run.key.hex(), Text(run.tenant), agent, state_of(run), time_text(run.begun.time_ms), Text(at)
+            run.key.hex(), told(run.tenant), agent, state_of(run), time_text(run.begun.time_ms), told(at)
         )
     for each in unreadable:
-        table.add_row(each.key.hex(), Text(each.tenant), "-", State.UNREADABLE, "-", Text(each.why))
+        table.add_row(each.key.hex(), told(each.tenant), "-", State.UNREADABLE, "-", told(each.why))
     show(table)
 
 
@@ -113,7 +112,7 @@ def show_run(run: RunId, flow: FlowName, as_json: AsJson = False) -> None:
     about.add_row("run", found.key.hex())
     about.add_row("state", state_of(found))
     about.add_row("agent", f"{begun.agent} version {begun.version}")
-    about.add_row("event", Text(f"{begun.incoming.id} of {begun.incoming.source}, tenant {found.tenant}"))
+    about.add_row("event", told(f"{begun.incoming.id} of {begun.incoming.source}, tenant {found.tenant}"))
     about.add_row("read from", f"{begun.origin}, sent {time_text(begun.time_ms)}")
     columns = ("place", "what", "state", "executions", "took", "key", "found", "")
     table = new_table(*columns, right=("executions", "took", "found"))
@@ -121,8 +120,8 @@ def show_run(run: RunId, flow: FlowName, as_json: AsJson = False) -> None:
         executions = str(step.executions) if step.executions else ""
         took = "" if step.seconds is None else f"{step.seconds:.3f} s"
         found_ = str(sum(len(ids) for ids in step.retrieved.values())) if step.retrieved else ""
-        detail = Text(step.detail)
-        table.add_row(step.place, step.what, step.state, executions, took, step.key, found_, detail)
+        what, detail = told(step.what), told(step.detail)
+        table.add_row(step.place, what, step.state, executions, took, step.key, found_, detail)
     show(about, "", table)
 
 

@@ -89,7 +89,7 @@ class Failed(RunError):  # noqa: N818
     """Raised by an agent: the run ends as failed, with this code and message in its completion.
 
     From a tool it says that this attempt changed nothing, and reaches the agent as it is. Of a code or message that
-    is no text, such as 404, a text is made.
+    is no text, such as 404, a text is made; an empty code is `failed`.
     """
 
     code: str = "failed"  # of a class whose own __init__ sets none
@@ -97,7 +97,7 @@ class Failed(RunError):  # noqa: N818
 
     def __init__(self, code: str, message: str = "") -> None:
         super().__init__(code, message)
-        self.code = as_text(code)
+        self.code = as_text(code) or Failed.code
         self.message = "" if message is None else as_text(message)
 
     def __str__(self) -> str:

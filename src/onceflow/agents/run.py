@@ -139,6 +139,8 @@ class Run(msgspec.Struct, eq=False):
         strand = self._strand
         place = strand.next()
         branches = [_Branch(call, Strand(f"{place}.{index}.")) for index, call in enumerate(calls)]
+        if len({id(call) for call in calls}) < len(calls):  # its second branch would wait for ever
+            raise TypeError("run.gather was given one call twice: make each with a run.call(…) of its own")
         moved, open_branches = branches, len(branches)
         while True:
             for branch in moved:
@@ -220,6 +222,18 @@ class Run(msgspec.Struct, eq=False):
         statuses = tuple(_wait_text("until", each) for each in ([until] if isinstance(until, str) else until))
         if sum(map(len, (type, id, *statuses))) > WAIT_TEXT_MAX:
             raise ValueError(f"run.wait_for: type, id and until have more than {WAIT_TEXT_MAX} characters")
+        if not (type and id):
+            raise ValueError(
+                f"run.wait_for: type={type!r}, id={id!r}; a signal has both and would never end this wait"
+            )
+        for name, tool in (
+            ("poll", poll),
+            ("on_timeout", on_timeout),
+        ):  # now, and not when it is called in hours
+            if tool is not None and not isinstance(tool, Tool):
+                raise TypeError(
+                    f"run.wait_for: {name}={tool!r}; write a tool, decorated with @tool(effect=…)"
+                )
         every_s = seconds_of("run.wait_for", "every", every)
         end_ms = 0
         if timeout is not None:

@@ -7,11 +7,24 @@ from typing import Any
 
 from onceflow.agents.signals import Signal
 from onceflow.agents.tool import Tool
+from onceflow.errors import Failed, GiveUp, RetryLater
 from onceflow.event import Incoming
 
 
 class ScriptError(AssertionError):
     """A test's script does not fit."""
+
+
+SAYS_NOTHING_DONE = (RetryLater, GiveUp, Failed)
+
+
+def no_such_raise(tool: Tool[Any, Any], error: BaseException, though: str) -> str:
+    """What to tell whose tool raises what says that nothing was done."""
+    name = type(error).__name__
+    return (
+        f"tool {tool.name} raises {name}, which says that this attempt changed nothing, {though}: let what was raised "
+        f"there go through, or raise {name} only for an answer that says so"
+    )
 
 
 def check_no_loop(name: str) -> None:

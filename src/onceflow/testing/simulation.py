@@ -24,6 +24,7 @@ from onceflow.agents.happenings import (
     Decided,
     Due,
     Happening,
+    Lost,
     Resumed,
     Signalled,
     Sleeping,
@@ -34,11 +35,11 @@ from onceflow.agents.loop import Answered, answer_of, function_of
 from onceflow.agents.order import in_turn
 from onceflow.agents.signals import Signal
 from onceflow.config import Limits
-from onceflow.errors import Failed, GiveUp, RetryLater
+from onceflow.errors import RetryLater
 from onceflow.event import Incoming, idempotency_key
 from onceflow.stream.completion_values import CompletionValues
 from onceflow.testing.memory_ledger import MemoryLedger
-from onceflow.testing.script import ScriptError, Scripts
+from onceflow.testing.script import SAYS_NOTHING_DONE, ScriptError, Scripts, no_such_raise
 from onceflow.testing.target import Effect, Target
 
 
@@ -120,6 +121,7 @@ class Simulation:
         """kill -9, and a new process: what was not committed is gone, and events that were not finished come again."""
         self.say("✗ the process dies; another one goes on")
         self._scripts.disturbed = True
+        self._lane.take([Lost(self._source.grant)], self.now_ms)  # its agents are given up, and not by Python
         self._ledger.newer = {}
         self._start()
         self._arrive_late()
@@ -298,8 +300,12 @@ class Simulation:
         try:
             return finished(function_of(started)())
         except Exception as error:
-            nothing_done = started.kind == "undo" or isinstance(error, RetryLater | GiveUp | Failed)
-            should_reach_it = should_reach_it and not nothing_done
+            says_nothing_done = isinstance(error, SAYS_NOTHING_DONE)
+            if says_nothing_done and len(self.target.effects) > effects:
+                raise ScriptError(
+                    no_such_raise(started.tool, error, "though it has changed something")
+                ) from error
+            should_reach_it = should_reach_it and not (says_nothing_done or started.kind == "undo")
             raise
         finally:
             requests = self.target.reached - before

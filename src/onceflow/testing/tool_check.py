@@ -2,12 +2,11 @@
 
 import secrets
 import time
-from contextlib import suppress
 from typing import Any
 
 from onceflow.agents.call import Call
 from onceflow.agents.tool import Tool
-from onceflow.testing.script import ScriptError, check_no_loop
+from onceflow.testing.script import SAYS_NOTHING_DONE, ScriptError, check_no_loop, no_such_raise
 from onceflow.testing.simulation import finished
 from onceflow.testing.target import Target, listed
 
@@ -36,11 +35,15 @@ def check_tool(tool: Tool[Any, Any], target: Target, **arguments: Any) -> None:
     key, other = secrets.token_hex(16), secrets.token_hex(16)  # the target may know those of earlier checks
     before, asked_before = len(target.effects), len(target.asked)
     target.lose_next_answer()
+    said: Exception | None = None
     try:
-        with suppress(Exception):  # the answer is lost; whatever the tool makes of that
-            call(key, 1)
+        call(key, 1)
+    except Exception as error:  # noqa: BLE001 (what does the tool make of a lost answer?)
+        said = error
     finally:
         target.answer_again()  # if there was no request, it would be the next check's answer that is lost
+    if isinstance(said, SAYS_NOTHING_DONE) and len(target.effects) > before:
+        raise AssertionError(no_such_raise(tool, said, "though only the answer was lost")) from said
     for attempt in (2, 3):
         call(key, attempt)
     asked, done = target.asked[asked_before:], target.effects[before:]
