@@ -1,5 +1,6 @@
 """What an operator of the dataflow makes of what it is given: a lane exists only while something of it is open."""
 
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ from onceflow.agents.tool import tool
 from onceflow.config import Settings
 from onceflow.event import Event, Incoming
 from onceflow.stream.content import Ends, Finished, Grant, Input, Work
-from onceflow.stream.dataflow import _LaneLogic
+from onceflow.stream.dataflow import _InletPartition, _LaneLogic
 from onceflow.stream.letters import Letters
 from onceflow.stream.runtime import Runtime
 from onceflow.stream.topics import Names
@@ -93,3 +94,8 @@ def test_what_has_ended_before_passes_through(runtime: Runtime) -> None:
     ended = Ends([Finished(SOURCE, (7,), "duplicate", 100)])
     ends, discard = _LaneLogic(runtime, None).on_batch([ended])
     assert (offsets(ends), discard) == ([7], True)
+
+
+def test_the_inlet_is_asked_for_more_whatever_the_clock_says(runtime: Runtime) -> None:
+    """With a time of day ahead of it, Bytewax stood still for as long as the clock was set back."""
+    assert _InletPartition(runtime).next_awake() < datetime(2000, 1, 1, tzinfo=UTC)

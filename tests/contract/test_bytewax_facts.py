@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,18 @@ def test_a_far_next_awake_delays_the_end(awake_s: str, delayed: bool) -> None:
         asked_at = time.monotonic()
         assert process.wait(30) == 0
     assert (time.monotonic() - asked_at > 1.5) == delayed
+
+
+def test_a_source_that_is_due_since_long_ago_is_asked_again_at_once() -> None:
+    """Whatever the clock says: a time that lies ahead is that of the day, and comes late when the clock is set back."""
+    asked = environment({"SOURCE": "idle", "AWAKE_S": "-1000000000"})
+    with subprocess.Popen(command(), env=asked, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        idle = (line for line in process.stdout if line == "idle\n")
+        assert len([*islice(idle, 1_000)]) == 1_000
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
 
 
 def test_the_private_argument_parser_tells_how_a_flow_was_started(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ is a cache of journals: the inlet starts from Kafka's progress, whatever a snaps
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +32,7 @@ from onceflow.stream.content import Ends, Work
 from onceflow.stream.runtime import Runtime
 
 Item = tuple[str, Work | Ends]
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def build(name: str, runtime: Runtime) -> Dataflow:
@@ -152,6 +153,12 @@ class _InletPartition(StatefulSourcePartition[Item, None]):
 
     def next_batch(self) -> Iterable[Item]:
         return self._runtime.next_batch()
+
+    def next_awake(self) -> datetime:
+        """At once: `next_batch` waits itself. Bytewax would choose a time of day, and stand still when the clock is set
+        back, for as long.
+        """
+        return _LONG_AGO
 
     def snapshot(self) -> None:
         return None
