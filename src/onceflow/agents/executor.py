@@ -16,7 +16,7 @@ from onceflow.agents.loop import Answered, Loop
 from onceflow.agents.machine import Machine
 from onceflow.agents.seldom import RateLimited
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("onceflow.executor")
 
 LOOPS_MAX = 8
 WATCH_EVERY_S = 0.25
