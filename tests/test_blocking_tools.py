@@ -140,6 +140,26 @@ def test_when_all_threads_were_blocked_one_that_goes_on_serves_again(
     other.executor.close()
 
 
+def test_at_the_end_all_threads_are_told_before_one_is_waited_for(
+    asked: Blocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the blocked one goes on once another has cleaned up."""
+    monkeypatch.setattr(loop, "CLOSE_S", 60)
+
+    async def cleans_up() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            asked.let_go.set()
+
+    asked.block()
+    asked.call(cleans_up)
+    wait_until(lambda: asked.executor._serving.busy, 5, "the call to begin")
+    closing = threading.Thread(target=asked.executor.close, daemon=True)
+    closing.start()
+    wait_until(lambda: not closing.is_alive(), 10, "the end")
+
+
 # --- A tool that cancels what is not its own ---
 
 
