@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -45,8 +46,8 @@ def test_it_is_named_and_holds_up_no_call_that_begins_later(
     asked: Blocked, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked.block()
-    (record,) = [each for each in caplog.records if "blocks its thread" in each.message]
-    assert record.tool == "blocks"  # type: ignore[attr-defined]
+    (record,) = [each for each in caplog.records if getattr(each, "tool", "") == "blocks"]
+    assert "blocks its thread" in record.message
     assert record.at.startswith(f"{__file__}:")  # type: ignore[attr-defined]
     asked.call(greet, name="tea")
     assert result(asked.answer()) == "acme tea 1"
@@ -92,7 +93,8 @@ def test_its_later_calls_stay_there_and_take_no_other_thread(asked: Blocked) -> 
         asked.call(asked.blocks)
     asked.call(greet, name="tea")
     assert result(asked.answer()) == "acme tea 1"
-    assert (asked.blocking, len(asked.executor._loops)) == (1, 2)
+    assert asked.blocking == 1
+    assert asked.executor._blocks["blocks"] is asked.executor._loops[0]
     asked.let_go.set()
     wait_until(lambda: len(asked.fetch()) == 12, 5, "all are answered")
 
@@ -106,8 +108,12 @@ def test_a_callback_that_blocks_is_named_by_its_place_and_holds_up_no_call_that_
     asked.call(leaves_a_callback)
     asked.answer()
     asked.answers.clear()
-    wait_until(lambda: "blocks its thread" in caplog.text, 10, "it is named")
-    assert "threading.py:" in caplog.records[-1].at  # type: ignore[attr-defined]
+
+    def named() -> list[Any]:
+        return [each for each in caplog.records if "threading.py:" in getattr(each, "at", "")]
+
+    (record,) = wait_until(named, 10, "it is named")
+    assert "blocks its thread" in record.message
     asked.call(greet, name="tea")
     assert result(asked.answer()) == "acme tea 1"
 
@@ -132,6 +138,26 @@ def test_when_all_threads_were_blocked_one_that_goes_on_serves_again(
     other.let_go.set()
     wait_until(lambda: len(asked.fetch()) == 3, 5, "its own answer")
     other.executor.close()
+
+
+def test_at_the_end_all_threads_are_told_before_one_is_waited_for(
+    asked: Blocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the blocked one goes on once another has cleaned up."""
+    monkeypatch.setattr(loop, "CLOSE_S", 60)
+
+    async def cleans_up() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            asked.let_go.set()
+
+    asked.block()
+    asked.call(cleans_up)
+    wait_until(lambda: asked.executor._serving.busy, 5, "the call to begin")
+    closing = threading.Thread(target=asked.executor.close, daemon=True)
+    closing.start()
+    wait_until(lambda: not closing.is_alive(), 10, "the end")
 
 
 # --- A tool that cancels what is not its own ---

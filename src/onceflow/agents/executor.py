@@ -12,11 +12,11 @@ from threading import Event, Thread
 
 from onceflow.agents.calls import StartCall
 from onceflow.agents.gates import Allowance
-from onceflow.agents.loop import Answered, Loop
+from onceflow.agents.loop import Answered, Loop, now
 from onceflow.agents.machine import Machine
 from onceflow.agents.seldom import RateLimited
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("onceflow.executor")
 
 LOOPS_MAX = 8
 WATCH_EVERY_S = 0.25
@@ -75,7 +75,10 @@ class Executor:
         self._closed.set()
         self._watch.join()
         for loop in self._loops:
-            loop.close()
+            loop.end()
+        since = now()
+        for loop in self._loops:
+            loop.wait(since)
 
     def _answered(self, answered: Answered) -> None:
         self._answers.append(answered)

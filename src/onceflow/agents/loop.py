@@ -111,12 +111,15 @@ class Loop:
         """Cancel the calls of these runs: nobody waits for them."""
         self._loop.call_soon_threadsafe(self._cancel, runs)
 
-    def close(self) -> None:
-        """Cancel all calls and end the thread; one that is blocked is left behind."""
-        if self._loop.is_closed():
-            return
-        self._loop.call_soon_threadsafe(self._end)
-        self._thread.join(CLOSE_S if self.is_blocked else CLEAN_UP_S + CLOSE_S)
+    def end(self) -> None:
+        """Cancel all calls and have the thread end."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._end)
+
+    def wait(self, since: float) -> None:
+        """Wait until it has ended, but not for long after it was told (`since`): one that is blocked is left behind."""
+        patience_s = CLOSE_S if self.is_blocked else CLEAN_UP_S + CLOSE_S
+        self._thread.join(max(0.0, since + patience_s - now()))
 
     @property
     def is_blocked(self) -> bool:
