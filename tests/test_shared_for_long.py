@@ -17,7 +17,7 @@ from onceflow.agents.tool import tool
 from onceflow.errors import Failed, RetryLater
 from onceflow.event import Event
 from tests.tenant import KEY, NOW, Tenant
-from tests.test_shared import greets, greets_and_fails, outcomes, resolve, welcome, writes
+from tests.test_shared import greets, greets_and_fails, letter, outcomes, resolve, welcome, writes
 
 # --- When a run is open for longer than its ttl ---
 
@@ -124,6 +124,49 @@ def test_what_a_person_says_after_the_ttl_is_known_while_that_run_is_open() -> N
     tenant.take(Due(b"", key))
     assert tenant.outcome == Completed("seen")
     assert tenant.memory.records == {}
+
+
+def test_what_a_person_says_after_the_ttl_is_forgotten_where_nothing_can_be_undone() -> None:
+    @agent("writes-and-fails", on="w")
+    async def writes_and_fails(run: Run, event: Event) -> None:
+        await run.call(letter, customer="ann")
+        raise Failed("sold-out")
+
+    tenant = Tenant(writes_and_fails)
+    run = tenant.event(writes_and_fails)
+    tenant.answer(TimeoutError())
+    tenant.now += 26 * 3_600_000
+    (((_, key), _),) = tenant.planned
+    tenant.take(Due(b"", key))
+    resolve(tenant, run, "result")
+    tenant.take(*[due for due, due_ms in tenant.planned if due_ms <= tenant.now])
+    assert (tenant.outcome.code, tenant.memory.shared(key)) == ("sold-out", None)
+
+
+def test_what_was_long_in_the_making_is_known_for_its_ttl_from_then_on() -> None:
+    """Its target was busy for a day. Who has waited for it would make it at once, and the target might do it again."""
+    tenant = Tenant(writes)
+    for number in (1, 2):
+        tenant.event(writes, number)
+    tenant.answer(RetryLater(after=timedelta(hours=25)))
+    tenant.now += 25 * 3_600_000
+    tenant.take(*[due for due, due_ms in tenant.planned if due_ms <= tenant.now])
+    tenant.answer(TimeoutError())
+    tenant.commit()
+    assert (tenant.started, len(tenant.parked)) == ([], 2)
+
+
+def test_what_a_person_says_was_undone_is_made_anew_with_the_next_key_after_the_ttl() -> None:
+    """The target may have seen the key of that undoing a moment ago: it would not undo it again."""
+    tenant = Tenant(greets, greets_and_fails)
+    run = tenant.event(greets_and_fails)
+    former = tenant.answer("w-1")
+    tenant.now += 25 * 3_600_000
+    tenant.answer(ConnectionError())
+    resolve(tenant, run, "result")
+    tenant.take(*[due for due, due_ms in tenant.planned if due_ms <= tenant.now])
+    tenant.event(greets, 2)
+    assert tenant.answer("w-2").call.key != former.call.key
 
 
 def test_what_nobody_knows_of_is_undone_once_after_its_ttl() -> None:

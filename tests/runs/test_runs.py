@@ -44,9 +44,9 @@ def no_barrier(patch: pytest.MonkeyPatch) -> None:
     """A call is sent before its intent is committed."""
     write = Machine._write
 
-    def hasty(self: Machine) -> None:
+    def hasty(self: Machine, *, lasting: bool = False) -> None:
         held, self._held = self._held, []
-        write(self)
+        write(self, lasting=lasting)
         self._effects += held
 
     replace(patch, Machine, "_write", hasty)
@@ -222,11 +222,11 @@ def the_first_call_without_a_barrier(patch: pytest.MonkeyPatch) -> None:
     """Only later calls wait until the run is in the ledger."""
     write = Machine._write
 
-    def hasty(self: Machine) -> None:
+    def hasty(self: Machine, *, lasting: bool = False) -> None:
         held, first = self._held, not self.segments
         if first:
             self._held = []
-        write(self)
+        write(self, lasting=lasting)
         if first:
             self._effects += held
 

@@ -79,6 +79,7 @@ class KeyDecided(NamedTuple):
     place: str
     digest: bytes
     outcome: Entry
+    ttl_s: float  # of its tool
 
 
 class LeaveKey(NamedTuple):

@@ -208,7 +208,8 @@ class DurableCalls(RunState, eq=False):
         self._parking = (Reason.UNKNOWN_OUTCOME, message, started.place)
         if tool.scope == "tenant" and started.kind != "undo":
             unknown = Entry(tool.name, tool.version, b"", None, (OUTCOME_UNKNOWN, message))
-            self._effects.append(KeyDecided(self._whole, started.place, self._digest(started.place), unknown))
+            digest = self._digest(started.place)
+            self._effects.append(KeyDecided(self._whole, started.place, digest, unknown, tool.ttl_s))
 
     def _unresolved(self, waiting: Waiting, why: str, over_s: float) -> bool:
         """Nobody knows whether a call happened; it is over in `over_s`. As its tool says; whether that decided it."""
@@ -264,10 +265,11 @@ class DurableCalls(RunState, eq=False):
             return
         place = started.place.removeprefix(UNDO)
         if started.tool.scope == "tenant":
+            digest, ttl_s = self._digest(place), started.tool.ttl_s
             if started.kind == "undo":
-                self._effects.append(KeyUndone(self._whole, place, self._digest(place), started.tool.ttl_s))
+                self._effects.append(KeyUndone(self._whole, place, digest, ttl_s))
             elif outcome.intent is not None:
-                self._effects.append(KeyDecided(self._whole, place, self._digest(place), outcome))
+                self._effects.append(KeyDecided(self._whole, place, digest, outcome, ttl_s))
         if started.kind == "undo" and place in self._waiting:  # by `on_unknown`
             call = self._waiting[place].started
             self._decided(call, self._undone(call))

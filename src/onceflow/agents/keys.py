@@ -53,14 +53,16 @@ class Keys:
                 if known.made and run in known.takers:
                     yield self._note(effect.digest, completed(known), known, now_ms)
                 return
+            until_ms = now_ms + int(effect.ttl_s * 1000)
+            record: Shared | None
             if isinstance(effect, KeyDecided):
                 by = (run, effect.place)
                 if not counts(known, by, effect.outcome):
                     return
-                yield self._note(effect.digest, decided(known, by, effect.outcome), known, now_ms)
+                record = decided(known, by, effect.outcome, until_ms)
             else:
-                until_ms = now_ms + int(effect.ttl_s * 1000)
-                yield self._note(effect.digest, undone(known, until_ms), known, now_ms)
+                record = undone(known, until_ms)
+            yield self._note(effect.digest, record, known, now_ms)
             yield from self._tell(effect.digest, now_ms)
 
     def settled_by_others(self, place: str, entry: Entry, now_ms: int) -> bool:
@@ -98,9 +100,11 @@ class Keys:
         was = known = self._memory.shared(shared_key(self._tenant, digest))
         if known is None and outcome.result is not None and not by[1].startswith(UNDO):
             # its time is over: it is remembered while this run is open, which may have to undo it
-            known = Shared(FORMAT, outcome.tool, outcome.arguments, now_ms)
+            kept = outcome.intent is not None and not outcome.intent.undoable
+            known = Shared(FORMAT, outcome.tool, outcome.arguments, now_ms, kept=kept)
         if known is not None and not (outcome.open and by[1].startswith(UNDO)):
-            told = undo_told(known, outcome) if by[1].startswith(UNDO) else decided(known, by, outcome)
+            undo = by[1].startswith(UNDO)
+            told = undo_told(known, outcome, now_ms) if undo else decided(known, by, outcome)
             yield self._note(digest, told, was, now_ms)
             yield from self._tell(digest, now_ms)
 

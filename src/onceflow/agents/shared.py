@@ -133,11 +133,14 @@ def counts(known: Shared, by: tuple[bytes, str], outcome: Entry) -> bool:
     return happened or known.holder == by or bool(known.unknown)
 
 
-def decided(known: Shared, by: tuple[bytes, str], outcome: Entry) -> Shared | None:
+def decided(known: Shared, by: tuple[bytes, str], outcome: Entry, until_ms: int = 0) -> Shared | None:
     """The record once the call has an outcome; None: it did not happen, and all of it is forgotten.
 
-    An outcome that is open: it is made again.
+    An outcome that is open: it is made again. `until_ms`: how long what its holder has made is known: from now on, for
+    it may have been long in the making.
     """
+    if known.holder == by and until_ms > known.until_ms:
+        known = msgspec.structs.replace(known, until_ms=until_ms)
     if outcome.result is not None:
         replaced = msgspec.structs.replace(known, holder=NOBODY, result=outcome.result, unknown="")
         return taken(replaced, by[0])
@@ -174,10 +177,10 @@ def undone(known: Shared, until_ms: int = 0) -> Shared:
     return msgspec.structs.replace(_free(known), undone=known.undone + 1, until_ms=until_ms)
 
 
-def undo_told(known: Shared, outcome: Entry) -> Shared:
+def undo_told(known: Shared, outcome: Entry, now_ms: int) -> Shared:
     """The record once a person has said how a compensation came out: done, or not, and then nobody has the result."""
     if outcome.result is not None:
-        return undone(known)
+        return undone(known, now_ms + OPEN_MS)  # the target may remember its key since a moment ago
     message = "its compensation was given up"
     return msgspec.structs.replace(known, holder=NOBODY, result=None, unusable="", unknown=message)
 
