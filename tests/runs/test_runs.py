@@ -17,6 +17,7 @@ from onceflow.agents.calls import Next
 from onceflow.agents.journal import CALL_FAILED, Entry
 from onceflow.agents.lane import Lane
 from onceflow.agents.machine import Machine
+from onceflow.agents.order import Lines
 from onceflow.agents.tool import Tool
 from onceflow.state.ledger import Change
 from tests.left_out import forget_segments, replace
@@ -46,9 +47,9 @@ def no_barrier(patch: pytest.MonkeyPatch) -> None:
     """A call is sent before its intent is committed."""
     write = Machine._write
 
-    def hasty(self: Machine) -> None:
+    def hasty(self: Machine, *, lasting: bool = False) -> None:
         held, self._held = self._held, []
-        write(self)
+        write(self, lasting=lasting)
         self._effects += held
 
     replace(patch, Machine, "_write", hasty)
@@ -224,11 +225,11 @@ def the_first_call_without_a_barrier(patch: pytest.MonkeyPatch) -> None:
     """Only later calls wait until the run is in the ledger."""
     write = Machine._write
 
-    def hasty(self: Machine) -> None:
+    def hasty(self: Machine, *, lasting: bool = False) -> None:
         held, first = self._held, not self.segments
         if first:
             self._held = []
-        write(self)
+        write(self, lasting=lasting)
         if first:
             self._effects += held
 
@@ -310,6 +311,19 @@ def sent_though_it_was_taken_back(patch: pytest.MonkeyPatch) -> None:
     replace(patch, Machine, "leave", lambda self: None)
 
 
+def undone_with_a_key_that_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    is_forgotten = Machine._is_forgotten
+
+    def of_calls(self: Machine, started: Any, delay_s: float = 0.0) -> bool:
+        return started.kind != "undo" and is_forgotten(self, started, delay_s)
+
+    replace(patch, Machine, "_is_forgotten", of_calls)
+
+
+def a_line_has_no_order(patch: pytest.MonkeyPatch) -> None:
+    replace(patch, Lines, "enter", lambda self, key, line, arrived, turn=0: True)
+
+
 RULES: list[Patch] = [
     no_barrier,
     another_key_each_time,
@@ -338,6 +352,8 @@ RULES: list[Patch] = [
     a_copy_of_a_run_that_waits_is_judged_before_it_is_known,
     taken_back_though_it_was_sent,
     sent_though_it_was_taken_back,
+    undone_with_a_key_that_is_forgotten,
+    a_line_has_no_order,
 ]
 
 

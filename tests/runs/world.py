@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from onceflow.agents.agent import Agent
 from onceflow.agents.at_once import Beginning, begin_without_lane
 from onceflow.agents.calls import Completed, RunFailed, StartCall
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.commands import Command
+from onceflow.agents.deciding import REFUSED, ends_by_ms
 from onceflow.agents.happenings import (
     Arrivals,
     Arrived,
@@ -27,18 +29,18 @@ from onceflow.agents.happenings import (
     Settled,
     Signalled,
     Sleeping,
+    Turn,
 )
-from onceflow.agents.journal import OpenRun, open_runs, run_prefix, runs_of
+from onceflow.agents.journal import OpenRun, failed_runs, open_runs, run_prefix, runs_of
 from onceflow.agents.lane import Lane
 from onceflow.agents.loop import Answered
 from onceflow.agents.machine import Machine
 from onceflow.agents.order import in_turn
-from onceflow.agents.shared import Shared, decode_shared
-from onceflow.agents.signals import Kept, Signal, decode_kept
-from onceflow.agents.state import no_flags
+from onceflow.agents.shared import Shared, decode_shared, remembered
+from onceflow.agents.signals import Kept, Signal, decode_kept, kept_signals
 from onceflow.event import Incoming, idempotency_key
 from onceflow.state.ledger import Change
-from tests.runs.work import works
+from tests.runs.work import AGENTS, TTL_S, UNFIT
 
 START_MS = 1_800_000_000_000
 TENANT = "acme"
@@ -55,6 +57,15 @@ class Sent(NamedTuple):
     redrive: Redrive | None = None
     signal: Signal | None = None
     command: Command | None = None
+
+    @property
+    def key(self) -> bytes:
+        """Of an event: its run's."""
+        assert self.event is not None
+        event = self.event
+        return (
+            self.redrive.key if self.redrive else idempotency_key(TENANT, event.source, event.id, event.data)
+        )
 
 
 class Log:
@@ -102,17 +113,21 @@ class Cell:
     `snapshot`: what an earlier one has left of its lane, at some time.
     """
 
-    def __init__(self, log: Log, now_ms: int, snapshot: bytes | None = None) -> None:
+    def __init__(self, log: Log, now_ms: int, snapshot: bytes | None = None, room: int = 50) -> None:
         self.log = log
         self.calls: list[tuple[int, StartCall]] = []  # when each is due
         self.leaving = False  # its slot goes to another cell in a moment
         self._now_ms = now_ms
-        self._capacity = Capacity(runs_per_lane=50, runs_per_cell=50)
+        self._capacity = Capacity(runs_per_lane=room, runs_per_cell=room)
         self.lane = self._new_lane(snapshot)
         self._granted([])
 
     def _new_lane(self, snapshot: bytes | None = None) -> Lane:
-        return Lane(TENANT, self._capacity, self._start, self._abandon, self, snapshot)
+        return Lane(TENANT, self._capacity, self._start, self._abandon, self, snapshot, self._flag, _written)
+
+    def _flag(self, name: str, market: str | None) -> bool:
+        """It is changed all the time."""
+        return self._now_ms % 2 == 0
 
     def _granted(self, happenings: list[Happening]) -> None:
         """The slot is granted, and all that the log says of it is known."""
@@ -125,8 +140,17 @@ class Cell:
         self._known = set(self.log.completions)
         for saved, goes_on in in_turn(open_runs(sorted(self.records.items()))):
             self.know(saved.key)
-            arrived = Arrived.again(saved, self.source, works)
-            self.happenings.append(Resumed(arrived) if goes_on else Sleeping(saved.key, self.source))
+            arrived = Arrived.again(saved, self.source, _agent(saved.begun.incoming))
+            begun, due_ms = saved.begun, ends_by_ms(arrived, saved.journal)
+            sleeping = Sleeping(saved.key, self.source, begun.line, begun.turn)
+            self.happenings.append(Resumed(arrived) if goes_on else sleeping)
+            if saved.parked and due_ms:
+                self.due.append((due_ms, Due(saved.key)))
+        records = sorted(self.records.items())
+        for _, record, until_ms in (
+            kept_signals(records) + remembered(records) + failed_runs(runs_of(records))
+        ):
+            self.due.append((until_ms, Due(b"", record)))
         finished = {f"log/0/{offset}" for offset in self.log.finished}
         self.happenings.append(Settled(finished.__contains__))
 
@@ -156,12 +180,16 @@ class Cell:
     def take(self, now_ms: int) -> None:
         """Work on what has happened; a lane that is idle is discarded, and runs begin without one first."""
         self._now_ms = now_ms
-        given, self.happenings = self.happenings, []
+        if self.leaving:
+            self.batches.append(self.lane.take(self.happenings, now_ms))
+            self.happenings = []
+            return
+        given, self.happenings = [*self.happenings, *(Turn() for _ in self._capacity.turns())], []
         decided = Decided()
         left: Sequence[Happening | Beginning] = given
         if self.lane.idle:
             self.lane = self._new_lane()
-            left = begin_without_lane(TENANT, given, self._capacity, no_flags, now_ms, decided)
+            left = begin_without_lane(TENANT, given, self._capacity, self._flag, now_ms, decided)
         decided = self.lane.take(left, now_ms, decided)
         self.due += [(due_ms or 1 << 62, due) for due, due_ms in decided.due]
         self.happenings += decided.looked
@@ -177,8 +205,9 @@ class Cell:
                 self._start(batch.calls)
 
     def leave(self) -> None:
-        """The slot is about to go: what is decided is committed, and nothing is sent any more."""
+        """The slot is about to go: what is decided is committed, and nothing is sent any more, nor told but answers."""
         self.leaving = True
+        self.happenings = [each for each in self.happenings if isinstance(each, (Answered, Lost))]
         self.lane.leave()
 
     def give_up(self, now_ms: int, *, in_time: bool) -> None:
@@ -187,6 +216,11 @@ class Cell:
         self.batches.append(self.lane.take_back(now_ms))
         if in_time:
             self.commit(len(self.batches))
+
+    def close(self) -> None:
+        """Its agents are not waited for."""
+        for run in self.lane._runs:
+            run.close()
 
     def read_next(self, now_ms: int) -> None:
         """Read a record of the log, if it is not finished."""
@@ -201,17 +235,17 @@ class Cell:
             self.happenings.append(Commanded(self.source, offset, 1, sent.command))
         elif sent.event is not None:
             incoming = sent.event
-            key = idempotency_key(TENANT, incoming.source, incoming.id, incoming.data)
-            key = sent.redrive.key if sent.redrive else key
+            key = sent.key
             if key in self._known:  # dedup: its end is a decision too
                 self.batches.append(Decided(noted=[Noted(self.source, offset, 1)]))
                 return
             self._known.add(key)
-            if sent.redrive is None and offset % 2:  # half of them, as most come
+            agent = _agent(incoming)
+            if sent.redrive is None and agent.plain and offset % 2:  # half of them, as most come
                 self._read_together(offset, now_ms, incoming, key)
                 return
             root = sent.redrive.root if sent.redrive else b""
-            arrived = Arrived(self.source, offset, now_ms, b"", None, incoming, works, key=key)
+            arrived = Arrived(self.source, offset, now_ms, b"", None, incoming, agent, key=key)
             arrived.redrive, arrived.root = sent.redrive, root
             self.happenings.append(arrived)
 
@@ -219,7 +253,7 @@ class Cell:
         """With those before it that came so, if nothing else has come since."""
         last = self.happenings[-1] if self.happenings else None
         if not isinstance(last, Arrivals):
-            last = Arrivals(self.source, works, [], [], [])
+            last = Arrivals(self.source, _agent(incoming), [], [], [])
             self.happenings.append(last)
         for column, value in (
             (last.offsets, offset),
@@ -234,7 +268,9 @@ class Cell:
 
     def run(self, key: bytes, inbox: Any) -> Arrived | str:
         found = open_runs(self._scan(run_prefix(TENANT, key)))
-        return Arrived.again(found[0], inbox, works) if found else "the ledger does not hold it"
+        if not found:
+            return "the ledger does not hold it"
+        return Arrived.again(found[0], inbox, _agent(found[0].begun.incoming))
 
     def inbox(self, source: Any) -> Any:
         return self.source
@@ -261,6 +297,15 @@ class Cell:
         return sorted((key, value) for key, value in self.records.items() if key.startswith(prefix))
 
 
+def _agent(incoming: Incoming) -> Agent[Any, Any]:
+    return AGENTS[incoming.type]
+
+
+def _written(arrived: Arrived, end: Completed, now_ms: int) -> Completed | RunFailed:
+    """Of some values no completion can be made."""
+    return RunFailed("too-large", "", "") if UNFIT in end.value else end
+
+
 class Request:
     """A call on its way: it may reach its target until its time-out is over, whoever still waits for it."""
 
@@ -284,22 +329,40 @@ class Targets:
     """What calls have changed. A keyed operation is done once per key."""
 
     def __init__(self) -> None:
-        self._by_key: dict[str, str] = {}
+        self._by_key: dict[str, tuple[str, int]] = {}  # what was answered, and until when it is remembered
+        self._asked: dict[
+            tuple[str, ...], int
+        ] = {}  # since when a shared call is known, as long as it stands
         self._number = 0
         self.standing: dict[tuple[str, ...], str] = {}
+        self.earlier: set[str] = (
+            set()
+        )  # what stands of shared calls that were made anew, as nobody knew of them
         self.done: Counter[str] = Counter()
 
-    def do(self, request: Request) -> str | None:
+    def sent(self, request: Request, now_ms: int) -> None:
+        """A request is on its way."""
+        started, subject = request.started, request.subject
+        since_ms = self._asked.setdefault(subject, now_ms)
+        known = started.run.journal.get(started.place)
+        intent = None if known is None or started.kind != "call" else known.intent
+        if intent is not None and intent.shared and intent.made_ms >= since_ms + TTL_S * 1000:
+            self._asked[subject] = now_ms  # what was made before is forgotten
+            self.earlier.update(filter(None, [self.standing.pop(subject, None)]))
+
+    def do(self, request: Request, now_ms: int) -> str | None:
         """The effect of a request that reaches its target."""
         started, subject = request.started, request.subject
         keyed = started.tool.effect == "keyed"
-        if keyed and started.call.key in self._by_key:
-            return self._by_key[started.call.key]
+        answer, until_ms = self._by_key.get(started.call.key, ("", 0))
+        if keyed and now_ms < until_ms:
+            return answer
         self.done[f"{started.kind} {started.tool.name}"] += 1
         if started.kind == "undo":
             if subject not in self.standing and started.undone is not None:
                 raise Wrong(f"{subject} was undone twice")
             self.standing.pop(subject, None)
+            self._asked.pop(subject, None)
             answer = ""
         else:
             self._number += 1
@@ -308,7 +371,7 @@ class Targets:
                 raise Wrong(f"{subject} was done twice: {self.standing[subject]} and {answer}")
             self.standing[subject] = answer
         if keyed:
-            self._by_key[started.call.key] = answer
+            self._by_key[started.call.key] = (answer, now_ms + int(TTL_S * 1000))
         return answer
 
 
@@ -322,12 +385,12 @@ def ended_runs(log: Log) -> Mapping[bytes, Completed | RunFailed]:
     found: dict[bytes, Completed | RunFailed] = {}
     roots = {sent.redrive.key: sent.redrive.root for sent in log.sent if sent.redrive}
     for key, outcome in log.completions.items():  # in the order of the commits
-        if isinstance(outcome, RunFailed) and outcome.code == "redrive-refused":
+        if isinstance(outcome, RunFailed) and outcome.code == REFUSED:
             continue
         found[roots.get(key, key)] = outcome
     return found
 
 
-def event(number: int, steps: list[str]) -> Incoming:
+def event(number: int, type: str, steps: list[str]) -> Incoming:
     """An event that lists what its run is to do."""
-    return Incoming(TENANT, "tests", f"evt-{number}", "work", None, msgspec.json.encode(steps))
+    return Incoming(TENANT, "tests", f"evt-{number}", type, None, msgspec.json.encode(steps))
