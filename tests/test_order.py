@@ -183,6 +183,27 @@ def test_one_that_undoes_after_a_cancel_has_its_turn_meanwhile(suspected: bool) 
     assert (ends(tenant)[2:], tenant.lane.idle) == ([Completed("evt-3")], True)
 
 
+def test_one_that_is_cancelled_behind_another_and_waits_for_room_goes_on_once_when_its_turn_comes_too() -> (
+    None
+):
+    @agent("rests", on="t", order_by="data")
+    async def rests(run: Run, event: Event) -> str:
+        await run.sleep(60)
+        return await run.call(look, 2)
+
+    tenant = Tenant(rests)
+    tenant.capacity.runs_per_lane = 1
+    first, second = tenant.event(rests, 2), tenant.event(rests, 3)
+    tenant.now += 60_000
+    tenant.take(Due(first))
+    tenant.take(Commanded(tenant.source, 9, 1, Command("cancel", "acme", second.hex())))
+    assert ends(tenant) == [], "the first one has the room"
+    tenant.answer("ok")
+    assert ends(tenant)[0] == Completed("ok")
+    assert [(end.arrived.key, end.outcome.code) for end in tenant.ended[1:]] == [(second, "cancelled")]
+    assert tenant.lane.idle
+
+
 def test_what_comes_after_a_cancel_behind_a_sleeping_run_holds_no_input() -> None:
     tenant = Tenant(sleeps)
     for number in (2, 3, 4):

@@ -261,7 +261,8 @@ class Deciding:
     def _next(self, follower: Follower | None) -> None:
         if follower is None:
             return
-        if follower.arrived is None and not self._sleepers.asleep(follower.key):
+        asleep = self._sleepers.asleep(follower.key) and follower.key not in self._woken
+        if follower.arrived is None and not asleep:
             return  # it was cancelled, and goes on already or is about to
         arrived = follower.arrived or self._called(follower.key, by_itself=True)
         if arrived is None:
