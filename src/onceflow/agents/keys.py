@@ -3,6 +3,8 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from onceflow.agents.calls import AskKey, Effect, KeyDecided, KeyEffect, KeyKept, LeaveKey
 from onceflow.agents.happenings import NO_OFFSET, Memory, Noted
 from onceflow.agents.journal import KEY_REUSED, OUTCOME_UNKNOWN, UNDO, UNUSABLE_RESULT, Entry, OpenRun
@@ -10,6 +12,7 @@ from onceflow.agents.machine import Machine
 from onceflow.agents.shared import (
     FORMAT,
     NOBODY,
+    OPEN_MS,
     Free,
     Held,
     Reused,
@@ -124,10 +127,13 @@ class Keys:
     def resolved(self, digest: bytes, by: tuple[bytes, str], outcome: Entry, now_ms: int) -> Iterator[Told]:
         """A person has said how a call, or its compensation, came out; open: that it is to be made again."""
         was = known = self._memory.shared(shared_key(self._tenant, digest))
-        if known is None and outcome.result is not None and not by[1].startswith(UNDO):
-            # its time is over: it is remembered while this run is open, which may have to undo it
-            kept = outcome.intent is not None and not outcome.intent.undoable
-            known = Shared(FORMAT, outcome.tool, outcome.arguments, now_ms, kept=kept)
+        if outcome.result is not None and not by[1].startswith(UNDO):
+            undoable = outcome.intent is None or outcome.intent.undoable
+            known = known or Shared(FORMAT, outcome.tool, outcome.arguments, now_ms, kept=not undoable)
+            if (
+                undoable
+            ):  # others may be parked over it: told later, they must not undo what this run completes with
+                known = msgspec.structs.replace(known, until_ms=max(known.until_ms, now_ms + OPEN_MS))
         if known is not None and not (outcome.open and by[1].startswith(UNDO)):
             undo = by[1].startswith(UNDO)
             told = undo_told(known, outcome, now_ms) if undo else decided(known, by, outcome)
