@@ -21,6 +21,7 @@ from onceflow.agents.order import Lines
 from onceflow.agents.tool import Tool
 from onceflow.state.ledger import Change
 from tests.left_out import forget_segments, replace
+from tests.runs import explore
 from tests.runs.explore import Schedule, played
 from tests.runs.world import Cell
 
@@ -283,6 +284,7 @@ def a_snapshot_is_preferred_to_the_ledger(patch: pytest.MonkeyPatch) -> None:
 
     replace(patch, deciding, "restored", all_of_it)
     replace(patch, Lane, "_begin", from_the_snapshot)
+    patch.setattr(explore, "EFFECTS", ["planned"])  # only what is thought anew comes out otherwise
 
 
 def an_answer_of_an_earlier_grant_is_taken(patch: pytest.MonkeyPatch) -> None:
