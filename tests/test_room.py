@@ -30,6 +30,21 @@ async def waits(run: Run, event: Event) -> str:
     return await run.call(ask, id=found.status)
 
 
+@agent("asks-later", on="t")
+async def asks_later(run: Run, event: Event) -> str:
+    await run.sleep(90)
+    return await run.call(ask, id=event.id)
+
+
+def asleep(tenant: Tenant, count: int) -> list[Due]:
+    """So many runs sleep; what wakes them all, now."""
+    numbers = range(2, 2 + count)
+    for number in numbers:
+        tenant.event(asks_later, number)
+    tenant.now += 90_000
+    return [Due(tenant.event_key(number)) for number in numbers]
+
+
 @pytest.fixture
 def full() -> Tenant:
     """A run sleeps, and then there is no room for it."""
@@ -43,46 +58,28 @@ def full() -> Tenant:
 
 
 def test_runs_that_wake_together_go_on_no_more_at_a_time_than_there_is_room_for() -> None:
-    @agent("asks-later", on="t")
-    async def asks_later(run: Run, event: Event) -> str:
-        await run.sleep(90)
-        return await run.call(ask, id=event.id)
-
     tenant = Tenant(asks_later)
-    numbers = range(2, 32)
-    for number in numbers:
-        tenant.event(asks_later, number)
-    tenant.now += 90_000
-    tenant.take(*(Due(tenant.event_key(number)) for number in numbers))
+    tenant.take(*asleep(tenant, 30))
     while tenant.started:
         assert tenant.capacity.in_flight <= tenant.capacity.runs_per_lane
         tenant.answer("done")
-    assert len(tenant.ended) == len(numbers)
+    assert len(tenant.ended) == 30
     assert (tenant.memory.records, tenant.lane.idle) == ({}, True)
 
 
 def test_of_runs_that_wake_together_those_without_room_are_not_in_memory() -> None:
     """Each has its event with it, which may be large."""
-
-    @agent("asks-later", on="t")
-    async def asks_later(run: Run, event: Event) -> str:
-        await run.sleep(90)
-        return await run.call(ask, id=event.id)
-
     tenant = Tenant(asks_later)
-    numbers = range(2, 102)
-    for number in numbers:
-        tenant.event(asks_later, number)
-    tenant.now += 90_000
+    due = asleep(tenant, 100)
     for _ in range(2):  # to be told twice changes nothing
-        tenant.take(*(Due(tenant.event_key(number)) for number in numbers))
+        tenant.take(*due)
     assert (len(tenant.started), tenant.lane.waiting) == (10, 90)
     gc.collect()
     held = [each for each in gc.get_objects() if isinstance(each, Arrived) and each.saved is not None]
     assert held == []
     while tenant.started:
         tenant.answer("done")
-    assert len(tenant.ended) == len(numbers)
+    assert len(tenant.ended) == 100
 
 
 @pytest.mark.parametrize("crash", [False, True])
