@@ -2,7 +2,7 @@
 
 import pytest
 
-from onceflow.agents import lane
+from onceflow.agents import waking
 from tests.left_out import replace
 from tests.tenant import Tenant
 from tests.test_waits import signal, waits
@@ -19,7 +19,7 @@ def ended_by_the_signal_of_another_tenant() -> bool:
 
 def test_a_signal_ends_a_wait_of_its_own_tenant_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not ended_by_the_signal_of_another_tenant()
-    prefix, key = lane.signal_prefix, lane.signal_key
-    replace(monkeypatch, lane, "signal_prefix", lambda tenant, type, id: prefix("", type, id))
-    replace(monkeypatch, lane, "signal_key", lambda tenant, signal: key("", signal))
+    prefix, key = waking.signal_prefix, waking.signal_key
+    replace(monkeypatch, waking, "signal_prefix", lambda tenant, type, id: prefix("", type, id))
+    replace(monkeypatch, waking, "signal_key", lambda tenant, signal: key("", signal))
     assert ended_by_the_signal_of_another_tenant(), "with that rule left out"
