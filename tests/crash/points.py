@@ -111,9 +111,9 @@ EFFECTS = (  # of a run that changes something; the flow `effects_flow` comes by
 WAITS = (  # of a run that waits; the flow `waits_flow` comes by them
     Point("wait recorded", "agents.sleep:Sleepers.sleeps", AFTER, 60),
     Point("run asleep", "stream.open_runs:OpenRuns.plan", AFTER, 60),
-    Point("timer due", "agents.lane:Lane._due", AFTER, 30),
-    Point("signal matched", "agents.lane:Lane._deliver", AFTER, 30),
-    Point("signal kept", "agents.lane:Lane._signalled", AFTER, 60),
+    Point("timer due", "agents.waking:Waking._due", AFTER, 30),
+    Point("signal matched", "agents.waking:Waking._deliver", AFTER, 30),
+    Point("signal kept", "agents.waking:Waking._signalled", AFTER, 60),
 )
 POINTS = {point.name: point for point in (*ALL, *EFFECTS, *WAITS)}
 
