@@ -12,6 +12,7 @@ from onceflow.agents.journal import segment_key
 from onceflow.state.ledger import Change, Ledger
 from onceflow.state.seen import BrokerClock, Completed, Seen
 from onceflow.state.store import Store
+from onceflow.stream.after_commit import AfterCommit
 from onceflow.stream.content import (
     NO_RECORD,
     RUN_BEGUN,
@@ -81,14 +82,17 @@ class World:
             self.log,
             NAMES,
             "cell",
-            self.seen,
-            self.ledger,
-            self.clock,
-            ids=Ids("completions", "ledger"),
+            AfterCommit(
+                NAMES,
+                Ids("completions", "ledger"),
+                self.seen,
+                self.ledger,
+                self.clock,
+                send=self.sent.extend,
+                observe=lambda contents, took_s: None,
+                committed=self.told.append,
+            ),
             commit_interval_s=60.0,
-            committed=self.told.append,
-            send=self.sent.extend,
-            observe=lambda contents, took_s: None,
         )
         self.outbox.track([(SOURCE, InputProgress("id", 0)), (INBOX, InputProgress("id", 0))])
 

@@ -35,13 +35,13 @@ def in_thread(name: str) -> Which:
     return lambda *_arguments: threading.current_thread().name == name
 
 
-def with_forwarded(_outbox: Any, work: Any, *_more: Any) -> bool:
+def with_forwarded(_owner: Any, work: Any, *_more: Any) -> bool:
     """Passes count whose transaction, or whose contents, hold a forwarded event."""
     contents = getattr(work, "finished", work)
     return any(end.verdict == "forwarded" for end in contents)
 
 
-def with_calls(_outbox: Any, contents: Any, *_more: Any) -> bool:
+def with_calls(_owner: Any, contents: Any, *_more: Any) -> bool:
     """Passes count whose contents put calls on record."""
     return any(end.calls for end in contents)
 
@@ -91,7 +91,7 @@ ALL = (
     Point("view written", "state.seen:Seen.write", AFTER, 30, which=in_thread("onceflow-outbox")),
     Point("inlet told", "stream.runtime:Runtime._on_commit", AFTER, 30),
     Point("forwarded, to commit", "stream.outbox:Outbox._carry_out", BEFORE, 10, which=with_forwarded),
-    Point("forwarded, committed", "stream.outbox:Outbox._remember", BEFORE, 10, which=with_forwarded),
+    Point("forwarded, committed", "stream.after_commit:AfterCommit.take", BEFORE, 10, which=with_forwarded),
     # When it gives slots away, and at its end.
     Point("slot revoked", "stream.runtime:Runtime._revoking", BEFORE, needs=NEWCOMER),
     Point("slot revoked, flushed", "stream.runtime:Runtime._revoking", AFTER, needs=NEWCOMER),
@@ -101,7 +101,7 @@ ALL = (
 )
 EFFECTS = (  # of a run that changes something; the flow `effects_flow` comes by them
     Point("intent queued", "agents.deciding:Deciding._write", AFTER, 60),
-    Point("intent committed", "stream.outbox:Outbox._remember", BEFORE, 15, which=with_calls),
+    Point("intent committed", "stream.after_commit:AfterCommit.take", BEFORE, 15, which=with_calls),
     Point("call sent", "agents.executor:Executor.start", AFTER, 60),
     Point("effect done", "agents.tool:Tool.encode_result", BEFORE, 60),
     Point("answer in", "agents.machine:Machine.answer", AFTER, 60),

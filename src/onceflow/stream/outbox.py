@@ -9,28 +9,23 @@ new owner.
 
 Content is kept until it is committed. An abortable error: abort, wait for a new pair, send again what belongs
 to grants still held. A fatal or ambiguous one (fenced; commit or abort without an answer): the process ends
-with status 3 and its successor settles the transaction. After the commit the calls that it has put on record are
-sent, the view is written, and then the inlet is told.
+with status 3 and its successor settles the transaction. What comes of a commit: see `after_commit`.
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from threading import Condition, Event, Lock, Thread
 from typing import NamedTuple
 
 from confluent_kafka import TopicPartition
 
-from onceflow.agents.calls import StartCall
 from onceflow.errors import Fault
-from onceflow.state.ledger import Change, Changes, Ledger, LedgerPosition
-from onceflow.state.seen import BrokerClock, Completed, Position, Seen
+from onceflow.stream.after_commit import AfterCommit, changes_of
 from onceflow.stream.content import (
     NO_EVENT,
     RUN_BEGUN,
-    Committed,
     Contents,
-    Done,
     Finished,
     Grant,
     Input,
@@ -39,20 +34,17 @@ from onceflow.stream.content import (
     Reads,
 )
 from onceflow.stream.progress import InputProgress, encode_progress, progress_key
-from onceflow.stream.topics import Ids, Names
-from onceflow.stream.transaction import Delivered, Refused, Transactions
+from onceflow.stream.topics import Names
+from onceflow.stream.transaction import Refused, Transactions
 
 log = logging.getLogger(__name__)
 
 BATCH_FULL = 10_000  # so much weight makes waiting for more worth the whole commit interval
-_EXPIRE_EVERY_S = 60.0
 _NEW_PAIR_WITHIN_S = 1.0
 _PASSED_WAIT_S = 1.0
 _TOPIC_GONE_S = 30.0  # until the next look at the topics has found it
 _TALLIED = {RUN_BEGUN: "first", NO_EVENT: None}  # the verdicts that are not counted by their own name
 _NO_PAIR = Pair(None, frozenset())
-
-Observe = Callable[[Contents, float], None]  # what was committed, and how many seconds it took
 
 
 class Claim:
@@ -84,28 +76,15 @@ class Outbox:
         transactions: Transactions,
         names: Names,
         cell: str,
-        seen: Seen,
-        ledger: Ledger,
-        clock: BrokerClock,
+        after_commit: AfterCommit,
         *,
-        ids: Ids,
         commit_interval_s: float,
-        committed: Callable[[Committed], None],
-        send: Callable[[Iterable[StartCall]], None],
-        observe: Observe,
     ) -> None:
-        """`send`: is given the calls that a commit has put on record."""
         self._transactions = transactions
         self._names = names
         self._cell = cell
-        self._seen = seen
-        self._clock = clock
-        self._ids = ids
-        self._ledger = ledger
+        self._after_commit = after_commit
         self._interval_s = commit_interval_s
-        self._observe = observe
-        self._committed = committed
-        self._send = send
 
         self._changed = Condition(Lock())  # guards all up to the blank line
         self._pair = _NO_PAIR
@@ -129,9 +108,7 @@ class Outbox:
         self._inboxes: dict[Grant, Input] = {}
         self._kept: Contents = []  # of a transaction that was refused
         self._last_weight = 0
-        self._expired_at = self._inboxes_only_until = 0.0
-        self._view_lock = Lock()
-        self._retired: set[Grant] = set()
+        self._inboxes_only_until = 0.0
         self._thread = Thread(target=self._run, name="onceflow-outbox", daemon=True)
         self._thread.start()
 
@@ -207,8 +184,7 @@ class Outbox:
 
     def retire(self, grants: Iterable[Grant]) -> None:
         """See to it that nothing more of these grants is written to the view."""
-        with self._view_lock:
-            self._retired.update(grants)
+        self._after_commit.retire(grants)
 
     # --- the committer's thread ---
 
@@ -299,7 +275,7 @@ class Outbox:
             try:
                 delivered = self._transactions.commit(
                     self._records(finished, written),
-                    _changes(finished),
+                    changes_of(finished),
                     lambda: self._offsets(touched),
                     pair.metadata,
                 )
@@ -317,7 +293,7 @@ class Outbox:
                     self._inboxes_only_until = time.monotonic() + _TOPIC_GONE_S
                 self._keep(finished, claims, passed, number)
                 return
-            self._remember(finished, delivered, time.monotonic() - started_at)
+            self._after_commit.take(finished, delivered, self._progress, time.monotonic() - started_at)
             for grant in {input.grant for input in touched}:
                 self.inboxes_done[grant.slot] = self._progress[self._inboxes[grant]].lowest
         self._kept = []
@@ -350,60 +326,3 @@ class Outbox:
         only_inboxes = time.monotonic() < self._inboxes_only_until
         wanted = [input for input in inputs if input.is_inbox or not (input.gone or only_inboxes)]
         return [TopicPartition(i.topic, i.partition, self._progress[i].lowest) for i in wanted]
-
-    def _remember(self, finished: Contents, delivered: Delivered, took_s: float) -> None:
-        """After the commit: calls are sent; the clock, the view, and then the inlet."""
-        for end in finished:
-            if end.calls and end.input.grant.live and not end.input.grant.leaving:
-                self._send(end.calls)
-        if time_ms := delivered.time_ms():
-            self._clock.observe(time_ms)
-        last = delivered.last(self._names.completions)
-        completed: dict[Grant, Completed] = {}
-        books: dict[Input, tuple[int, int]] = {}
-        for end in finished:
-            if end.seen:
-                grant = end.input.grant
-                if (told := completed.get(grant)) is None:
-                    told = completed[grant] = Completed(last[grant.slot][1], [], [])
-                told.runs.extend(end.seen)
-                told.identities.extend(end.identities)
-            if end.offsets:
-                count, size = books.get(end.input, (0, 0))
-                books[end.input] = (count + len(end.offsets), size + end.size)
-        with self._view_lock:
-            held = {grant: told for grant, told in completed.items() if grant not in self._retired}
-            self._seen.write(
-                held.values(),
-                {grant.slot: Position(self._ids.completions, last[grant.slot][0] + 1) for grant in held},
-            )
-            ledger = self._remember_ledger(finished, delivered)
-        if time.monotonic() - self._expired_at > _EXPIRE_EVERY_S:
-            self._expired_at = time.monotonic()
-            # What is dropped is never read again: so not because one clock, the broker's or ours, jumps ahead.
-            self._seen.expire(min(self._clock.now_ms() or 0, int(time.time() * 1000)))
-        self._observe(finished, took_s)
-        seen = [run for told in completed.values() for run in told.runs]
-        identities = [identity for told in completed.values() for identity, _ in told.identities]
-        done = {i: Done(*book, self._progress[i].lowest) for i, book in books.items() if i in self._progress}
-        self._committed(Committed(seen, identities, done, ledger))
-
-    def _remember_ledger(self, finished: Contents, delivered: Delivered) -> Changes:
-        """Write the ledger's view; the grants whose views may be written are those of `_remember`."""
-        last = delivered.last(self._names.ledger)
-        if not last:
-            return {}
-        changes = _changes(end for end in finished if end.input.grant not in self._retired)
-        positions = {
-            slot: LedgerPosition(self._ids.ledger, last[slot][0] + 1, last[slot][1]) for slot in changes
-        }
-        return self._ledger.write(changes, positions)
-
-
-def _changes(finished: Iterable[Finished]) -> dict[int, list[Change]]:
-    """What changes in the ledger, by slot."""
-    changes: dict[int, list[Change]] = {}
-    for end in finished:
-        if end.ledger:
-            changes.setdefault(end.input.grant.slot, []).extend(end.ledger)
-    return changes

@@ -27,6 +27,7 @@ from onceflow.event import home_slot
 from onceflow.state.ledger import Ledger, Records
 from onceflow.state.seen import BrokerClock, Judge, Seen
 from onceflow.state.store import Store
+from onceflow.stream.after_commit import AfterCommit
 from onceflow.stream.cell import Cell, record_error
 from onceflow.stream.cluster import Cluster, answers
 from onceflow.stream.content import Committed, Ends, Grant, Input, Pair, Reads, Work
@@ -126,14 +127,17 @@ class Runtime:
             ),
             names,
             name,
-            self._seen,
-            self._ledger,
-            clock,
-            ids=limits.ids,
+            AfterCommit(
+                names,
+                limits.ids,
+                self._seen,
+                self._ledger,
+                clock,
+                send=self.executor.start,
+                observe=partial(count_commit, self._metrics),
+                committed=self._on_commit,
+            ),
             commit_interval_s=settings.commit_interval.total_seconds(),
-            committed=self._on_commit,
-            send=self.executor.start,
-            observe=partial(count_commit, self._metrics),
         )
         self._grants = Grants(
             self.flow,
