@@ -16,6 +16,7 @@ from onceflow.config import Settings
 from onceflow.event import Event, Incoming
 from onceflow.stream.content import Ends, Finished, Grant, Input, Work
 from onceflow.stream.dataflow import _InletPartition, _LaneLogic
+from onceflow.stream.lanes import Lanes
 from onceflow.stream.letters import Letters
 from onceflow.stream.runtime import Runtime
 from onceflow.stream.topics import Names
@@ -44,11 +45,11 @@ def runtime(started: list[StartCall]) -> Runtime:
     """A cell's, as far as its operators go: it serves nothing."""
     metrics: Any = SimpleNamespace()
     runtime = Runtime("flow", Settings(), routes([asks_if_odd]), metrics, None)
-    runtime._letters = Letters("flow", NAMES, dict.fromkeys(NAMES, 1_000_000), 100_000)
-    parts: Any = runtime
-    parts._open_runs = SimpleNamespace(memory=lambda tenant: None)
-    parts._inbox = lambda tenant: None
-    parts.executor = SimpleNamespace(start=started.extend, abandon=lambda runs: None)
+    letters = Letters("flow", NAMES, dict.fromkeys(NAMES, 1_000_000), 100_000)
+    open_runs: Any = SimpleNamespace(memory=lambda tenant: None)
+    executor: Any = SimpleNamespace(start=started.extend, abandon=lambda runs: None)
+    parts = (executor, open_runs, letters, runtime._flags, runtime._standing, 1)
+    runtime.lanes = Lanes(runtime.capacity, *parts, inbox=lambda tenant: None, put=lambda ends: None)
     return runtime
 
 
@@ -65,7 +66,7 @@ def offsets(ends: Any) -> list[int]:
 
 def test_runs_that_end_at_once_make_no_lane(runtime: Runtime) -> None:
     ends, discard = _LaneLogic(runtime, None).on_batch([Work("acme", [read(0, 2)]), Work("acme", [read(4)])])
-    assert (offsets(ends), discard, runtime.lanes) == ([0, 2, 4], True, {})
+    assert (offsets(ends), discard, runtime.lanes.by_tenant) == ([0, 2, 4], True, {})
 
 
 def test_a_run_that_goes_on_makes_one_which_is_kept_until_it_has_ended(
@@ -73,12 +74,12 @@ def test_a_run_that_goes_on_makes_one_which_is_kept_until_it_has_ended(
 ) -> None:
     logic = _LaneLogic(runtime, None)
     ends, discard = logic.on_batch([Work("acme", [read(0, 1, 2)])])
-    assert (offsets(ends), discard, [*runtime.lanes]) == ([0, 2], False, ["acme"])
+    assert (offsets(ends), discard, [*runtime.lanes.by_tenant]) == ([0, 2], False, ["acme"])
     assert logic.snapshot() is not None
     (call,) = started
     answer = Returned(call.place, call.call.attempt, fetch.encode_result("odd"))
     ends, discard = logic.on_batch([Work("acme", [Answered(call.run, answer)])])
-    assert (offsets(ends), discard, runtime.lanes) == ([1], True, {})
+    assert (offsets(ends), discard, runtime.lanes.by_tenant) == ([1], True, {})
 
 
 def test_a_turn_that_a_tenant_without_a_lane_gets_is_given_back(runtime: Runtime) -> None:
@@ -86,7 +87,7 @@ def test_a_turn_that_a_tenant_without_a_lane_gets_is_given_back(runtime: Runtime
     capacity._waiting["acme"] = None
     assert capacity.turns() == ["acme"]
     ends, discard = _LaneLogic(runtime, None).on_batch([Work("acme", [Turn(), read(0)])])
-    assert (offsets(ends), discard, runtime.lanes) == ([0], True, {})
+    assert (offsets(ends), discard, runtime.lanes.by_tenant) == ([0], True, {})
     assert capacity.in_flight == 0
 
 

@@ -30,7 +30,7 @@ def ending(asked: list[Any]) -> Any:
         flush=lambda timeout_s, pair: not asked.append(("flush", timeout_s, pair)),
         polled=lambda pair, reads: asked.append(("polled", pair)),
     )
-    runtime.executor = SimpleNamespace(answers=list)
+    runtime.lanes = SimpleNamespace(leave=lambda slots, patience_s, wait: asked.append(("leave", slots)))
     runtime._grants = SimpleNamespace(assigned=lambda grants: asked.append(("assigned", grants)))
     runtime._room = SimpleNamespace(forget=lambda inputs: asked.append(("forget", inputs)))
     runtime._cell = SimpleNamespace(
@@ -45,7 +45,7 @@ def test_what_is_pending_of_a_slot_that_goes_is_committed_first(ending: Any, ask
     """As ever: a result that came within the grace is not given up because slots move."""
     leaving = Grant(4)
     ending._revoking(PAIR, [leaving])
-    assert asked == [("flush", REVOKE_S, PAIR)]
+    assert asked == [("leave", [leaving.slot]), ("flush", REVOKE_S, PAIR)]
     assert leaving.leaving
 
 

@@ -172,12 +172,15 @@ class _LaneLogic(StatefulBatchLogic[Work | Ends, Ends, bytes | None]):
 
     def __init__(self, runtime: Runtime, snapshot: bytes | None) -> None:
         self._runtime = runtime
-        self._lane: Lane | None = None if snapshot is None else runtime.restored(snapshot)
+        self._lane: Lane | None = None
+        if snapshot is not None:
+            runtime.open()
+            self._lane = runtime.lanes.restored(snapshot)
 
     def on_batch(self, values: list[Work | Ends]) -> tuple[Iterable[Ends], bool]:
         if type(values[0]) is Ends:
             return (values, True)  # type: ignore[return-value]  # all of them are
-        ends, self._lane = self._runtime.work(self._lane, values)  # type: ignore[arg-type]
+        ends, self._lane = self._runtime.lanes.work(self._lane, values)  # type: ignore[arg-type]
         return ([ends] if ends else [], self._lane is None)
 
     def on_notify(self) -> tuple[Iterable[Ends], bool]:

@@ -8,19 +8,15 @@ doorbell.
 import logging
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 from onceflow.agents.agent import Routes
-from onceflow.agents.at_once import Beginning, begin_without_lane
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.executor import Executor
 from onceflow.agents.gates import allowance_of
-from onceflow.agents.happenings import Decided, Happening, Lost, Turn
-from onceflow.agents.lane import Lane
-from onceflow.agents.loop import Answered
-from onceflow.agents.snapshot import snapshot_tenant
+from onceflow.agents.happenings import Happening, Turn
 from onceflow.config import Settings
 from onceflow.errors import Fault
 from onceflow.event import home_slot
@@ -33,13 +29,12 @@ from onceflow.stream.cluster import Cluster, answers
 from onceflow.stream.content import Committed, Ends, Grant, Input, Pair, Reads, Work
 from onceflow.stream.dedup import Dedup
 from onceflow.stream.doorbell import Doorbell
-from onceflow.stream.ends import ends_of
 from onceflow.stream.flags import Flags
 from onceflow.stream.grants import Grants
 from onceflow.stream.hearing import Hearing
 from onceflow.stream.identity import Identity, take_identity
 from onceflow.stream.inlet import Reading
-from onceflow.stream.leaving import leave
+from onceflow.stream.lanes import Lanes
 from onceflow.stream.letters import Letters
 from onceflow.stream.metrics import Metrics, count_commit, count_paused
 from onceflow.stream.open_runs import OpenRuns
@@ -48,7 +43,7 @@ from onceflow.stream.rejoining import Rejoining
 from onceflow.stream.room import Room
 from onceflow.stream.settling import transactional_id
 from onceflow.stream.standing import Standing
-from onceflow.stream.topics import Names, existing_slots, limits_of
+from onceflow.stream.topics import Limits, Names, existing_slots, limits_of
 from onceflow.stream.transaction import FatalError, Transactions, begin_producer
 from onceflow.stream.views import Views
 from onceflow.stream.watch import open_watch
@@ -80,7 +75,6 @@ class Runtime:
         self.ended = False  # by StopIteration, not by an error
         self._stop_by: float | None = None
         self.stopping = False
-        self.lanes: dict[str, Lane] = {}
         self.capacity = Capacity(
             runs_per_lane=settings.limits.runs_per_lane, runs_per_cell=settings.limits.runs_per_cell
         )
@@ -88,8 +82,6 @@ class Runtime:
         self._doorbell = Doorbell()
         self._standing = Standing(lambda: bytes(self.capacity.watch.names.computing))
         self._passed: list[Reads] = []
-        self._direct: dict[str, list[Happening]] = {}
-        self._answered: list[Answered] = []  # fetched, and not yet given to their runs
         self._gauges_at = 0.0
         self._rejoining = Rejoining(self._kafka_answers)
 
@@ -113,32 +105,7 @@ class Runtime:
         limit, keeps_keys = settings.limits.value_bytes, settings.events.needs_key
         self._letters = Letters(self.flow, names, limits.sizes, limit, keeps_keys=keeps_keys)
         self._open_views(clock, limits.span_ms)
-        fatal = FatalError()
-        producer = begin_producer(
-            settings,
-            transactional_id(self.flow, name),
-            min(limits.sizes.values()),
-            fatal,
-            lambda: self.stopping,
-        )
-        self.outbox = Outbox(
-            Transactions(
-                producer, fatal, names, settings.transaction_timeout.total_seconds(), self._kafka_answers
-            ),
-            names,
-            name,
-            AfterCommit(
-                names,
-                limits.ids,
-                self._seen,
-                self._ledger,
-                clock,
-                send=self.executor.start,
-                observe=partial(count_commit, self._metrics),
-                committed=self._on_commit,
-            ),
-            commit_interval_s=settings.commit_interval.total_seconds(),
-        )
+        self._open_outbox(name, limits, clock)
         self._grants = Grants(
             self.flow,
             name,
@@ -153,8 +120,19 @@ class Runtime:
         self._cell = Cell(
             self.flow, name, settings, granted=self._granted, revoking=self._revoking, lost=self._lost
         )
-        self._hearing = Hearing(self._cell, self._open_runs, self.lanes, slots)
-        self._room = Room(self._cell, settings.limits, self._waiting)
+        self.lanes = Lanes(
+            self.capacity,
+            self.executor,
+            self._open_runs,
+            self._letters,
+            self._flags,
+            self._standing,
+            slots,
+            inbox=self._inbox,
+            put=self.outbox.put,
+        )
+        self._hearing = Hearing(self._cell, self._open_runs, self.lanes.by_tenant, slots)
+        self._room = Room(self._cell, settings.limits, self.lanes.waiting)
         self._reading = Reading(self._cell, settings, slots, self._routes, self._letters, self._room)
         self.capacity.watch = open_watch(settings.state_dir)  # last: nothing is under way before
         self._standing.start()
@@ -176,6 +154,31 @@ class Runtime:
             self._records, self._routes, self._judge, self._slots, self._inbox_of, with_identity=self._rejects
         )
         self._dedup = Dedup(self._judge, self._letters, self._metrics, dedup)
+
+    def _open_outbox(self, name: str, limits: Limits, clock: BrokerClock) -> None:
+        """What commits, as this cell; the views are open."""
+        settings, names = self._settings, self._names
+        timeout_s = settings.transaction_timeout.total_seconds()
+        fatal = FatalError()
+        of = transactional_id(self.flow, name)
+        producer = begin_producer(settings, of, min(limits.sizes.values()), fatal, stop=lambda: self.stopping)
+        after_commit = AfterCommit(
+            names,
+            limits.ids,
+            self._seen,
+            self._ledger,
+            clock,
+            send=self.executor.start,
+            observe=partial(count_commit, self._metrics),
+            committed=self._on_commit,
+        )
+        self.outbox = Outbox(
+            Transactions(producer, fatal, names, timeout_s, self._kafka_answers),
+            names,
+            name,
+            after_commit,
+            commit_interval_s=settings.commit_interval.total_seconds(),
+        )
 
     def identify(self) -> str:
         """Take the cell's identity and lock its directories; before Bytewax opens the recovery directory."""
@@ -235,15 +238,15 @@ class Runtime:
         """What happened since the last call; raises StopIteration at the end, or the fault that ends the cell."""
         if (failure := self.outbox.failure or self._grants.failure) is not None:
             raise failure
-        happenings, self._direct = self._direct, {}
-        self._answered += self.executor.answers()
+        happenings = self.lanes.to_tell()
+        answered = self.lanes.fetch_answers()
         for commit in self._room.settle():
             self._judge.committed(commit.seen, commit.identities)
             self._records.committed(commit.ledger)
         self._hearing.hear(self._grants.news(), happenings, stopping=self.stopping)
         ends = Ends()
         if self.stopping:
-            self._end_soon(bool(happenings or self._answered))
+            self._end_soon(answered or bool(happenings))
             self._stand_by()
         else:
             for tenant in self.capacity.turns(time.monotonic()):
@@ -254,7 +257,7 @@ class Runtime:
             ):  # after a poll: slots go in it
                 happenings.setdefault(tenant, []).append(due)
         self._set_gauges()
-        first = self._answers()  # those that a revoke has not given to their runs meanwhile
+        first = self.lanes.answers()  # those that a revoke has not given to their runs meanwhile
         for tenant, others in happenings.items():
             first.setdefault(tenant, []).extend(others)
         batch: list[tuple[str, Work | Ends]] = [(t, Work(t, list_)) for t, list_ in first.items()]
@@ -268,82 +271,10 @@ class Runtime:
         """Dedup."""
         return self._dedup.judge(batches)
 
-    def lane(self, tenant: str, snapshot: bytes | None = None) -> Lane:
-        """The tenant's lane, made when it is asked for."""
-        lane = self.lanes.get(tenant)
-        if lane is None:
-            memory = self._open_runs.memory(tenant)
-            calls = (self.executor.start, self.executor.abandon)
-            lane = Lane(
-                tenant, self.capacity, *calls, memory, snapshot, self._flags, self._letters.values.written
-            )
-            self.lanes[tenant] = lane
-        return lane
-
-    def restored(self, snapshot: bytes) -> Lane | None:
-        """The lane that left this snapshot; None if it is of another format."""
-        self.open()
-        tenant = snapshot_tenant(snapshot)
-        return None if tenant is None else self.lane(tenant, snapshot)
-
-    def work(self, lane: Lane | None, batches: Sequence[Work]) -> tuple[Ends, Lane | None]:
-        """Let a lane work on what happened; the ends of its tenant's runs, and the lane, if there is (still) one."""
-        tenant, now_ms = batches[0].tenant, int(time.time() * 1000)
-        self._standing.at(tenant)
-        happenings = [happening for batch in batches for happening in batch.happenings]
-        decided, inbox = Decided(), None
-        left: Sequence[Happening | Beginning] = happenings
-        if lane is None:
-            left = begin_without_lane(tenant, happenings, self.capacity, self._flags, now_ms, decided)
-        if left:
-            lane = lane or self.lane(tenant)
-            inbox = self._inbox(tenant)
-            decided = lane.take(left, now_ms, decided)
-            self._plan(tenant, decided)
-        ends = ends_of(decided, self._letters, tenant, inbox, now_ms)
-        if lane is not None and lane.idle:
-            del self.lanes[tenant]
-            lane = None
-        self._standing.at("")
-        return ends, lane
-
-    def _plan(self, tenant: str, decided: Decided) -> None:
-        """What the lane is to be told, and when."""
-        if decided.looked:  # by then the ledger's records of this batch are known
-            self._direct.setdefault(tenant, []).extend(decided.looked)
-        for due, due_ms in decided.due:
-            if due_ms:
-                self._open_runs.plan(tenant, due, due_ms)
-
     # --- within ---
 
-    def _answers(self) -> dict[str, list[Happening]]:
-        """What was answered, by tenant."""
-        found: dict[str, list[Happening]] = {}
-        answered, self._answered = self._answered, []
-        for each in answered:
-            found.setdefault(each.run.token.incoming.tenant, []).append(each)
-        return found
-
-    def _leave(self, lanes: Sequence[Lane], patience_s: float) -> None:
-        """See `leaving`. From within a poll or at the end: what was emitted before has reached the outbox."""
-        wait = partial(self._doorbell.wait, _IDLE_WAIT_S)
-        leave(lanes, patience_s, self._take_answers, wait, self._decided)
-
-    def _take_answers(self) -> None:
-        """Give the runs of all tenants their answers, while the dataflow stands still."""
-        self._answered += self.executor.answers()
-        for tenant, answered in self._answers().items():
-            if (lane := self.lanes.get(tenant)) is not None:
-                self._standing.at(tenant)
-                self._decided(tenant, lane.take(answered, int(time.time() * 1000)))
-                self._standing.at("")
-                self._direct.setdefault(tenant, [])  # it may be idle now, and is asked so
-
-    def _decided(self, tenant: str, decided: Decided) -> None:
-        self._plan(tenant, decided)
-        if ends := ends_of(decided, self._letters, tenant, self._inbox(tenant), int(time.time() * 1000)):
-            self.outbox.put(ends)
+    def _leave(self, slots: Iterable[int], patience_s: float) -> None:
+        self.lanes.leave(slots, patience_s, partial(self._doorbell.wait, _IDLE_WAIT_S))
 
     def _flush(self, timeout_s: float) -> BaseException | None:
         """Commit what is pending; what kept it from that. Meanwhile the group is served, or it would refuse us."""
@@ -376,9 +307,8 @@ class Runtime:
         self._passed = []
         for tenant, arrived in poll.arrived.items():
             happenings.setdefault(tenant, []).extend(arrived)
-        for tenant, lost in self._direct.items():  # slots that the poll took away
+        for tenant, lost in self.lanes.to_tell().items():  # slots that the poll took away
             happenings.setdefault(tenant, []).extend(lost)
-        self._direct = {}
         return poll.ends
 
     def _inbox_of(self, grant: Grant) -> Input | None:
@@ -411,7 +341,7 @@ class Runtime:
             )
         self.ended = True
         self.executor.refuse()  # what the last commit would let them send
-        self._leave([*self.lanes.values()], 0.0)
+        self._leave(range(self._slots), 0.0)
         raise StopIteration
 
     def _granted(self, grants: list[Grant]) -> None:
@@ -423,8 +353,7 @@ class Runtime:
     def _revoking(self, pair: Pair, leaving: list[Grant]) -> None:
         for grant in leaving:
             grant.leaving = True
-        slots = {grant.slot for grant in leaving}
-        self._leave([lane for t, lane in self.lanes.items() if home_slot(t, self._slots) in slots], CALLS_S)
+        self._leave([grant.slot for grant in leaving], CALLS_S)
         if not self.outbox.flush(REVOKE_S, pair):
             log.warning(
                 "slots are revoked before all that was pending could be committed; it is done again elsewhere"
@@ -435,15 +364,8 @@ class Runtime:
         self._records.forget(grant.slot for grant in grants)
         self._open_runs.forget(grant.slot for grant in grants)
         self._room.forget(inputs)
-        by_slot = {grant.slot: grant for grant in grants}
-        for tenant in self.lanes:
-            grant = by_slot.get(home_slot(tenant, self._slots))
-            if grant is not None:
-                self._direct.setdefault(tenant, []).append(Lost(grant))
+        self.lanes.lost(grants)
         self._grants.lost(grants)
-
-    def _waiting(self, tenant: str) -> int:
-        return 0 if (lane := self.lanes.get(tenant)) is None else lane.waiting
 
     def _on_commit(self, committed: Committed) -> None:
         self._room.committed(committed)
