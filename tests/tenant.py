@@ -8,6 +8,7 @@ import msgspec
 
 from onceflow.agents.agent import Agent
 from onceflow.agents.call import NotDone
+from onceflow.agents.calling import Answered
 from onceflow.agents.calls import FoundNotDone, NotSent, Parked, Raised, Returned, StartCall
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.happenings import (
@@ -24,7 +25,6 @@ from onceflow.agents.happenings import (
 )
 from onceflow.agents.journal import OpenRun, open_runs, run_prefix, runs_of
 from onceflow.agents.lane import Lane
-from onceflow.agents.loop import Answered
 from onceflow.agents.order import in_turn
 from onceflow.agents.poison import Watch
 from onceflow.agents.shared import Shared, decode_shared

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from onceflow.agents.agent import Agent, agent, routes
+from onceflow.agents.calling import Answered
 from onceflow.agents.calls import Returned, StartCall
 from onceflow.agents.happenings import Arrivals, Turn
-from onceflow.agents.loop import Answered
 from onceflow.agents.run import Run
 from onceflow.agents.tool import tool
 from onceflow.config import Settings

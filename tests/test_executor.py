@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from onceflow.agents.call import Call
+from onceflow.agents.calling import Answered
 from onceflow.agents.calls import NotSent, Raised, Returned, RunFailed, StartCall, UnusableResult
 from onceflow.agents.executor import Executor
 from onceflow.agents.gates import Allowance
-from onceflow.agents.loop import Answered
 from onceflow.agents.machine import Machine
 from onceflow.agents.threads import TENANT_THREADS_MAX
 from onceflow.agents.tool import tool

@@ -11,11 +11,11 @@ import pytest
 
 from onceflow.agents.agent import Agent, agent
 from onceflow.agents.at_once import begin_without_lane
+from onceflow.agents.calling import Answered
 from onceflow.agents.calls import Completed, Returned, RunFailed, StartCall
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.happenings import Arrivals, Arrived, Decided, Ended, Happening, Lost, Settled, Turn
 from onceflow.agents.lane import Lane
-from onceflow.agents.loop import Answered
 from onceflow.agents.machine import Machine
 from onceflow.agents.poison import NAMES_BYTES, Names, Suspicion, Watch
 from onceflow.agents.run import Run

@@ -6,9 +6,9 @@ import pytest
 
 from onceflow.agents.agent import agent
 from onceflow.agents.call import Call, NotDone
+from onceflow.agents.calling import Answered
 from onceflow.agents.calls import Completed, FoundNotDone, NotSent
 from onceflow.agents.happenings import Due, Redrive
-from onceflow.agents.loop import Answered
 from onceflow.agents.run import Run
 from onceflow.agents.tool import tool
 from onceflow.errors import Failed, GiveUp, RetryLater

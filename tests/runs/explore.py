@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
+from onceflow.agents.calling import answer_of
 from onceflow.agents.calls import Completed, FoundNotDone, NotSent, Raised, RunFailed, UnusableResult
 from onceflow.agents.commands import CANCELLED, Command
 from onceflow.agents.deciding import REFUSED
 from onceflow.agents.happenings import Redrive
 from onceflow.agents.journal import PARKED, UNDO, OpenRun, open_runs
-from onceflow.agents.loop import answer_of
 from onceflow.agents.signals import Signal
 from onceflow.errors import Failed, GiveUp, RetryLater
 from tests.runs import work

@@ -10,6 +10,7 @@ import msgspec
 
 from onceflow.agents.agent import Agent
 from onceflow.agents.at_once import Beginning, begin_without_lane
+from onceflow.agents.calling import Answered
 from onceflow.agents.calls import Completed, RunFailed, StartCall
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.commands import Command
@@ -33,7 +34,6 @@ from onceflow.agents.happenings import (
 )
 from onceflow.agents.journal import OpenRun, failed_runs, open_runs, run_prefix, runs_of
 from onceflow.agents.lane import Lane
-from onceflow.agents.loop import Answered
 from onceflow.agents.machine import Machine
 from onceflow.agents.order import in_turn
 from onceflow.agents.shared import Shared, decode_shared, remembered

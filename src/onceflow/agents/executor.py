@@ -10,9 +10,10 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from threading import Event, Thread
 
+from onceflow.agents.calling import Answered
 from onceflow.agents.calls import StartCall
 from onceflow.agents.gates import Allowance
-from onceflow.agents.loop import Answered, Loop, now
+from onceflow.agents.loop import Loop, now
 from onceflow.agents.machine import Machine
 from onceflow.agents.seldom import RateLimited
 

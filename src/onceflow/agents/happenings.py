@@ -7,10 +7,10 @@ import msgspec
 import xxhash
 
 from onceflow.agents.agent import Agent
+from onceflow.agents.calling import Answered
 from onceflow.agents.calls import Completed, Parked, RunFailed, StartCall
 from onceflow.agents.commands import Command
 from onceflow.agents.journal import Begun, OpenRun
-from onceflow.agents.loop import Answered
 from onceflow.agents.shared import Shared
 from onceflow.agents.signals import Kept, Signal
 from onceflow.agents.sleep import Awaited

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from onceflow.agents.at_once import Beginning
+from onceflow.agents.calling import Answered
 from onceflow.agents.calls import RunFailed
 from onceflow.agents.commands import CANCELLED, Command, resolution
 from onceflow.agents.happenings import (
@@ -32,7 +33,6 @@ from onceflow.agents.happenings import (
     Sleeping,
 )
 from onceflow.agents.journal import GONE
-from onceflow.agents.loop import Answered
 from onceflow.agents.order import Lines
 from onceflow.agents.snapshot import encode_snapshot
 from onceflow.agents.waking import Waking

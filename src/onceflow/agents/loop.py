@@ -1,8 +1,7 @@
 """An asyncio loop in a thread of its own, and the calls that it carries out.
 
-Each call is a task. What a call costs beside its tool is kept small: thousands end in a second. So there is one timer
-for all time-outs of the same length, and no wrapper around a call that its tool does not need. Plain functions run in
-threads: one that hangs keeps its thread until it returns, its run gets the time-out.
+Each call is a task. What a call costs beside its tool is kept small, for thousands end in a second. Plain functions run
+in threads: one that hangs keeps its thread until it returns, its run gets the time-out.
 
 A tool that blocks instead of awaiting keeps the thread from all other calls. Then another thread, which watches, takes
 back those that were not sent, and answers for those whose time is over: of each call, whoever takes it out of the books
@@ -17,29 +16,29 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
-from contextvars import Context, ContextVar
-from functools import partial
+from contextvars import Context
 from threading import Thread
 from typing import Any
 
-import msgspec
-
-from onceflow.agents.call import is_not_done
-from onceflow.agents.calls import (
-    RESULT_MAX_BYTES,
-    Answer,
-    FoundNotDone,
-    NotSent,
-    Raised,
-    Returned,
-    StartCall,
-    UnusableResult,
+from onceflow.agents.calling import (
+    Answered,
+    Calling,
+    answer_of,
+    current,
+    function_of,
+    is_async,
+    remembered,
+    taken_out,
+    tenant_of_current,
+    too_late_error,
 )
-from onceflow.agents.gates import Allowance, Gate
+from onceflow.agents.calls import Answer, NotSent, Raised, StartCall
+from onceflow.agents.gates import Allowance
 from onceflow.agents.machine import Machine
 from onceflow.agents.passing import Passing
 from onceflow.agents.seldom import RateLimited, named
 from onceflow.agents.threads import Aside, Threads
+from onceflow.agents.timeouts import Timeouts
 
 log = logging.getLogger("onceflow.executor")
 
@@ -55,25 +54,6 @@ _LOOP_S_OWN = (__file__, asyncio.__path__[0])  # what is beneath the code of a t
 now = time.monotonic  # an asyncio loop's clock too
 
 
-class Answered(msgspec.Struct, frozen=True):
-    """A run's call has an answer."""
-
-    run: Machine
-    answer: Answer
-
-
-class _Calling(msgspec.Struct, eq=False):
-    """A call under way."""
-
-    started: StartCall
-    task: "asyncio.Task[None] | None" = None
-    due: float = 0.0
-    too_late: bool = False  # its time is over: it was cancelled for that
-    gate: Gate | None = None  # that it went through, until its answer
-    queues: bool = False  # for a thread: it was not sent yet
-    left: "set[asyncio.Task[Any]] | None" = None  # the tasks that its tool has begun
-
-
 class Loop:
     """See above. `answered` is called in the loop's thread, with each answer."""
 
@@ -83,18 +63,16 @@ class Loop:
         self._handed_over: deque[StartCall] = deque()
         self._told = False  # that something was handed over
         self._closing = False
-        self._unsent: set[_Calling] = set()  # they wait for their time, or at a gate
-        self._running: set[_Calling] = set()  # sent, and not yet answered
-        self._due: dict[
-            float, dict[_Calling, None]
-        ] = {}  # by their time-out; those that began first come first
+        self._unsent: set[Calling] = set()  # they wait for their time, or at a gate
+        self._running: set[Calling] = set()  # sent, and not yet answered
         self._beat_at = self._forgot_at = now()
         self._loop = asyncio.new_event_loop()
-        self._loop.set_task_factory(_remembered)
+        self._loop.set_task_factory(remembered)
         self._loop.set_exception_handler(self._complained)
         self._passing = Passing(self._loop, allowance)
+        self._timeouts = Timeouts(self._loop, self._end_late)
         self._threads = Threads(self._loop)
-        self._loop.set_default_executor(Aside(self._loop, self._threads, _tenant))
+        self._loop.set_default_executor(Aside(self._loop, self._threads, tenant_of_current))
         self._thread = Thread(target=self._run, name="onceflow-executor", daemon=True)
         self._thread.start()
 
@@ -144,7 +122,7 @@ class Loop:
             while True:
                 found.append(self._handed_over.popleft())
         others = [calling for calling in list(self._unsent) if calling.started.tool.name not in but]
-        found += [calling.started for calling in others if _taken_out(calling, self._unsent)]
+        found += [calling.started for calling in others if taken_out(calling, self._unsent)]
         if stay := [started for started in found if started.tool.name in but]:
             self.start(stay)
         return [started for started in found if started.tool.name not in but]
@@ -152,8 +130,8 @@ class Loop:
     def answer_overdue(self) -> None:
         """Answer for the calls whose time is over, as the thread, which would, is blocked."""
         for calling in list(self._running):
-            if 0 < calling.due < now() - SWALLOWED_S and _taken_out(calling, self._running):
-                self._raised(calling.started, _too_late(calling.started))
+            if 0 < calling.due < now() - SWALLOWED_S and taken_out(calling, self._running):
+                self._raised(calling.started, too_late_error(calling.started))
 
     @property
     def busy(self) -> bool:
@@ -209,7 +187,7 @@ class Loop:
                 started = self._handed_over.popleft()
             except IndexError:  # not asked before: another thread may take them back
                 return
-            calling = _Calling(started)
+            calling = Calling(started)
             # Not by the loop's factory, which is for the tasks of tools; with a context as a new thread has it.
             calling.task = asyncio.Task(
                 self._call(calling), loop=self._loop, name=started.tool.name, context=Context()
@@ -223,7 +201,7 @@ class Loop:
                     calling.task.cancel()
                     calls.discard(calling)
 
-    async def _call(self, calling: _Calling) -> None:
+    async def _call(self, calling: Calling) -> None:
         """From a call's start to its answer; none if it was abandoned, or if another thread has had the say."""
         started = calling.started
         answer: Answer
@@ -245,16 +223,16 @@ class Loop:
         except BaseException as error:  # noqa: BLE001 (what a tool raises is its answer, SystemExit and the like too)
             answer = Raised(started.place, started.call.attempt, error)
         calling.task = None  # which refers to its context, and that to the call
-        if _taken_out(calling, self._running):
+        if taken_out(calling, self._running):
             self._answered(Answered(started.run, answer))
         else:
             self._answer_unsent(calling, answer.error if isinstance(answer, Raised) else None)
 
-    async def _sent(self, calling: _Calling, at_s: float) -> Answer:
+    async def _sent(self, calling: Calling, at_s: float) -> Answer:
         """Carry a call out, now."""
         started = calling.started
         tool, call = started.tool, started.call
-        if not _taken_out(calling, self._unsent):
+        if not taken_out(calling, self._unsent):
             raise NotSent
         self._running.add(calling)
         now_ms = int(time.time() * 1000)
@@ -264,22 +242,22 @@ class Loop:
         if (started.send_by_ms and now_ms > started.send_by_ms) or not started.run.wants(started):
             call.not_sent()
             raise NotSent
-        due = self._limit(calling, at_s, tool.timeout_s)
-        _current.set(calling)  # after that: the timer would keep it
+        due = self._timeouts.begin(calling, at_s, tool.timeout_s)
+        current.set(calling)  # after that: the timer would keep it
         try:
             if tool.is_async and started.kind == "call":
                 given = call.arguments
                 result = await (tool.function(call, **given) if tool.takes_call else tool.function(**given))
             else:
                 function = function_of(started)
-                result = await (function() if _is_async(function) else self._in_thread(calling, function))
+                result = await (function() if is_async(function) else self._in_thread(calling, function))
                 if inspect.isawaitable(result):  # a decorator around it is a plain function
                     result = await result
         except BaseException as error:
             if calling.too_late and isinstance(error, asyncio.CancelledError):
                 if calling.queues:
                     raise NotSent from error
-                raise _too_late(started) from error
+                raise too_late_error(started) from error
             raise
         finally:
             del due[calling]
@@ -297,37 +275,15 @@ class Loop:
                 extra={"tool": name, "tasks": count},
             )
 
-    # --- time-outs ---
+    # --- calls that end otherwise ---
 
-    def _limit(self, calling: _Calling, at_s: float, timeout_s: float) -> dict[_Calling, None]:
-        """Have a call cancelled when its time is over, unless it leaves these before."""
-        calling.due = at_s + timeout_s
-        due = self._due.get(timeout_s)
-        if due is None:
-            due = self._due[timeout_s] = {}
-            self._loop.call_at(calling.due, self._end_late, timeout_s)
-        due[calling] = None
-        return due
+    def _end_late(self, calling: Calling) -> None:
+        """A call's time is over."""
+        assert calling.task is not None
+        calling.task.cancel()
+        self._loop.call_later(SWALLOWED_S, self._answer_for, calling)
 
-    def _end_late(self, timeout_s: float) -> None:
-        """Cancel the calls whose time is over; ask again when the next one's may be."""
-        due = self._due[timeout_s]
-        again_at = now() + timeout_s
-        for calling in due:
-            if calling.due > now():
-                again_at = calling.due
-                break
-            if not calling.too_late:
-                calling.too_late = True
-                assert calling.task is not None
-                calling.task.cancel()
-                self._loop.call_later(SWALLOWED_S, self._answer_for, calling)
-        if due:
-            self._loop.call_at(again_at, self._end_late, timeout_s)
-        else:
-            del self._due[timeout_s]
-
-    def _answer_for(self, calling: _Calling) -> None:
+    def _answer_for(self, calling: Calling) -> None:
         """Nobody waits longer for a tool that has swallowed its cancellation."""
         started = calling.started
         if calling.gate is None:
@@ -336,14 +292,14 @@ class Loop:
         self._seldom.log(
             logging.WARNING, "a tool goes on after its time was over", of=name, extra={"tool": name}
         )
-        error = _too_late(started)
+        error = too_late_error(started)
         self._ended(calling, error)
-        if _taken_out(calling, self._running):
+        if taken_out(calling, self._running):
             self._raised(started, error)
 
-    def _answer_unsent(self, calling: _Calling, error: BaseException | None = None) -> None:
+    def _answer_unsent(self, calling: Calling, error: BaseException | None = None) -> None:
         """A call has ended before it was sent: by its gate, or by a tool that cancels whatever tasks there are."""
-        if _taken_out(calling, self._unsent):
+        if taken_out(calling, self._unsent):
             self._raised(calling.started, error if isinstance(error, NotSent) else NotSent())
 
     def _raised(self, started: StartCall, error: BaseException) -> None:
@@ -351,78 +307,15 @@ class Loop:
 
     # --- what a call passes, and where a plain function runs ---
 
-    def _ended(self, calling: _Calling, error: BaseException | None) -> None:
+    def _ended(self, calling: Calling, error: BaseException | None) -> None:
         """A call has gone through its gate; unless it went on after its time was over."""
         gate, calling.gate = calling.gate, None
         if gate is not None:
             call, tool = calling.started.call, calling.started.tool
             self._passing.ended((call.tenant, tool.name), gate, error)
 
-    async def _in_thread(self, calling: _Calling, function: Callable[[], Any]) -> Any:
+    async def _in_thread(self, calling: Calling, function: Callable[[], Any]) -> Any:
         calling.queues = True
         permits = await self._threads.permits(calling.started.call.tenant)
         calling.queues = False
         return await self._threads.run(function, permits)
-
-
-_current: ContextVar[_Calling | None] = ContextVar("the call under way", default=None)
-
-
-def _tenant() -> str:
-    """Of the call under way."""
-    calling = _current.get()
-    return "" if calling is None else calling.started.call.tenant
-
-
-def _remembered(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> "asyncio.Task[Any]":
-    """Make a task for a tool, and note it with its call."""
-    task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
-    if (calling := _current.get()) is not None:
-        if calling.left is None:
-            calling.left = set()
-        calling.left.add(task)
-    return task
-
-
-def _taken_out(calling: _Calling, calls: set[_Calling]) -> bool:
-    """Take a call out, unless another thread did: a set gives each away once."""
-    try:
-        calls.remove(calling)
-    except KeyError:
-        return False
-    return True
-
-
-def _too_late(started: StartCall) -> TimeoutError:
-    return TimeoutError(f"no answer within {started.tool.timeout_s:g} s")
-
-
-def function_of(started: StartCall) -> "partial[Any]":
-    """What is called, with its arguments."""
-    tool, call = started.tool, started.call
-    if started.kind == "undo":
-        assert tool.compensation is not None
-        return partial(tool.compensation, call, started.undone)
-    if started.kind == "reconcile":
-        assert tool.reconciliation is not None
-        return partial(tool.reconciliation, call)
-    return partial(tool.function, *((call,) if tool.takes_call else ()), **call.arguments)
-
-
-def _is_async(function: "partial[Any]") -> bool:
-    return inspect.iscoroutinefunction(function.func)
-
-
-def answer_of(started: StartCall, result: Any) -> Answer:
-    """The answer of a call that returned; a result that can't be stored is not asked for again."""
-    place, attempt = started.place, started.call.attempt
-    if started.kind == "reconcile" and is_not_done(result):
-        return FoundNotDone(place, attempt)
-    try:
-        stored = started.tool.encode_result(None if started.kind == "undo" else result)
-    except TypeError as error:
-        return Raised(place, attempt, UnusableResult(str(error)))
-    if len(stored) > RESULT_MAX_BYTES:
-        text = f"its result takes {len(stored)} bytes, at most {RESULT_MAX_BYTES} can be stored; return less"
-        return Raised(place, attempt, UnusableResult(text))
-    return Returned(place, attempt, stored)

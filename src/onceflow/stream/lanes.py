@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from onceflow.agents.at_once import Beginning, begin_without_lane
+from onceflow.agents.calling import Answered
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.executor import Executor
 from onceflow.agents.happenings import Decided, Happening, Lost
 from onceflow.agents.lane import Lane
-from onceflow.agents.loop import Answered
 from onceflow.agents.snapshot import snapshot_tenant
 from onceflow.event import home_slot
 from onceflow.stream.content import Ends, Grant, Input, Work

@@ -17,6 +17,7 @@ import msgspec
 
 from onceflow.agents.agent import Agent, routes
 from onceflow.agents.call import NotDone
+from onceflow.agents.calling import Answered, answer_of, function_of
 from onceflow.agents.calls import Answer, Completed, NotSent, Parked, Raised, RunFailed, StartCall
 from onceflow.agents.capacity import Capacity
 from onceflow.agents.happenings import (
@@ -31,7 +32,6 @@ from onceflow.agents.happenings import (
 )
 from onceflow.agents.journal import Entry, entries_of, open_runs
 from onceflow.agents.lane import Lane
-from onceflow.agents.loop import Answered, answer_of, function_of
 from onceflow.agents.order import in_turn
 from onceflow.agents.signals import Signal
 from onceflow.config import Limits
