@@ -1,10 +1,15 @@
-"""A wait whose time is over when it is asked for: it looks once, and waits for nothing."""
+"""A wait whose time is over: when it is asked for, or when a cell that has died before the look is followed by another.
+
+It looks once, and waits for nothing.
+"""
+
+from typing import Any
 
 import pytest
 
 from onceflow.agents.agent import agent
 from onceflow.agents.calls import Completed
-from onceflow.agents.happenings import Due
+from onceflow.agents.happenings import Arrived, Due
 from onceflow.agents.machine import Machine
 from onceflow.agents.run import Run
 from onceflow.agents.signals import Signal
@@ -22,11 +27,45 @@ async def looks(run: Run, event: Event) -> str:
     return "with"
 
 
+SIGNAL = Signal("signed", "evt-1", "done", None, "vendor", "s-1")
+
+
+@agent("waits", on="t")
+async def waits(run: Run, event: Event) -> str:
+    await run.wait_for("signed", "evt-1", timeout=600)
+    return "with"
+
+
 def test_a_wait_without_time_takes_a_signal_that_is_there() -> None:
     tenant = Tenant(looks)
-    tenant.signalled(Signal("signed", "evt-1", "done", None, "vendor", "s-1"))
+    tenant.signalled(SIGNAL)
     tenant.event(looks)
     assert tenant.outcome == Completed("with")
+
+
+@pytest.mark.parametrize(("by", "away_s"), [(looks, 0), (waits, 500), (waits, 700)])
+def test_a_signal_that_was_there_ends_the_wait_though_the_cell_dies_before_the_look(
+    by: Any, away_s: int
+) -> None:
+    tenant = Tenant(looks, waits)
+    tenant.signalled(SIGNAL)
+    arrived = Arrived(tenant.source, 1, NOW, b"{}", None, INCOMING, by, key=KEY)
+    assert tenant.lane.take([arrived], NOW).looked, "which nobody does now"
+    tenant.begin_anew()
+    tenant.now += away_s * 1000
+    tenant.resume()
+    assert tenant.outcome == Completed("with")
+    assert [kept.taken for _, kept in tenant.memory.signals(b"acme\0s")] == [True], "no other wait has it"
+
+
+def test_a_signal_that_comes_when_the_time_is_over_is_kept_for_another_wait() -> None:
+    tenant = Tenant(waits)
+    tenant.event(waits)
+    tenant.now += 600_000
+    tenant.take(Due(KEY))
+    tenant.signalled(SIGNAL)
+    assert tenant.outcome.code == "expired"
+    assert [kept.taken for _, kept in tenant.memory.signals(b"acme\0s")] == [False]
 
 
 @pytest.mark.parametrize("crash", [False, True])

@@ -19,7 +19,7 @@ from onceflow.agents.happenings import (
     Sleeping,
 )
 from onceflow.agents.in_flight import NOTHING, InFlight
-from onceflow.agents.journal import Entry, kept_until_ms
+from onceflow.agents.journal import FAILING, Entry, Wait, kept_until_ms
 from onceflow.agents.machine import Machine
 from onceflow.agents.signals import FORMAT as SIGNAL_FORMAT
 from onceflow.agents.signals import (
@@ -103,14 +103,35 @@ class Waking(InFlight):
         wait = awaited.wait
         if not looked.source.grant.live or not self._sleepers.awaited(awaited) or self._is_over(awaited):
             return
+        if (found := self._kept_for(wait)) is not None:
+            self._decided.note(self._taken(None, NO_OFFSET, 0, *found))
+            self._deliver(awaited, found[1].signal)
+
+    def _kept_for(self, wait: Wait) -> tuple[bytes, Kept] | None:
+        """The oldest signal that was kept and ends a wait, with its Kafka key."""
         known = self._memory.signals(signal_prefix(self.tenant, wait.type, wait.id))
-        early = [
+        fitting = [
             (kept.time_ms, key, kept) for key, kept in known if not kept.taken and ends(wait, kept.signal)
         ]
-        if early:
-            _, key, kept = min(early, key=lambda found: found[:2])
-            self._decided.note(self._taken(None, NO_OFFSET, 0, key, kept))
-            self._deliver(awaited, kept.signal)
+        return min(fitting, key=lambda found: found[:2])[1:] if fitting else None
+
+    def _look_late(self, arrived: Arrived) -> None:
+        """Before a run of the ledger goes on in this process: the one before may have ended between the commit of a
+        wait and the look for its signal. Where the time of that wait is over by now, it would expire unseen.
+        """
+        saved = arrived.saved
+        if saved is None or saved.parked or FAILING in saved.journal:
+            return
+        news = {}
+        for place, entry in saved.journal.items():
+            wait = entry.wait
+            if wait is None or not (entry.open and wait.type and 0 < wait.due_ms <= self._now_ms):
+                continue
+            if (found := self._kept_for(wait)) is not None:
+                self._decided.note(self._taken(None, NO_OFFSET, 0, *found))
+                result = msgspec.msgpack.encode(found[1].signal)
+                news[place] = msgspec.structs.replace(entry, result=result)
+        self._on_record(arrived, news)
 
     def _signalled(self, given: Signalled) -> None:
         signal, at = given.signal, (given.source, given.offset, given.size)
