@@ -9,7 +9,7 @@ import pytest
 
 from onceflow.agents.agent import agent
 from onceflow.agents.calls import Completed
-from onceflow.agents.happenings import Arrived, Due
+from onceflow.agents.happenings import Arrived, Due, Turn
 from onceflow.agents.machine import Machine
 from onceflow.agents.run import Run
 from onceflow.agents.signals import Signal
@@ -56,6 +56,24 @@ def test_a_signal_that_was_there_ends_the_wait_though_the_cell_dies_before_the_l
     tenant.resume()
     assert tenant.outcome == Completed("with")
     assert [kept.taken for _, kept in tenant.memory.signals(b"acme\0s")] == [True], "no other wait has it"
+
+
+@pytest.mark.parametrize(("came_s", "so"), [(500, [Completed("with")]), (650, ["expired"])])
+def test_a_signal_that_comes_while_the_run_waits_for_room_counts_if_it_was_in_time(
+    came_s: int, so: Any
+) -> None:
+    tenant = Tenant(waits)
+    tenant.event(waits)
+    tenant.begin_anew()
+    tenant.capacity.runs_per_lane = 0
+    tenant.resume()
+    tenant.now += came_s * 1000
+    tenant.signalled(SIGNAL)
+    tenant.now += 200_000
+    tenant.capacity.runs_per_lane = 1
+    tenant.take(Turn())
+    assert [getattr(ended.outcome, "code", ended.outcome) for ended in tenant.ended] == so
+    assert [kept.taken for _, kept in tenant.memory.signals(b"acme\0s")] == [so != ["expired"]]
 
 
 def test_a_signal_that_comes_when_the_time_is_over_is_kept_for_another_wait() -> None:

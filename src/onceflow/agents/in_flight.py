@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
+
 from onceflow.agents import poison
 from onceflow.agents.anew import cannot_be_left
 from onceflow.agents.calls import (
@@ -15,8 +17,10 @@ from onceflow.agents.calls import (
 from onceflow.agents.deciding import Deciding, ends_by_ms, out_of_time
 from onceflow.agents.failures import failure
 from onceflow.agents.happenings import (
+    NO_OFFSET,
     Arrived,
     Due,
+    Noted,
 )
 from onceflow.agents.journal import (
     FAILING,
@@ -24,9 +28,11 @@ from onceflow.agents.journal import (
     PARKED,
     Entry,
     OpenRun,
+    Wait,
     settled,
 )
 from onceflow.agents.machine import Machine, begin
+from onceflow.agents.signals import KEPT_MS, Kept, encode_kept, ends, signal_prefix
 from onceflow.event import Event, InvalidData, Reason
 
 NOTHING: Mapping[str, Entry] = MappingProxyType({})
@@ -78,6 +84,8 @@ class InFlight(Deciding):
                 run.record(PARKED, settled(agent.name))
             for place, entry in news.items():
                 run.record(place, entry)
+            for place, entry in self._missed(run.journal).items():
+                run.record(place, entry)
         elif arrived.redrive is not None and arrived.redrive.segments:
             found = self._redriven(arrived, arrived.redrive)
             if found is None:
@@ -94,6 +102,38 @@ class InFlight(Deciding):
         self._under_way(run, run.begin(event, self._now_ms))
         if due_ms and not arrived.woken and (run in self._runs or self._sleepers.asleep(arrived.key)):
             self._decided.due.append((Due(arrived.key), due_ms))
+
+    def _missed(self, journal: Mapping[str, Entry]) -> Mapping[str, Entry]:
+        """Of waits whose time is over, those with a signal that was there before it was: they do not expire.
+
+        The process before may have ended between the commit of a wait and the look for its signal; and while a run
+        waits for room, nobody knows what it waits for.
+        """
+        found: dict[str, Entry] = {}
+        if FAILING in journal:
+            return found
+        for place, entry in journal.items():
+            wait = entry.wait
+            if wait is None or not (entry.open and wait.type and 0 < wait.due_ms <= self._now_ms):
+                continue
+            if (one := self._kept_for(wait)) is not None and one[1].time_ms <= wait.due_ms:
+                self._decided.note(self._taken(None, NO_OFFSET, 0, *one))
+                found[place] = msgspec.structs.replace(entry, result=msgspec.msgpack.encode(one[1].signal))
+        return found
+
+    def _kept_for(self, wait: Wait) -> tuple[bytes, Kept] | None:
+        """The oldest signal that was kept and ends a wait, with its Kafka key."""
+        known = self._memory.signals(signal_prefix(self.tenant, wait.type, wait.id))
+        fitting = [
+            (kept.time_ms, key, kept) for key, kept in known if not kept.taken and ends(wait, kept.signal)
+        ]
+        return min(fitting, key=lambda found: found[:2])[1:] if fitting else None
+
+    def _taken(self, source: Any, offset: int, size: int, key: bytes, kept: Kept) -> Noted:
+        """A signal ends a wait: it is remembered without its contents."""
+        change = (key, encode_kept(msgspec.structs.replace(kept, taken=True, value=None, headers=None)))
+        self._memory.put(change)
+        return Noted(source, offset, size, (change,), kept.time_ms + KEPT_MS)
 
     def _unreadable(
         self, arrived: Arrived, saved: OpenRun, news: Mapping[str, Entry], error: InvalidData

@@ -73,7 +73,6 @@ class Lane(Waking):
                 if (arrived := happening.arrived).source.grant.live:
                     if arrived.line:
                         self._lines.enter(arrived.key, arrived.line, None, arrived.turn)
-                    self._look_late(arrived)
                     self._queue.append(arrived)
             elif type(happening) is Sleeping:
                 if happening.inbox.grant.live:

@@ -4,7 +4,6 @@ Of such a run only its key is in memory, and what it waits for. A signal that fi
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
@@ -19,7 +18,7 @@ from onceflow.agents.happenings import (
     Sleeping,
 )
 from onceflow.agents.in_flight import NOTHING, InFlight
-from onceflow.agents.journal import FAILING, Entry, Wait, kept_until_ms
+from onceflow.agents.journal import Entry, kept_until_ms
 from onceflow.agents.machine import Machine
 from onceflow.agents.signals import FORMAT as SIGNAL_FORMAT
 from onceflow.agents.signals import (
@@ -28,7 +27,6 @@ from onceflow.agents.signals import (
     Kept,
     Signal,
     encode_kept,
-    ends,
     in_burst,
     signal_key,
     signal_prefix,
@@ -107,32 +105,6 @@ class Waking(InFlight):
             self._decided.note(self._taken(None, NO_OFFSET, 0, *found))
             self._deliver(awaited, found[1].signal)
 
-    def _kept_for(self, wait: Wait) -> tuple[bytes, Kept] | None:
-        """The oldest signal that was kept and ends a wait, with its Kafka key."""
-        known = self._memory.signals(signal_prefix(self.tenant, wait.type, wait.id))
-        fitting = [
-            (kept.time_ms, key, kept) for key, kept in known if not kept.taken and ends(wait, kept.signal)
-        ]
-        return min(fitting, key=lambda found: found[:2])[1:] if fitting else None
-
-    def _look_late(self, arrived: Arrived) -> None:
-        """Before a run of the ledger goes on in this process: the one before may have ended between the commit of a
-        wait and the look for its signal. Where the time of that wait is over by now, it would expire unseen.
-        """
-        saved = arrived.saved
-        if saved is None or saved.parked or FAILING in saved.journal:
-            return
-        news = {}
-        for place, entry in saved.journal.items():
-            wait = entry.wait
-            if wait is None or not (entry.open and wait.type and 0 < wait.due_ms <= self._now_ms):
-                continue
-            if (found := self._kept_for(wait)) is not None:
-                self._decided.note(self._taken(None, NO_OFFSET, 0, *found))
-                result = msgspec.msgpack.encode(found[1].signal)
-                news[place] = msgspec.structs.replace(entry, result=result)
-        self._on_record(arrived, news)
-
     def _signalled(self, given: Signalled) -> None:
         signal, at = given.signal, (given.source, given.offset, given.size)
         key = signal_key(self.tenant, signal)
@@ -180,12 +152,6 @@ class Waking(InFlight):
         """Whether the run goes on with something else meanwhile: its time was over, or the run fails."""
         run = None if self._sleepers.asleep(awaited.key) else self._awake(awaited.key)
         return run is not None and not run.awaits(awaited.place)
-
-    def _taken(self, source: Any, offset: int, size: int, key: bytes, kept: Kept) -> Noted:
-        """A signal ends a wait: it is remembered without its contents."""
-        change = (key, encode_kept(msgspec.structs.replace(kept, taken=True, value=None, headers=None)))
-        self._memory.put(change)
-        return Noted(source, offset, size, (change,), kept.time_ms + KEPT_MS)
 
     def _deliver(self, awaited: Awaited, signal: Signal) -> None:
         result = msgspec.msgpack.encode(signal)
