@@ -103,7 +103,7 @@ def test_with_its_slot_it_is_forgotten(disk: Disk, open_runs: OpenRuns) -> None:
 
 
 def test_the_deadline_of_a_parked_run_is_known_to_the_next_owner_of_its_slot(open_runs: OpenRuns) -> None:
-    journal = {PARKED: parked("works", "unknown-outcome", "?", "")}
+    journal = {PARKED: parked("works", "unknown-outcome", "?", "", 1_000)}
     ready = Ready(SOURCE.grant, [SOURCE], [OpenRun("acme", KEY, BEGUN, journal, 1)], [])
     assert [(tenant, resumed.key) for tenant, resumed in open_runs.resume(ready)] == [("acme", KEY)]
     assert open_runs.due(NOW + 59_999, lambda tenant: True) == []
@@ -114,7 +114,7 @@ def test_the_times_of_runs_that_have_ended_are_not_held_until_they_are_over(
     open_runs: OpenRuns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "DUE_MAX", 10)
-    journal = {PARKED: parked("works", "unknown-outcome", "?", "")}
+    journal = {PARKED: parked("works", "unknown-outcome", "?", "", 1_000)}
     ready = Ready(SOURCE.grant, [SOURCE], [OpenRun("acme", KEY, BEGUN, journal, 1)], [])
     open_runs._due_max = module.DUE_MAX
     assert [*open_runs.resume(ready)]

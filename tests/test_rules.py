@@ -164,7 +164,7 @@ def a_key_that_is_held_is_free(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_shared_result_is_forgotten(patch: pytest.MonkeyPatch) -> None:
-    def forgetful(known: Any, by: Any, outcome: Entry, until_ms: int = 0) -> Any:
+    def forgetful(known: Any, by: Any, outcome: Entry, now_ms: int, until_ms: int = 0) -> Any:
         return shared.undone(known)
 
     replace(patch, keys, "decided", forgetful)

@@ -126,25 +126,28 @@ def test_what_a_person_says_after_the_ttl_is_known_while_that_run_is_open() -> N
     assert tenant.memory.records == {}
 
 
+@tool(effect="keyed", scope="tenant", key_fields=("customer",), retry=RetryPolicy(attempts=1))
+async def book_seat(call: Call, customer: str) -> str: ...  # type: ignore[empty-body]
+
+
+@book_seat.compensate
+async def free_seat(call: Call, result: str | None) -> None: ...
+
+
+@agent("seats", on="i")
+async def seats(run: Run, event: Event) -> str:
+    found = await run.call(book_seat, customer="ann")
+    if event.id == "evt-2":
+        raise Failed("sold-out")
+    return found
+
+
 @pytest.mark.parametrize("days", [0, 2], ids=["within its ttl", "after it"])
 def test_two_runs_are_told_of_a_call_and_what_the_first_completed_with_is_not_undone_by_the_second(
     days: int,
 ) -> None:
-    @tool(effect="keyed", scope="tenant", key_fields=("customer",), retry=RetryPolicy(attempts=1))
-    async def invite(call: Call, customer: str) -> str: ...  # type: ignore[empty-body]
-
-    @invite.compensate
-    async def uninvite(call: Call, result: str | None) -> None: ...
-
-    @agent("invites", on="i")
-    async def invites(run: Run, event: Event) -> str:
-        found = await run.call(invite, customer="ann")
-        if event.id == "evt-2":
-            raise Failed("sold-out")
-        return found
-
-    tenant = Tenant(invites)
-    first, second = tenant.event(invites), tenant.event(invites, 2)
+    tenant = Tenant(seats)
+    first, second = tenant.event(seats), tenant.event(seats, 2)
     tenant.answer(TimeoutError())
     assert len(tenant.parked) == 2
     tenant.now += days * 24 * 3_600_000
@@ -158,6 +161,26 @@ def test_two_runs_are_told_of_a_call_and_what_the_first_completed_with_is_not_un
         "sold-out",
     )
     tenant.now += shared.OPEN_MS
+    tenant.take(*[due for due, due_ms in tenant.planned if due_ms <= tenant.now])
+    assert not [key for key in tenant.memory.records if b"\0k" in key], "it is not known for ever"
+
+
+def test_what_one_of_two_parked_runs_has_completed_with_is_not_undone_by_the_other_told_after_the_ttl() -> (
+    None
+):
+    tenant = Tenant(seats)
+    first, second = tenant.event(seats), tenant.event(seats, 2)
+    tenant.answer(TimeoutError())
+    assert len(tenant.parked) == 2
+    resolve(tenant, first, "again")
+    tenant.answer("w-1")
+    assert tenant.outcome == Completed("w-1")
+    tenant.now += 25 * 3_600_000
+    tenant.take(*[due for due, due_ms in tenant.planned if due_ms <= tenant.now])
+    resolve(tenant, second, "result")
+    tenant.commit()
+    assert (tenant.started, outcomes(tenant)[1].code) == ([], "sold-out")
+    tenant.now += 2 * shared.OPEN_MS
     tenant.take(*[due for due, due_ms in tenant.planned if due_ms <= tenant.now])
     assert not [key for key in tenant.memory.records if b"\0k" in key], "it is not known for ever"
 

@@ -132,6 +132,37 @@ def test_what_a_run_says_that_was_parked_is_no_news_of_what_another_has_made_sin
     assert (tenant.started, outcomes(tenant).count(Completed("p-2"))) == ([], 2)
 
 
+@tool(effect="blind", scope="tenant", key_fields=("customer",))
+async def letter(call: Call, customer: str) -> str: ...  # type: ignore[empty-body]
+
+
+@agent("writes", on="w")
+async def writes(run: Run, event: Event) -> str:
+    return await run.call(letter, customer="ann")
+
+
+@pytest.mark.parametrize("word", ["again", "fail"])
+def test_what_a_person_says_is_no_word_on_an_attempt_that_was_made_since(word: Any) -> None:
+    """Two runs are parked over one call, and a person who has seen that it did not happen says so of both at once."""
+    tenant = Tenant(writes)
+    tenant.event(writes, 1)
+    tenant.event(writes, 2)
+    tenant.answer(TimeoutError())
+    assert len(tenant.parked) == 2
+    tenant.now += 1_000
+    resolve(tenant, tenant.event_key(1), "again")
+    assert tenant.answer(TimeoutError()).call.attempt == 2, "it may have happened now"
+    tenant.now += 1_000
+    resolve(tenant, tenant.event_key(2), word)
+    tenant.commit()
+    assert tenant.started == []
+    assert len(tenant.parked) == 4, "and the person is asked about it"
+    resolve(tenant, tenant.event_key(2), "result")
+    resolve(tenant, tenant.event_key(1), "again")
+    tenant.commit()
+    assert (tenant.started, outcomes(tenant)) == ([], [Completed("seen")] * 2)
+
+
 @tool(effect="blind", scope="tenant", key_fields=("customer",), on_unknown="compensate")
 async def flyer(call: Call, customer: str) -> str: ...  # type: ignore[empty-body]
 

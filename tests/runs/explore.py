@@ -11,9 +11,9 @@ from onceflow.agents.calling import answer_of
 from onceflow.agents.calls import Completed, FoundNotDone, NotSent, Raised, RunFailed, UnusableResult
 from onceflow.agents.commands import CANCELLED, Command
 from onceflow.agents.deciding import REFUSED
-from onceflow.agents.happenings import Redrive
+from onceflow.agents.happenings import Looked, Redrive
 from onceflow.agents.journal import PARKED, UNDO, OpenRun, open_runs
-from onceflow.agents.signals import Signal
+from onceflow.agents.signals import KEPT_MS, Signal
 from onceflow.errors import Failed, GiveUp, RetryLater
 from tests.runs import work
 from tests.runs.world import (
@@ -32,6 +32,7 @@ from tests.runs.world import (
 
 WILD_STEPS = 220
 CALM_STEPS = 4_000
+AWAY_MS = [0, 0, 0, 5_000, 60_000]  # how long it takes until another cell goes on after a death
 ENDS = ["check", "stumble", "expire", "later", "unfit"]
 TYPES = {"work": 6, "work.in-order": 2, "work.soon": 2, "work.soon.in-order": 1}
 ROOMS = [1, 2, 50]  # runs that may be in flight
@@ -59,7 +60,7 @@ class Schedule:
         self._deployed = False  # other agents under the same version, at some time
         self._given_up: set[str | None] = set()  # what a person did not want to be undone
         self._events = [event(n, self._type(), self._steps()) for n in range(self.random.randint(1, 4))]
-        self._signals: list[Signal] = []
+        self._signals: list[tuple[Signal, int]] = []  # and when each was sent
         self._decided: set[tuple[bytes, int]] = set()
         self._redriven: set[bytes] = set()
         self._to_send: list[Sent] = [Sent(event=each) for each in self._events]
@@ -139,14 +140,16 @@ class Schedule:
 
     def _faults(self) -> Iterator[tuple[float, str, Callable[[], Any]]]:
         if self.crashes < 6:
-            yield 0.4, "✗ dies", self._crash
+            looks = any(isinstance(each, Looked) for each in self.cell.happenings)
+            yield 2.0 if looks and not self.cell.batches else 0.4, "✗ dies", self._crash
             yield 0.4, "✗ replaced", lambda: self._crash(ghost=True)
             yield 0.3, "✗ loses its slot", self._lose_slot
             yield 0.3, "its slot is about to move", self.cell.leave
         yield 0.3, "snapshot", self._take_snapshot
         yield 0.5, "time", lambda: self._pass(self.random.choice([200, 2_000, 6_000]))
         yield 0.02, "an hour", lambda: self._pass(3_600_000)
-        yield 0.003, "a fortnight", lambda: self._pass(15 * 24 * 3_600_000)
+        if self.cell.read == len(self.log.sent):  # a copy of a signal is not known for as long
+            yield 0.003, "a fortnight", lambda: self._pass(15 * 24 * 3_600_000)
         yield 0.3, "signal", self._signal
         yield 0.1, "event again", lambda: self.log.sent.append(Sent(event=self.random.choice(self._events)))
         if self.log.letters:
@@ -199,6 +202,8 @@ class Schedule:
         for request in self.requests:
             request.cell = None
         old.settle(self.random)
+        if not ghost:
+            self._pass(self.random.choice(AWAY_MS))
         self.cell = self._successor(old)
         if not ghost:
             old.close()
@@ -220,14 +225,16 @@ class Schedule:
         self.cell.lose_slot(self.random)
 
     def _signal(self, id: str = "") -> None:
-        if self._signals and not self.calm and self.random.random() < 0.3:
-            self.log.sent.append(Sent(signal=self.random.choice(self._signals)))  # a copy
+        known = [each for each, sent_ms in self._signals if self.now_ms < sent_ms + KEPT_MS]
+        if known and not self.calm and self.random.random() < 0.3:
+            self.log.sent.append(Sent(signal=self.random.choice(known)))  # a copy, while one is known for one
             return
         number = len(self._signals) + 1
         status = "done" if self.calm else self.random.choice(["done", "begun"])
         subject = id or str(number % len(self._events))
-        self._signals.append(Signal("news", subject, status, {}, "world", str(number)))
-        self.log.sent.append(Sent(signal=self._signals[-1]))
+        signal = Signal("news", subject, status, {}, "world", str(number))
+        self._signals.append((signal, self.now_ms))
+        self.log.sent.append(Sent(signal=signal))
 
     def _cancel(self) -> None:
         held = open_runs(sorted(self.log.ledger.items()))

@@ -32,12 +32,22 @@ from onceflow.agents.happenings import (
     Sleeping,
     Turn,
 )
-from onceflow.agents.journal import OpenRun, failed_runs, open_runs, run_prefix, runs_of
+from onceflow.agents.journal import (
+    NUMBER_BYTES,
+    Entry,
+    OpenRun,
+    Wait,
+    entries_of,
+    failed_runs,
+    open_runs,
+    run_prefix,
+    runs_of,
+)
 from onceflow.agents.lane import Lane
 from onceflow.agents.machine import Machine
 from onceflow.agents.order import in_turn
 from onceflow.agents.shared import Shared, decode_shared, remembered
-from onceflow.agents.signals import Kept, Signal, decode_kept, kept_signals
+from onceflow.agents.signals import Kept, Signal, decode_kept, ends, kept_signals, signal_prefix
 from onceflow.event import Incoming, idempotency_key
 from onceflow.state.ledger import Change
 from tests.runs.work import AGENTS, TTL_S, UNFIT
@@ -77,6 +87,7 @@ class Log:
         self.ledger: dict[bytes, bytes] = {}
         self.completions: dict[bytes, Completed | RunFailed] = {}
         self.letters: list[Ended] = []  # of failed runs
+        self._there: dict[tuple[bytes, str], set[bytes]] = {}  # the signals that were there before a wait
 
     def commit(self, decided: Decided) -> None:
         """A transaction."""
@@ -105,6 +116,27 @@ class Log:
                 self.ledger.pop(key, None)
             else:
                 self.ledger[key] = value
+        for change in records:
+            for place, entry in entries_of(change).items():
+                if entry.wait is not None and entry.wait.type:
+                    self._waited((change[0][:-NUMBER_BYTES], place), entry, entry.wait)
+
+    def _waited(self, at: tuple[bytes, str], entry: Entry, wait: Wait) -> None:
+        """A wait has begun, or is over: it does not expire while a signal is there that was before it."""
+        there = {
+            key
+            for key, kept in self._signals(signal_prefix(TENANT, wait.type, wait.id))
+            if not kept.taken and ends(wait, kept.signal)
+        }
+        if entry.open:
+            self._there.setdefault(at, there)
+        elif entry.error is not None and (unseen := self._there.get(at, set()) & there):
+            raise Wrong(
+                f"a wait for {wait.id} has expired, and {len(unseen)} signals for it were there before"
+            )
+
+    def _signals(self, prefix: bytes) -> list[tuple[bytes, Kept]]:
+        return [(key, decode_kept(value)) for key, value in self.ledger.items() if key.startswith(prefix)]
 
 
 class Cell:

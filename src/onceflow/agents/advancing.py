@@ -176,7 +176,7 @@ class Advancing(Asking, eq=False):
     def _park(self, reason: str, message: str, place: str) -> None:
         self._write()
         self.ended = True
-        entry = parked(self.agent.name, reason, message, place)
+        entry = parked(self.agent.name, reason, message, place, self.now_ms)
         self._effects.append(Parked(Record(self.segments, {PARKED: entry}), reason, message))
         self.segments += 1
 

@@ -173,9 +173,9 @@ class Unreadable(NamedTuple):
         )
 
 
-def parked(agent: str, reason: str, message: str, place: str) -> Entry:
+def parked(agent: str, reason: str, message: str, place: str, now_ms: int) -> Entry:
     """The entry at PARKED: a person must say how the call at `place` ("": none) came out."""
-    return Entry(agent, 0, place.encode(), None, (reason, message))
+    return Entry(agent, 0, place.encode(), None, (reason, message), asked_ms=now_ms)
 
 
 def settled(agent: str) -> Entry:

@@ -88,23 +88,24 @@ class Keys:
                 by = (run, effect.place)
                 if not counts(known, by, effect.outcome):
                     return
-                record = decided(known, by, effect.outcome, until_ms)
+                record = decided(known, by, effect.outcome, now_ms, until_ms)
             else:
                 record = undone(known, until_ms)
             yield self._note(effect.digest, record, known, now_ms)
             yield from self._tell(effect.digest, now_ms)
 
-    def settled_by_others(self, place: str, entry: Entry, now_ms: int) -> bool:
+    def settled_by_others(self, place: str, entry: Entry, parked_ms: int, now_ms: int) -> bool:
         """Whether a person speaks of a shared call of which, meanwhile, more is known: its run asks anew.
 
-        Of one that is forgotten the word counts; only to make it again the run asks anew, for all that do so.
+        Of one that is forgotten the word counts; only to make it again the run asks anew, for all that do so. That it
+        did not happen, or is to be made again, is no word on an attempt that was made since the run was parked.
         """
         if entry.intent is None or not entry.intent.shared or place.startswith(UNDO):
             return False
         known = self._memory.shared(shared_key(self._tenant, entry.intent.shared))
         if known is None or forgotten(known, now_ms):
             return entry.open
-        return not known.unknown
+        return not known.unknown or (entry.result is None and 0 < parked_ms < known.unknown_ms)
 
     def lost_hold(self, run: OpenRun, place: str, told: Collection[bytes], now_ms: int) -> bool:
         """Whether others have gone on with a shared call that a parked run has open beside what a person speaks of: its
@@ -133,10 +134,11 @@ class Keys:
             if (
                 undoable
             ):  # others may be parked over it: told later, they must not undo what this run completes with
-                known = msgspec.structs.replace(known, until_ms=max(known.until_ms, now_ms + OPEN_MS))
+                until_ms = max(known.until_ms, now_ms + OPEN_MS)
+                known = msgspec.structs.replace(known, until_ms=until_ms, unknown_ms=0)
         if known is not None and not (outcome.open and by[1].startswith(UNDO)):
             undo = by[1].startswith(UNDO)
-            told = undo_told(known, outcome, now_ms) if undo else decided(known, by, outcome)
+            told = undo_told(known, outcome, now_ms) if undo else decided(known, by, outcome, now_ms)
             yield self._note(digest, told, was, now_ms)
             yield from self._tell(digest, now_ms)
 
@@ -147,8 +149,8 @@ class Keys:
         known = self._memory.shared(key)
         if known is None or known.holder != NOBODY:
             return 0
-        if not forgotten(known, now_ms):
-            return known.forgotten_ms
+        if now_ms < known.deleted_ms:
+            return known.deleted_ms
         change = (key, None)
         self._memory.put(change)
         return Noted(None, NO_OFFSET, 0, (change,))

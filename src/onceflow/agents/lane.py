@@ -32,7 +32,7 @@ from onceflow.agents.happenings import (
     Signalled,
     Sleeping,
 )
-from onceflow.agents.journal import GONE
+from onceflow.agents.journal import GONE, PARKED
 from onceflow.agents.order import Lines
 from onceflow.agents.snapshot import encode_snapshot
 from onceflow.agents.waking import Waking
@@ -214,7 +214,8 @@ class Lane(Waking):
             return news
         self._watch.forgive(key)
         keys, now_ms = self._keys, self._now_ms
-        asks = [p for p, entry in news.items() if keys.settled_by_others(p, entry, now_ms)]
+        parked_ms = saved.journal[PARKED].asked_ms if saved.parked else 0
+        asks = [p for p, entry in news.items() if keys.settled_by_others(p, entry, parked_ms, now_ms)]
         told = set()  # of which shared calls
         for place, entry in news.items():
             if entry.intent is not None and entry.intent.shared and place not in asks:

@@ -45,6 +45,8 @@ class Shared(msgspec.Struct, array_like=True, frozen=True):
     takers: tuple[bytes, ...] = ()  # open runs that have its result
     unusable: str = ""  # why its result cannot be kept; its effect stands
     kept: bool = False  # no run undoes it: one has completed with it, or nothing could; no takers then
+    unknown_ms: int = 0  # when nobody knew of its last attempt; 0: it was never so
+    lingers: bool = False  # one has completed with it, and others may be parked over it
 
     @property
     def made(self) -> bool:
@@ -55,6 +57,11 @@ class Shared(msgspec.Struct, array_like=True, frozen=True):
     def forgotten_ms(self) -> int:
         """When it is forgotten, if no run holds it: what an open run may have to undo is remembered for longer."""
         return self.until_ms + (OPEN_MS if self.takers and self.format > 1 else 0)
+
+    @property
+    def deleted_ms(self) -> int:
+        """When the record is deleted: who is told of it by a person, after its time, must know that it is kept."""
+        return self.until_ms + OPEN_MS if self.lingers else self.forgotten_ms
 
 
 class Free(NamedTuple):
@@ -122,7 +129,7 @@ def taken(known: Shared, run: bytes) -> Shared:
 
 def completed(known: Shared) -> Shared:
     """The record once a run has completed that has its result."""
-    return msgspec.structs.replace(known, takers=(), kept=True)
+    return msgspec.structs.replace(known, takers=(), kept=True, lingers=known.unknown_ms > 0)
 
 
 def counts(known: Shared, by: tuple[bytes, str], outcome: Entry) -> bool:
@@ -133,7 +140,9 @@ def counts(known: Shared, by: tuple[bytes, str], outcome: Entry) -> bool:
     return happened or known.holder == by or bool(known.unknown)
 
 
-def decided(known: Shared, by: tuple[bytes, str], outcome: Entry, until_ms: int = 0) -> Shared | None:
+def decided(
+    known: Shared, by: tuple[bytes, str], outcome: Entry, now_ms: int, until_ms: int = 0
+) -> Shared | None:
     """The record once the call has an outcome; None: it did not happen, and all of it is forgotten.
 
     An outcome that is open: it is made again. `until_ms`: how long what its holder has made is known: from now on, for
@@ -148,7 +157,8 @@ def decided(known: Shared, by: tuple[bytes, str], outcome: Entry, until_ms: int 
     if code == UNUSABLE_RESULT:
         return taken(msgspec.structs.replace(known, holder=NOBODY, unusable=message, unknown=""), by[0])
     if code == OUTCOME_UNKNOWN:
-        return msgspec.structs.replace(known, holder=NOBODY, unknown=message)
+        since_ms = known.unknown_ms if known.unknown else now_ms
+        return msgspec.structs.replace(known, holder=NOBODY, unknown=message, unknown_ms=since_ms)
     if outcome.open:
         return held(known, by)
     return _free(known) if known.undone else None
@@ -182,7 +192,9 @@ def undo_told(known: Shared, outcome: Entry, now_ms: int) -> Shared:
     if outcome.result is not None:
         return undone(known, now_ms + OPEN_MS)  # the target may remember its key since a moment ago
     message = "its compensation was given up"
-    return msgspec.structs.replace(known, holder=NOBODY, result=None, unusable="", unknown=message)
+    return msgspec.structs.replace(
+        known, holder=NOBODY, result=None, unusable="", unknown=message, unknown_ms=now_ms
+    )
 
 
 def _free(known: Shared) -> Shared:
