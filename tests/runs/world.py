@@ -33,8 +33,7 @@ from onceflow.agents.happenings import (
     Turn,
 )
 from onceflow.agents.journal import (
-    NUMBER_BYTES,
-    Entry,
+    WAIT_EXPIRED,
     OpenRun,
     Wait,
     entries_of,
@@ -87,7 +86,6 @@ class Log:
         self.ledger: dict[bytes, bytes] = {}
         self.completions: dict[bytes, Completed | RunFailed] = {}
         self.letters: list[Ended] = []  # of failed runs
-        self._there: dict[tuple[bytes, str], set[bytes]] = {}  # the signals that were there before a wait
 
     def commit(self, decided: Decided) -> None:
         """A transaction."""
@@ -117,23 +115,15 @@ class Log:
             else:
                 self.ledger[key] = value
         for change in records:
-            for place, entry in entries_of(change).items():
-                if entry.wait is not None and entry.wait.type:
-                    self._waited((change[0][:-NUMBER_BYTES], place), entry, entry.wait)
+            for entry in entries_of(change).values():
+                if entry.wait is not None and (entry.error or ("",))[0] == WAIT_EXPIRED:
+                    self._expired(entry.wait)
 
-    def _waited(self, at: tuple[bytes, str], entry: Entry, wait: Wait) -> None:
-        """A wait has begun, or is over: it does not expire while a signal is there that was before it."""
-        there = {
-            key
-            for key, kept in self._signals(signal_prefix(TENANT, wait.type, wait.id))
-            if not kept.taken and ends(wait, kept.signal)
-        }
-        if entry.open:
-            self._there.setdefault(at, there)
-        elif entry.error is not None and (unseen := self._there.get(at, set()) & there):
-            raise Wrong(
-                f"a wait for {wait.id} has expired, and {len(unseen)} signals for it were there before"
-            )
+    def _expired(self, wait: Wait) -> None:
+        """No wait does, while a signal for it is there that came in time."""
+        for _, kept in self._signals(signal_prefix(TENANT, wait.type, wait.id)):
+            if not kept.taken and ends(wait, kept.signal) and kept.time_ms <= wait.due_ms:
+                raise Wrong(f"a wait for {wait.id} has expired, and a signal for it was there in time")
 
     def _signals(self, prefix: bytes) -> list[tuple[bytes, Kept]]:
         return [(key, decode_kept(value)) for key, value in self.ledger.items() if key.startswith(prefix)]
