@@ -74,6 +74,7 @@ def test_a_parked_run_goes_on_as_a_person_decides(
         ("ship", "open"),
         ("parked", "open"),
     ]
+    assert ", since 20" in shown["steps"][-1]["detail"]
     assert operator.says("resolve", orders["result"].key, "--result", '"seen"').endswith("has ended\n")
     cell.kill()
     cell.start()

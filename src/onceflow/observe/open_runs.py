@@ -62,7 +62,8 @@ def _of_run(place: str, entry: Entry) -> tuple[str, str, str] | None:
     """What an entry says of the run as a whole: what, state, detail."""
     said = f"{entry.error[0]}: {entry.error[1]}" if entry.error else ""
     if place == PARKED:
-        return ("parked", "open", said) if said else ("parked", "decided", "a person has decided")
+        since = f", since {time_text(entry.asked_ms)}" if entry.asked_ms else ""
+        return ("parked", "open", f"{said}{since}") if said else ("parked", "decided", "a person has decided")
     if place == FAILING:
         return "failing", "open", said
     if place == FAILED:
