@@ -228,6 +228,21 @@ def test_what_a_person_says_was_undone_is_made_anew_with_the_next_key_after_the_
     assert tenant.answer("w-2").call.key != former.call.key
 
 
+def test_what_a_person_does_not_want_to_be_undone_is_not_made_again_after_the_ttl() -> None:
+    tenant = Tenant(greets, greets_and_fails)
+    run = tenant.event(greets_and_fails)
+    tenant.answer("w-1")
+    tenant.now += 25 * 3_600_000
+    tenant.answer(ConnectionError())
+    resolve(tenant, run, "fail")
+    tenant.take(*[due for due, due_ms in tenant.planned if due_ms <= tenant.now])
+    tenant.event(greets, 2)
+    tenant.commit()
+    assert [call.kind for call in tenant.started] == ["undo"], (
+        "it may stand, and is not made before that is known"
+    )
+
+
 def test_what_nobody_knows_of_is_undone_once_after_its_ttl() -> None:
     """Both wait for a person, and are cancelled; what is undone has its key on record, for who makes it anew."""
 

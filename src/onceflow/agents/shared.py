@@ -189,11 +189,17 @@ def undone(known: Shared, until_ms: int = 0) -> Shared:
 
 def undo_told(known: Shared, outcome: Entry, now_ms: int) -> Shared:
     """The record once a person has said how a compensation came out: done, or not, and then nobody has the result."""
+    until_ms = now_ms + OPEN_MS  # the target may remember its key, or have done it, since a moment ago
     if outcome.result is not None:
-        return undone(known, now_ms + OPEN_MS)  # the target may remember its key since a moment ago
-    message = "its compensation was given up"
+        return undone(known, until_ms)
     return msgspec.structs.replace(
-        known, holder=NOBODY, result=None, unusable="", unknown=message, unknown_ms=now_ms
+        known,
+        until_ms=max(known.until_ms, until_ms),
+        holder=NOBODY,
+        result=None,
+        unusable="",
+        unknown="its compensation was given up",
+        unknown_ms=now_ms,
     )
 
 
