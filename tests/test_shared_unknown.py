@@ -202,3 +202,35 @@ def test_what_a_person_gave_up_to_undo_is_unknown_for_who_asks_next() -> None:
     anew = tenant.answer("n-1")
     assert (anew.kind, anew.call.key != made.call.key) == ("call", True)
     assert (tenant.started, outcomes(tenant)[-1]) == ([], Completed("n-1"))
+
+
+def test_a_run_that_undoes_what_another_has_made_is_parked_when_its_replay_does_not_come_to_that() -> None:
+    """Ended, it would hold the key for good, and who asks next would wait for ever."""
+
+    @agent("greets-and-fails", on="t")
+    async def greets_and_fails(run: Run, event: Event) -> None:
+        await run.call(welcome, customer="ann")
+        raise Failed("sold-out")
+
+    @agent("greets-and-fails", on="t")
+    async def mended_wrongly(run: Run, event: Event) -> None:
+        raise Failed("sold-out")
+
+    tenant = Tenant(greets_and_fails)
+    tenant.event(greets_and_fails, 1)
+    tenant.event(greets_and_fails, 2)
+    tenant.answer("w-1")
+    tenant.commit()
+    (undo,) = tenant.started
+    assert (undo.kind, undo.run.token.key) == ("undo", tenant.event_key(2)), "the other one has made it"
+    tenant.begin_anew()
+    tenant.memory.agents = {mended_wrongly.name: mended_wrongly}
+    tenant.resume()
+    assert (len(tenant.parked), len(tenant.ended)) == (1, 1)
+    tenant.begin_anew()
+    tenant.memory.agents = {greets_and_fails.name: greets_and_fails}
+    tenant.resume()
+    resolve(tenant, tenant.event_key(2), "again")
+    assert tenant.answer(None).kind == "undo"
+    tenant.event(greets_and_fails, 3)
+    assert tenant.answer("w-3").kind == "call"

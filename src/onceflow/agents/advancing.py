@@ -191,9 +191,12 @@ class Advancing(Asking, eq=False):
             return ""
         fails = type(self._end) is RunFailed
         for place, entry in self.journal.items():
-            if entry.intent is None or place[0] in SPECIAL or place in asked:
+            if place[0] in SPECIAL or place in asked:
                 continue
-            left = entry.intent.kept or (self._fails and not anew.cannot_be_left(self.journal, place))
-            if not (fails and left):
+            stays = anew.cannot_be_left(self.journal, place)
+            if entry.intent is None and not stays:
+                continue
+            kept = entry.intent is not None and entry.intent.kept
+            if not (fails and (kept or (self._fails and not stays))):
                 return f"call {place} of {entry.tool}"
         return ""

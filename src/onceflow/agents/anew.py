@@ -52,10 +52,12 @@ def stands(journal: Mapping[str, Entry], place: str) -> bool:
 
 def cannot_be_left(journal: Mapping[str, Entry], place: str) -> bool:
     """Whether a run that fails must come to this call: to undo it, or to say how it came out, for which others wait."""
-    intent, undone = journal[place].intent, journal.get(UNDO + place)
-    if intent is None or place.startswith(SPECIAL) or not stands(journal, place):
+    if place.startswith(SPECIAL):
         return False
-    if undone is not None and not undone.open:  # its compensation was given up
+    intent, undone = journal[place].intent, journal.get(UNDO + place)
+    if undone is not None:  # if it is being undone: even if another run has made it, whose record waits for that
+        return undone.open
+    if intent is None or not stands(journal, place):
         return False
     return intent.undoable or (bool(intent.shared) and journal[place].open)
 
