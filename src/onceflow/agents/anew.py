@@ -55,8 +55,8 @@ def cannot_be_left(journal: Mapping[str, Entry], place: str) -> bool:
     if place.startswith(SPECIAL):
         return False
     intent, undone = journal[place].intent, journal.get(UNDO + place)
-    if undone is not None:  # if it is being undone: even if another run has made it, whose record waits for that
-        return undone.open
+    if undone is not None:
+        return undone.open  # even of what another run has made: its record waits for that
     if intent is None or not stands(journal, place):
         return False
     return intent.undoable or (bool(intent.shared) and journal[place].open)
