@@ -2,7 +2,7 @@
 
 import pytest
 
-from onceflow.agents import waking
+from onceflow.agents import in_flight, waking
 from tests.left_out import replace
 from tests.tenant import Tenant
 from tests.test_waits import signal, waits
@@ -20,6 +20,7 @@ def ended_by_the_signal_of_another_tenant() -> bool:
 def test_a_signal_ends_a_wait_of_its_own_tenant_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not ended_by_the_signal_of_another_tenant()
     prefix, key = waking.signal_prefix, waking.signal_key
-    replace(monkeypatch, waking, "signal_prefix", lambda tenant, type, id: prefix("", type, id))
+    for module in (in_flight, waking):
+        replace(monkeypatch, module, "signal_prefix", lambda tenant, type, id: prefix("", type, id))
     replace(monkeypatch, waking, "signal_key", lambda tenant, signal: key("", signal))
     assert ended_by_the_signal_of_another_tenant(), "with that rule left out"
