@@ -35,7 +35,7 @@ class _Completion(msgspec.Struct, gc=False):
 
 def run(servers: str, topic: str, output: str, group: str, total: int) -> None:
     """The loop, until it has read `total` events."""
-    consumer, producer = _clients(servers, group)
+    consumer, producer = clients(servers, group)
     partitions = range(len(consumer.list_topics(topic, timeout=10).topics[topic].partitions))
     consumer.subscribe([topic])
     decode, encode = msgspec.json.Decoder(_Envelope).decode, msgspec.json.Encoder().encode
@@ -79,7 +79,7 @@ def run(servers: str, topic: str, output: str, group: str, total: int) -> None:
     consumer.close()
 
 
-def _clients(servers: str, group: str) -> tuple[Consumer, Producer]:
+def clients(servers: str, group: str) -> tuple[Consumer, Producer]:
     """Clients with the settings that a cell gives its own."""
     consumer = Consumer({
         "bootstrap.servers": servers,

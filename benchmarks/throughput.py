@@ -91,10 +91,38 @@ def measure(
 def measure_raw(bench: Bench, number: int, topic: str, partitions: int, events: int, distinct: int) -> Result:
     """One run of the raw loop, its output topic new."""
     output = bench.topic(f"raw-{topic.removeprefix(bench.kafka.prefix)}-{number}", partitions)
-    words = [sys.executable, "-m", "benchmarks.raw", bench.kafka.servers, topic, output, output, str(events)]
+    words = ["benchmarks.raw", bench.kafka.servers, topic, output, output, str(events)]
+    return _measure_raw(bench, "raw", number, words, output, events, distinct)
+
+
+def measure_raw_steps(
+    bench: Bench, number: int, topic: str, partitions: int, calls: int, runs: int
+) -> Result:
+    """One run of the raw loop of durable calls, so many for each event; its topics new."""
+    output, ledger = (
+        bench.topic(f"raw-{calls}-{what}-{number}", partitions) for what in ("completions", "ledger")
+    )
+    words = [
+        "benchmarks.raw_steps",
+        bench.kafka.servers,
+        topic,
+        output,
+        ledger,
+        output,
+        str(calls),
+        str(runs),
+    ]
+    result = _measure_raw(bench, f"raw, runs of {calls}", number, words, output, runs, runs)
+    bench.kafka.delete(ledger)
+    return result
+
+
+def _measure_raw(
+    bench: Bench, what: str, number: int, words: Sequence[str], output: str, events: int, distinct: int
+) -> Result:
     watch = Watch(bench.kafka, output)
-    process = Process(words, bench.directory / f"{output}.log", {})
-    result = measure(bench, "raw", number, process, watch, events, distinct)
+    process = Process([sys.executable, "-m", *words], bench.directory / f"{output}.log", {})
+    result = measure(bench, what, number, process, watch, events, distinct)
     bench.kafka.delete(output)
     return result
 
