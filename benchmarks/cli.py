@@ -152,7 +152,7 @@ def measure_steps(
     kafka: Servers = None,
     json: Output = None,
 ) -> None:
-    """Runs that change something: how many a second, how long a step takes alone, and after a kill (some 5 min).
+    """Runs that change something: how many a second, how long a step takes alone, and after a kill (some 6 min).
 
     The aims: 20,000 runs of one keyed call a second, 36,000 calls of runs of three, 8 ms (p50) and 30 ms (p99) for a
     step alone; killed with 1,000 runs open, all are done within 5 s, and nothing twice.
