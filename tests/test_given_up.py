@@ -30,6 +30,29 @@ def test_what_a_person_gave_up_to_undo_stands_and_is_undone_if_the_redrive_fails
     assert [ended.outcome.code for ended in tenant.ended] == ["refused"] * 2  # type: ignore[union-attr]
 
 
+def test_a_redrive_that_is_undoing_what_it_has_kept_does_not_end_without_that() -> None:
+    """Its replay does not come to the call any more: a later redrive would take the effect for one that stands."""
+    tenant = Tenant(sells)
+    tenant.event(sells)
+    for result in (7, "mail-1", "charge-1", "no", GiveUp("too late")):
+        tenant.answer(result)
+    resolve(tenant, KEY, "fail")
+    tenant.event(sells, redrive=LETTER._replace(segments=tenant.ended[0].segments))
+    tenant.answer("no")
+    tenant.commit()
+    assert [call.kind for call in tenant.started] == ["undo"]
+
+    @agent(sells.name, on="t")
+    async def gives_up(run: Run, event: Event) -> None:
+        raise Failed("refused")
+
+    tenant.begin_anew()
+    tenant.memory.agents = {sells.name: gives_up}
+    parked = len(tenant.parked)
+    tenant.resume()
+    assert (len(tenant.parked), len(tenant.ended)) == (parked + 1, 1)
+
+
 def test_a_replay_need_not_come_to_what_a_person_gave_up_to_undo() -> None:
     made = Entry("charge", 1, b"", b"", None, Intent("k", 1, NOW, NOW, undoable=True))
     given_up = Entry("charge", 1, b"", None, ("call-failed", "too late"))

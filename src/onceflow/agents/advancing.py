@@ -196,7 +196,9 @@ class Advancing(Asking, eq=False):
             stays = anew.cannot_be_left(self.journal, place)
             if entry.intent is None and not stays:
                 continue
-            kept = entry.intent is not None and entry.intent.kept
+            undone = self.journal.get(UNDO + place)
+            being_undone = undone is not None and undone.open
+            kept = entry.intent is not None and entry.intent.kept and not being_undone
             if not (fails and (kept or (self._fails and not stays))):
                 return f"call {place} of {entry.tool}"
         return ""
