@@ -23,7 +23,7 @@ from benchmarks.latency import quantile, rest
 from benchmarks.load import Load, Numbers, Steady
 from benchmarks.peers.crash import Crashed, crash
 from benchmarks.report import Figure, Report, at_least, at_most
-from benchmarks.throughput import Result, measure, measure_raw_steps
+from benchmarks.throughput import Result, measure, measure_raw_steps, ratios
 from benchmarks.watch import Watch, wait_until
 from onceflow.config import Events, Settings
 from onceflow.config import Kafka as KafkaSettings
@@ -44,7 +44,7 @@ WARM_UP_S = 10
 def run(servers: str | None, *, runs: int, rounds: int, seconds: int, open_runs: int) -> Report:
     """Measure."""
     results: dict[tuple[int, int], list[Result]] = {of: [] for of in MEASURED}
-    raw: dict[int, list[Result]] = {calls: [] for calls in FLOW_OF}
+    raw: list[Result] = []
     with bench(servers, [flow.name for flow in (*FLOW_OF.values(), CHAIN)]) as here:
         topic = here.topic("events", PARTITIONS)
         read = Events(shared=(topic,), tenant_prefix="")
@@ -53,7 +53,7 @@ def run(servers: str | None, *, runs: int, rounds: int, seconds: int, open_runs:
             for (calls, cells), found in results.items():
                 found.append(runs_of(here, calls, number, read, distinct, cells=cells))
                 if cells == 1:
-                    raw[calls].append(measure_raw_steps(here, number, topic, PARTITIONS, calls, distinct))
+                    raw.append(measure_raw_steps(here, number, topic, PARTITIONS, calls, distinct))
         alone = sorted(_alone(here, seconds))
     crash_ = crashed("keyed", open_runs)
     calls_per_s = {of: [of[0] * each.events_per_s for each in found] for of, found in results.items()}
@@ -62,21 +62,16 @@ def run(servers: str | None, *, runs: int, rounds: int, seconds: int, open_runs:
         of: f"{rates[of]:,.0f} ({', '.join(f'{each:,.0f}' for each in warm)}; before, with a cold broker: {cold:,.0f})"
         for of, (cold, *warm) in calls_per_s.items()
     }
-    shares = {
-        calls: [
-            cell.events_per_s / least.events_per_s
-            for cell, least in zip(results[calls, 1], found, strict=True)
-        ]
-        for calls, found in raw.items()
-    }
+    every = [result for found in (*results.values(), raw) for result in found]
+    shares = {of: ratios(every, f"onceflow, runs of {of}", f"raw, runs of {of}")[1:] for of in FLOW_OF}
     figures = [
         at_least("runs of one keyed call, per second", rates[1, 1], RUNS_PER_S, shown[1, 1]),
         at_least("calls of runs of three, per second", rates[3, 1], CALLS_PER_S, shown[3, 1]),
         *(
             Figure(
                 f"runs of {calls}, of raw's",
-                median(found[1:]),
-                f"{median(found[1:]):.2f} ({', '.join(f'{each:.2f}' for each in found[1:])})",
+                median(found),
+                f"{median(found):.2f} ({', '.join(f'{each:.2f}' for each in found)})",
             )
             for calls, found in shares.items()
         ),
@@ -91,7 +86,6 @@ def run(servers: str | None, *, runs: int, rounds: int, seconds: int, open_runs:
         at_most("… effects done twice", crash_.twice, 0, ""),
     ]
     asked = {"runs": runs, "rounds": rounds, "seconds": seconds, "open_runs": open_runs}
-    every = [result for found in (*results.values(), *raw.values()) for result in found]
     details = {"runs": every, "steps_alone": len(alone), "crash": crash_}
     return Report("steps", asked, figures, details)
 

@@ -14,7 +14,7 @@ from onceflow.agents.tool import tool
 from onceflow.errors import Failed, GiveUp, RetryLater
 from onceflow.event import Event
 from tests.tenant import KEY, Tenant
-from tests.test_shared import notifies, outcomes, resolve, welcome
+from tests.test_shared import greets_and_fails, notifies, outcomes, resolve, welcome
 
 
 @tool(effect="blind", scope="tenant", key_fields=("customer",), on_unknown="reconcile")
@@ -207,12 +207,7 @@ def test_what_a_person_gave_up_to_undo_is_unknown_for_who_asks_next() -> None:
 def test_a_run_that_undoes_what_another_has_made_is_parked_when_its_replay_does_not_come_to_that() -> None:
     """Ended, it would hold the key for good, and who asks next would wait for ever."""
 
-    @agent("greets-and-fails", on="t")
-    async def greets_and_fails(run: Run, event: Event) -> None:
-        await run.call(welcome, customer="ann")
-        raise Failed("sold-out")
-
-    @agent("greets-and-fails", on="t")
+    @agent(greets_and_fails.name, on="u")
     async def mended_wrongly(run: Run, event: Event) -> None:
         raise Failed("sold-out")
 

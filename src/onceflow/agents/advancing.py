@@ -189,16 +189,16 @@ class Advancing(Asking, eq=False):
         asked = self._asked
         if asked.keys() == self.journal.keys():
             return ""
-        fails = type(self._end) is RunFailed
         for place, entry in self.journal.items():
-            if place[0] in SPECIAL or place in asked:
-                continue
-            stays = anew.cannot_be_left(self.journal, place)
-            if entry.intent is None and not stays:
-                continue
-            undone = self.journal.get(UNDO + place)
-            being_undone = undone is not None and undone.open
-            kept = entry.intent is not None and entry.intent.kept and not being_undone
-            if not (fails and (kept or (self._fails and not stays))):
+            if not (place[0] in SPECIAL or place in asked or self._may_be_left(place, entry)):
                 return f"call {place} of {entry.tool}"
         return ""
+
+    def _may_be_left(self, place: str, entry: Entry) -> bool:
+        if anew.being_undone(self.journal, place):
+            return False
+        if entry.intent is None:
+            return True
+        if type(self._end) is not RunFailed:
+            return False
+        return entry.intent.kept or (self._fails and not anew.cannot_be_left(self.journal, place))

@@ -54,12 +54,20 @@ def cannot_be_left(journal: Mapping[str, Entry], place: str) -> bool:
     """Whether a run that fails must come to this call: to undo it, or to say how it came out, for which others wait."""
     if place.startswith(SPECIAL):
         return False
-    intent, undone = journal[place].intent, journal.get(UNDO + place)
-    if undone is not None:
-        return undone.open  # even of what another run has made: its record waits for that
+    if UNDO + place in journal:
+        return being_undone(journal, place)  # or that was given up, or is done
+    intent = journal[place].intent
     if intent is None or not stands(journal, place):
         return False
     return intent.undoable or (bool(intent.shared) and journal[place].open)
+
+
+def being_undone(journal: Mapping[str, Entry], place: str) -> bool:
+    """Whether the compensation of a call is on record and has yet to come out; even of what another run has made, whose
+    record waits for that.
+    """
+    undone = journal.get(UNDO + place)
+    return undone is not None and undone.open
 
 
 def retried(journal: Mapping[str, Entry], shared: Collection[str] = ()) -> dict[str, Entry]:
