@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from onceflow.agents import executor, loop
+from onceflow.agents.call import Call
 from onceflow.agents.calls import NotSent, Raised
+from onceflow.agents.executor import ALL
 from tests.test_executor import Asked, greet, result
 from tests.waiting import wait_until
 
@@ -94,9 +96,45 @@ def test_its_later_calls_stay_there_and_take_no_other_thread(asked: Blocked) -> 
     asked.call(greet, name="tea")
     assert result(asked.answer()) == "acme tea 1"
     assert asked.blocking == 1
-    assert asked.executor._blocks["blocks"] is asked.executor._loops[0]
+    assert asked.executor._blocks["blocks", ALL] is asked.executor._loops[0]
     asked.let_go.set()
     wait_until(lambda: len(asked.fetch()) == 12, 5, "all are answered")
+
+
+def test_what_it_keeps_for_long_is_one_tenants(asked: Blocked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of the same tool for other tenants go to another thread, also once its own was answered as too late."""
+    monkeypatch.setattr(executor, "LONG_S", 2.5)
+
+    async def posts(call: Call) -> str:
+        if call.tenant == "slow":
+            asked.let_go.wait(60)
+        return call.tenant
+
+    asked.call(posts, tenant="slow", timeout_s=0.1)
+    wait_until(lambda: ("posts", ALL) in asked.executor._blocks, 10, "it has a thread of its own")
+    for tenant in ("slow", "quiet", "slow", "other"):
+        asked.call(posts, tenant=tenant)
+    wait_until(lambda: len(asked.fetch()) == 3, 10, "the time-out, and the answers of others")
+    assert str(asked.answers[0].answer.error) == "no answer within 0.1 s"  # type: ignore[union-attr]
+    assert [result(each.answer) for each in asked.answers[1:]] == ["quiet", "other"]
+    asked.let_go.set()
+    wait_until(lambda: len(asked.fetch()) == 5, 5, "its own answers")
+
+
+def test_tools_that_block_for_long_leave_half_of_the_threads_to_others(
+    asked: Blocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "LONG_S", 1.5)
+    monkeypatch.setattr(executor, "LOOPS_MAX", 4)
+    for tenant in ("one", "two", "three", "four"):
+        asked.call(asked.blocks, tenant=tenant, timeout_s=60)
+    wait_until(lambda: asked.blocking == 2, 10, "the next one has another thread")
+    wait_until(lambda: asked.executor._loops[-1].held_up_s > 3, 10, "it keeps that for long too")
+    asked.call(greet, name="tea")
+    assert result(asked.answer()) == "acme tea 1"
+    assert (asked.blocking, len(asked.executor._loops)) == (2, 3)
+    asked.let_go.set()
+    wait_until(lambda: len(asked.fetch()) == 5, 5, "all are answered")
 
 
 def test_a_callback_that_blocks_is_named_by_its_place_and_holds_up_no_call_that_begins_later(
@@ -130,7 +168,7 @@ def test_when_all_threads_were_blocked_one_that_goes_on_serves_again(
     asked.block()
     asked.call(blocks_too)
     last = asked.executor._loops[1]
-    wait_until(lambda: "blocks_too" in asked.executor._blocks, 10, "the last one is blocked")
+    wait_until(lambda: ("blocks_too", ALL) in asked.executor._blocks, 10, "the last one is blocked")
     asked.call(greet, name="tea")
     asked.let_go.set()
     wait_until(lambda: len(asked.fetch()) == 2, 10, "the answers of the first, and of the call that waited")

@@ -8,6 +8,7 @@ answer like any other. How a call is carried out: see `loop`.
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from threading import Event, Thread
 
 from onceflow.agents.calling import Answered
@@ -21,14 +22,19 @@ log = logging.getLogger("onceflow.executor")
 
 LOOPS_MAX = 8
 WATCH_EVERY_S = 0.25
+LONG_S = 5.0  # a call that has kept a thread for so long may do so for ever
+ALL = ""  # instead of a tenant
+
+At = tuple[str, str]  # tool, and tenant or ALL
 
 
 class Executor:
     """Runs calls; `wake` is called (from any thread) when an answer is there to fetch.
 
     A tool that blocks its thread instead of awaiting is named in the log. From then on its calls stay in that thread's
-    loop; those of other tools get another one, and so do those that were not sent yet. A call whose time is over while
-    its thread is blocked has that for its answer.
+    loop; those of other tools get another one, and so do those that were not sent yet. If it blocks for long, only its
+    calls for that tenant stay, and those for others go where nothing blocks; but to a half of the threads at most. A
+    call whose time is over while its thread is blocked has that for its answer.
     """
 
     def __init__(self, wake: Callable[[], None], allowance: Allowance = Allowance()) -> None:  # noqa: B008 (a value)
@@ -36,8 +42,10 @@ class Executor:
         self._allowance = allowance
         self._answers: deque[Answered] = deque()
         self._loops = [Loop(self._answered, allowance)]
-        self._serving = self._loops[0]  # calls of all tools but these:
-        self._blocks: dict[str, Loop] = {}  # tools that have blocked a thread, and the loop in it
+        self._serving = self._loops[
+            0
+        ]  # all calls but those of what has blocked a thread, which stay in its loop:
+        self._blocks: dict[At, Loop] = {}
         self._seldom = RateLimited(log)
         self._refuses = False
         self._closed = Event()
@@ -50,9 +58,8 @@ class Executor:
             return
         if not self._blocks:
             self._serving.start(calls)
-            return
-        for call in calls:
-            self._blocks.get(call.tool.name, self._serving).start([call])
+        else:
+            self._distribute(calls)
 
     def refuse(self) -> None:
         """Take no more calls: nobody will wait for them. Their intents stay on record."""
@@ -85,22 +92,41 @@ class Executor:
         self._answers.append(answered)
         self._wake()
 
+    def _distribute(self, calls: Iterable[StartCall]) -> None:
+        for call in calls:
+            self._loop_of(call).start([call])
+
+    def _loop_of(self, call: StartCall) -> Loop:
+        tool, blocks = call.tool.name, self._blocks
+        return blocks.get((tool, call.call.tenant)) or blocks.get((tool, ALL)) or self._serving
+
     def _watching(self) -> None:
         before: list[Loop] = []
+        blockers: dict[Loop, At | None] = {}
         while not self._closed.wait(WATCH_EVERY_S):
             late = [loop for loop in self._loops if loop.is_blocked]
             # Late once are all of a process that stood still.
             blocked = [loop for loop in late if loop in before]
             before = late
-            for loop in blocked:
-                tool, at = loop.blocker()
-                self._name(tool, at)
+            blockers = {loop: self._blocker(loop, blockers.get(loop)) for loop in blocked}
+            for loop, blocker in blockers.items():
                 loop.answer_overdue()
                 if loop is self._serving:
-                    self._replace(loop, tool, blocked)
+                    self._replace(loop, blocker, blocked)
+                elif blocker is not None and loop.held_up_s >= LONG_S:
+                    self._leave(loop, blocker, blocked)
                 if loop is not self._serving:
-                    its_own = [name for name, blocks in self._blocks.items() if blocks is loop]
-                    self._serving.start(loop.take_back(its_own))
+                    self._distribute(loop.take_back(partial(self._stays, loop)))
+
+    def _stays(self, loop: Loop, call: StartCall) -> bool:
+        return self._loop_of(call) is loop
+
+    def _blocker(self, loop: Loop, known: At | None) -> At | None:
+        """What blocks a loop's thread; as is `known` from before, if its time was over and it was answered."""
+        call, at = loop.blocker()
+        blocker = known if call is None else (call.tool.name, call.call.tenant)
+        self._name("" if blocker is None else blocker[0], at)
+        return blocker
 
     def _name(self, tool: str, at: str) -> None:
         self._seldom.log(
@@ -111,14 +137,32 @@ class Executor:
             extra={"tool": tool, "at": at},
         )
 
-    def _replace(self, loop: Loop, tool: str, blocked: list[Loop]) -> None:
+    def _replace(self, loop: Loop, blocker: At | None, blocked: list[Loop]) -> None:
         """Have another loop serve from now on, rather one where no tool blocks; if there is none, look again later."""
-        if tool:
-            self._blocks[tool] = loop
+        if blocker is not None:
+            self._blocks[blocker[0], ALL] = loop
         well = [each for each in self._loops if each not in blocked]
         well.sort(key=lambda each: each in self._blocks.values())
         if len(self._loops) < LOOPS_MAX and (not well or well[0] in self._blocks.values()):
-            well = [Loop(self._answered, self._allowance)]
-            self._loops += well
+            well = [self._another()]
         if well:
             self._serving = well[0]
+
+    def _leave(self, loop: Loop, blocker: At, blocked: list[Loop]) -> None:
+        """Have only the calls of one tool for one tenant stay in a loop. The other threads are for other tools."""
+        self._blocks[blocker] = loop
+        others = [at for at, its in self._blocks.items() if its is loop and at != blocker]
+        well = [each for each in self._loops if each is not self._serving and each not in blocked]
+        if others and not well and len(self._loops) <= LOOPS_MAX // 2:
+            well = [self._another()]
+        if well:
+            for at in others:
+                if at[1] == ALL:
+                    self._blocks[at] = well[0]
+                else:
+                    del self._blocks[at]
+
+    def _another(self) -> Loop:
+        loop = Loop(self._answered, self._allowance)
+        self._loops = [*self._loops, loop]
+        return loop

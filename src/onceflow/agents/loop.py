@@ -14,7 +14,7 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from contextvars import Context
 from threading import Thread
@@ -100,32 +100,37 @@ class Loop:
         self._thread.join(max(0.0, since + patience_s - now()))
 
     @property
-    def is_blocked(self) -> bool:
-        """Whether something keeps the thread for too long."""
-        return now() - self._beat_at >= BLOCKED_S
+    def held_up_s(self) -> float:
+        """For how long something has kept the thread, so far; less than BEAT_S if nothing does."""
+        return now() - self._beat_at
 
-    def blocker(self) -> tuple[str, str]:
-        """What keeps the thread: a tool, or "" if it is a callback; and where in its code it is."""
+    @property
+    def is_blocked(self) -> bool:
+        """Whether that is too long."""
+        return self.held_up_s >= BLOCKED_S
+
+    def blocker(self) -> tuple[StartCall | None, str]:
+        """What keeps the thread: a call, None if it is a callback or was answered; and where in its code it is."""
         task, at = asyncio.current_task(self._loop), ""
         frame = sys._current_frames().get(self._thread.ident or 0)
         while frame is not None and not frame.f_code.co_filename.startswith(_LOOP_S_OWN):
             at, frame = f"{frame.f_code.co_filename}:{frame.f_lineno}", frame.f_back
         if task is None:
-            return "", at
-        its = [calling.started.tool.name for calling in list(self._running) if task in (calling.left or ())]
-        return its[0] if its else task.get_name(), at
+            return None, at
+        its = (each.started for each in list(self._running) if task is each.task or task in (each.left or ()))
+        return next(its, None), at
 
-    def take_back(self, but: Collection[str]) -> list[StartCall]:
-        """The calls that were not sent yet, for another loop; those of some tools stay."""
+    def take_back(self, stays: Callable[[StartCall], bool]) -> list[StartCall]:
+        """The calls that were not sent yet, for another loop; but for those that stay."""
         found = []
         with suppress(IndexError):  # until there are no more
             while True:
                 found.append(self._handed_over.popleft())
-        others = [calling for calling in list(self._unsent) if calling.started.tool.name not in but]
+        others = [calling for calling in list(self._unsent) if not stays(calling.started)]
         found += [calling.started for calling in others if taken_out(calling, self._unsent)]
-        if stay := [started for started in found if started.tool.name in but]:
+        if stay := [started for started in found if stays(started)]:
             self.start(stay)
-        return [started for started in found if started.tool.name not in but]
+        return [started for started in found if not stays(started)]
 
     def answer_overdue(self) -> None:
         """Answer for the calls whose time is over, as the thread, which would, is blocked."""
