@@ -7,7 +7,7 @@ import pytest
 
 from onceflow.agents.agent import agent
 from onceflow.agents.call import Call, RetryPolicy
-from onceflow.agents.calls import Completed, Parked
+from onceflow.agents.calls import Completed, NotSent, Parked
 from onceflow.agents.run import Run
 from onceflow.agents.tool import tool
 from onceflow.errors import Failed, OutcomeUnknown, RetryLater
@@ -26,6 +26,22 @@ def test_a_key_that_the_target_has_forgotten_is_not_sent_again() -> None:
     run = Ledger(calls)
     run.now += 61_000
     run.start()
+    assert isinstance(run.end, Parked)
+
+
+def test_nor_is_one_that_waits_to_be_sent_until_then() -> None:
+    forgetful = effect("forgetful", ttl=timedelta(minutes=1))
+
+    async def calls(run: Run, event: Event) -> int:
+        return await run.call(forgetful, n=1)
+
+    run = Ledger(calls)
+    run.now += 58_000
+    run.start()
+    run.commit()
+    assert run.sent[0].send_by_ms == run.now + 2_000
+    run.now += 2_001
+    run.answer(NotSent())
     assert isinstance(run.end, Parked)
 
 

@@ -57,6 +57,8 @@ class DurableCalls(RunState, eq=False):
         ):
             made_ms = known.intent.made_ms
         send_by_ms = self.now_ms + int(started.delay_s * 1000) + SEND_WITHIN_MS
+        if waiting.unknown:  # later, its target may have forgotten the key
+            send_by_ms = min(send_by_ms, made_ms + int(tool.ttl_s * 1000))
         shared = self._digest(place.removeprefix(UNDO)) if tool.scope == "tenant" else b""
         undoable = tool.compensation is not None
         intent = Intent(call.key, call.attempt, made_ms, send_by_ms, False, shared, undoable=undoable)
