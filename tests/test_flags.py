@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from onceflow.errors import ConfigError
 from onceflow.stream.flags import Flags
 
 
@@ -25,6 +26,17 @@ def test_a_file_that_never_was_there_sets_none_until_it_is_made(path: Path) -> N
     assert not flags("fast", None)
     path.write_text("[fast]\ndefault = true\n")
     assert flags("fast", None)
+
+
+@pytest.mark.parametrize("text", ["[fast", "fast = true"])
+def test_a_cell_does_not_start_with_one_that_cannot_be_read(path: Path, text: str) -> None:
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"{path} cannot be read: .*; correct or remove it"):
+        Flags(path).begin()
+
+
+def test_nor_asks_for_one_that_never_was_there(path: Path) -> None:
+    Flags(path).begin()
 
 
 @pytest.mark.parametrize("damage", ["gone", "no TOML", "no flag"])

@@ -10,6 +10,8 @@ import time
 import tomllib
 from pathlib import Path
 
+from onceflow.errors import ConfigError
+
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 1.0
@@ -20,7 +22,8 @@ DEFAULT = "default"
 class Flags:
     """Whether a flag is set, as the file says now.
 
-    A file that cannot be read, or is gone, changes nothing, and is reported. One that never was there sets no flags.
+    A file that cannot be read any more, or is gone, changes nothing, and is reported. One that never was there sets no
+    flags.
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,6 +31,15 @@ class Flags:
         self._flags: dict[str, dict[str, bool]] = {}
         self._read = _NEVER  # when the file that was read was changed (ns), and its size
         self._looked_at = float("-inf")
+
+    def begin(self) -> None:
+        """Read the file for the first time. Raises ConfigError if it cannot be read: nobody knows what is set."""
+        try:
+            self._read_anew()
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"flags: {self._path} cannot be read: {error}; correct or remove it") from error
 
     def __call__(self, name: str, market: str | None) -> bool:
         now = time.monotonic()
@@ -39,19 +51,22 @@ class Flags:
 
     def _look(self) -> None:
         try:
-            stat = self._path.stat()
-            if (stat.st_mtime_ns, stat.st_size) == self._read:
-                return
-            self._read = (stat.st_mtime_ns, stat.st_size)
-            self._flags = parsed(self._path.read_text())
+            self._read_anew()
         except FileNotFoundError:  # perhaps for a moment: it is being replaced
             if self._read != _NEVER:
                 log.warning("the file is gone: flags stay as they were", extra={"file": str(self._path)})
             self._read = _NEVER
         except (OSError, ValueError):
             log.exception("flags stay as they were", extra={"file": str(self._path)})
-        else:
-            log.info("flags read", extra={"file": str(self._path), "flags": len(self._flags)})
+
+    def _read_anew(self) -> None:
+        """Read the file if it was changed."""
+        stat = self._path.stat()
+        if (stat.st_mtime_ns, stat.st_size) == self._read:
+            return
+        self._read = (stat.st_mtime_ns, stat.st_size)
+        self._flags = parsed(self._path.read_text())
+        log.info("flags read", extra={"file": str(self._path), "flags": len(self._flags)})
 
 
 def parsed(text: str) -> dict[str, dict[str, bool]]:

@@ -92,6 +92,7 @@ class Runtime:
         if self._is_open:
             return
         settings = self._settings
+        self._flags.begin()
         name = self.identify()
         cluster = Cluster(settings.kafka.properties())
         slots = cluster.patiently(
