@@ -29,7 +29,7 @@ from onceflow.agents.journal import (
     first_due_ms,
     parked,
 )
-from onceflow.agents.run import SUSPENDED, ForeignAwait
+from onceflow.agents.suspension import SUSPENDED, ForeignAwait
 from onceflow.agents.tool import AGENT_BENEATH
 from onceflow.event import Reason
 

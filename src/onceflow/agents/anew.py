@@ -23,7 +23,7 @@ from onceflow.agents.journal import (
     UNUSABLE_RESULT,
     Entry,
 )
-from onceflow.agents.run import ForeignAwait
+from onceflow.agents.suspension import ForeignAwait
 from onceflow.errors import ConfigError, Failed, GiveUp, KeyReused, OutcomeUnknown, RetryLater, WaitExpired
 from onceflow.event import InvalidData
 

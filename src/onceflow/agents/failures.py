@@ -6,8 +6,8 @@ from collections.abc import Coroutine
 from typing import Any
 
 from onceflow.agents.calls import RunFailed
-from onceflow.agents.run import ForeignAwait
 from onceflow.agents.seldom import named
+from onceflow.agents.suspension import ForeignAwait
 from onceflow.errors import Failed, WaitExpired, as_text
 from onceflow.event import InvalidData, Reason
 

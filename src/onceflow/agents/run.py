@@ -8,9 +8,9 @@ inside a `gather`), the same in every replay. What a run decides is in `machine`
 import logging
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 
 import msgspec
 
@@ -25,7 +25,8 @@ from onceflow.agents.journal import (
     Entry,
     Wait,
 )
-from onceflow.agents.signals import Signal
+from onceflow.agents.signals import Signal, waited_for
+from onceflow.agents.suspension import Branch, Strand, suspension
 from onceflow.agents.tool import AGENT_BENEATH, Tool
 from onceflow.errors import CallFailed, Failed, KeyReused, OutcomeUnknown, WaitExpired, as_text
 from onceflow.event import Event
@@ -37,22 +38,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-WAIT_TEXT_MAX = 10_000  # characters of what names the signal of a wait
-
 log = logging.getLogger("onceflow.run")
-
-
-class Strand(msgspec.Struct, gc=False):
-    """Counts the calls of one line of execution, so that places don't depend on which answer came first."""
-
-    prefix: str = ""
-    count: int = 0
-
-    def next(self) -> str:
-        """The place of the next call."""
-        place = f"{self.prefix}{self.count}"
-        self.count += 1
-        return place
 
 
 class Run(msgspec.Struct, eq=False):
@@ -125,7 +111,7 @@ class Run(msgspec.Struct, eq=False):
         machine: Machine = self._made or self._machine
         asked = machine.ask(event, tool, place, arguments)
         while (entry := machine.outcome(tool, place, asked)) is None:
-            await _suspension
+            await suspension
             self._own_strand = strand
         if entry.result is None:
             raise _error_of(entry)
@@ -138,7 +124,7 @@ class Run(msgspec.Struct, eq=False):
         """
         strand = self._strand
         place = strand.next()
-        branches = [_Branch(call, Strand(f"{place}.{index}.")) for index, call in enumerate(calls)]
+        branches = [Branch(call, Strand(f"{place}.{index}.")) for index, call in enumerate(calls)]
         if len({id(call) for call in calls}) < len(calls):  # its second branch would wait for ever
             raise TypeError("run.gather was given one call twice: make each with a run.call(…) of its own")
         moved, open_branches = branches, len(branches)
@@ -151,7 +137,7 @@ class Run(msgspec.Struct, eq=False):
                 break
             machine = self._machine
             machine.gathers()
-            await _suspension
+            await suspension
             # Not all of them: of thousands, each answer concerns one.
             moved = [branches[index] for index in machine.moved(place) if not branches[index].ended]
         self._strand = strand
@@ -218,14 +204,7 @@ class Run(msgspec.Struct, eq=False):
         poll: a tool that is called with `id` each time that `every` has passed without a signal; it returns None, or a
         status, or a mapping with `status`, and ends the wait as a signal would.
         """
-        type, id = _wait_text("type", type), _wait_text("id", id)
-        statuses = tuple(_wait_text("until", each) for each in ([until] if isinstance(until, str) else until))
-        if sum(map(len, (type, id, *statuses))) > WAIT_TEXT_MAX:
-            raise ValueError(f"run.wait_for: type, id and until have more than {WAIT_TEXT_MAX} characters")
-        if not (type and id):
-            raise ValueError(
-                f"run.wait_for: type={type!r}, id={id!r}; a signal has both and would never end this wait"
-            )
+        type, id, statuses = waited_for(type, id, until)
         for name, tool in (
             ("poll", poll),
             ("on_timeout", on_timeout),
@@ -259,7 +238,7 @@ class Run(msgspec.Struct, eq=False):
         strand = self._strand
         place = strand.next()
         while (entry := self._machine.wait(place, name, wait)) is None:
-            await _suspension
+            await suspension
             self._strand = strand
         return entry
 
@@ -279,50 +258,7 @@ class Run(msgspec.Struct, eq=False):
         return self._machine.recorded(self._strand.next(), name, make)
 
 
-class _Branch(Generic[T]):
-    """One awaitable of a gather, driven by hand."""
-
-    __slots__ = ("_iterator", "ended", "error", "result", "strand")
-
-    def __init__(self, awaitable: Awaitable[T], strand: Strand) -> None:
-        try:
-            self._iterator = awaitable.__await__()
-        except AttributeError:
-            raise TypeError(_no_call(awaitable)) from None
-        self.strand = strand
-        self.ended = False
-        self.result: T | None = None
-        self.error: BaseException | None = None
-
-    def step(self) -> None:
-        try:
-            token = self._iterator.send(None)
-        except StopIteration as stop:
-            self.result, self.ended = stop.value, True
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # noqa: BLE001 (raised to the agent once its siblings have ended)
-            self.error, self.ended = error, True
-        else:
-            if token is not SUSPENDED:
-                self.error, self.ended = ForeignAwait(token), True
-
-
-SUSPENDED = object()
-_SUSPENDED_ONCE = (SUSPENDED,)
 _UUID_SPACE = uuid.UUID("0b1f7c52-7d5e-5a8e-9a53-2f6e1f0f5d11")
-
-
-class _Suspension:
-    """What `run.call` awaits while there is no answer."""
-
-    __slots__ = ()
-
-    def __await__(self) -> Generator[object, None, None]:
-        return iter(_SUSPENDED_ONCE)  # type: ignore[return-value]  # any iterator does, and costs half as much
-
-
-_suspension = _Suspension()
 
 
 def _no_tool(given: object) -> str:
@@ -340,31 +276,6 @@ def _no_tool(given: object) -> str:
         f"run.call takes a tool and its arguments, and this is a {type(given).__name__}: write run.call(charge, 1) for "
         "a tool charge, not run.call(charge(1))"
     )
-
-
-def _no_call(given: object) -> str:
-    """What to write instead of a run.gather of this."""
-    if isinstance(given, Tool):
-        return f"run.gather takes calls: write run.call({given.name}, …) instead of {given.name}"
-    if isinstance(given, Iterable):
-        return "run.gather takes calls one by one: write run.gather(*calls) instead of run.gather(calls)"
-    return f"run.gather takes calls, as run.call(…) makes them, and not a {type(given).__name__}"
-
-
-class ForeignAwait(Exception):  # noqa: N818
-    """An agent awaited something that isn't its run's."""
-
-
-def _wait_text(name: str, value: object) -> str:
-    """What names a signal, as signals have it: a text. A number or a UUID of an event's data is taken as written."""
-    if isinstance(value, str):
-        text = str.__str__(value)
-    elif isinstance(value, int | uuid.UUID) and not isinstance(value, bool):
-        text = str(value)
-    else:
-        raise TypeError(f"run.wait_for: {name}={value!r}; write a text")
-    text.encode()  # half a surrogate pair is no text: the agent is told so
-    return text
 
 
 def _error_of(entry: Entry) -> Exception:

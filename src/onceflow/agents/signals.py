@@ -12,6 +12,7 @@ became of it. One that finds its wait open ends it. One that finds none is kept 
 from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
@@ -23,6 +24,7 @@ SIGNAL_MAX_BYTES = 900_000  # as it is stored: with what was sent, in one record
 KEPT_MS = 72 * 3_600_000  # for a wait to come; taken ones as long, so that a copy is known
 KEPT_MAX = 100  # of one type and id, that no wait has taken: each that comes is compared with them
 BURST_MS = 15 * 60_000
+TEXT_MAX = 10_000  # characters of what names the signal of a wait
 
 _KIND = b"\0s"
 
@@ -48,6 +50,34 @@ class Kept(msgspec.Struct, array_like=True, frozen=True):
     origin: str
     value: bytes | None = None  # as it was sent, for a dead letter
     headers: list[tuple[str, bytes | None]] | None = None
+
+
+def waited_for(type: object, id: object, until: object) -> tuple[str, str, tuple[str, ...]]:
+    """What `run.wait_for` was given, as signals have it. Raises TypeError or ValueError, which say what to write."""
+    name, subject = _text("type", type), _text("id", id)
+    listed: Iterable[object] = (
+        until if isinstance(until, Iterable) and not isinstance(until, str) else [until]
+    )
+    statuses = tuple(_text("until", each) for each in listed)
+    if sum(map(len, (name, subject, *statuses))) > TEXT_MAX:
+        raise ValueError(f"run.wait_for: type, id and until have more than {TEXT_MAX} characters")
+    if not (name and subject):
+        raise ValueError(
+            f"run.wait_for: type={name!r}, id={subject!r}; a signal has both and would never end this wait"
+        )
+    return name, subject, statuses
+
+
+def _text(name: str, value: object) -> str:
+    """A text. A number or a UUID of an event's data is taken as written."""
+    if isinstance(value, str):
+        text = str.__str__(value)
+    elif isinstance(value, int | UUID) and not isinstance(value, bool):
+        text = str(value)
+    else:
+        raise TypeError(f"run.wait_for: {name}={value!r}; write a text")
+    text.encode()  # half a surrogate pair is no text: the agent is told so
+    return text
 
 
 def read_signal(incoming: Incoming) -> Signal | str:
