@@ -29,6 +29,7 @@ OWN = ("own-a", "own-b", "own-c")  # tenants with a topic of their own
 SETTLED_S = 60.0  # for all that was sent to come out
 CLIENT_BUG = "rd_kafka_enq_once_del_source_return"  # librdkafka 2.16's assertion, see onceflow.stream.cluster
 TAIL = 2_000  # bytes of a log that are shown
+MODES = ("all kept", "recovery and state lost", "slots moved")  # what a death leaves
 
 
 class Scene:
@@ -140,6 +141,25 @@ class Scene:
         """Wait until so many records more have come out."""
         goal = self.outputs.more() + more
         self.wait(lambda: self.outputs.more() >= goal, f"{more} more records came out ({goal})")
+
+    def let_die(self, cell: Cell, mode: str, serves: Callable[[], object] | None = None) -> None:
+        """Start a cell that is doomed, and wait for its death. Unless its slots move, it is started again with what is
+        left, until it `serves` (unless given: until something came out), and killed.
+        """
+        cell.start()
+        self.wait(lambda: -9 in cell.statuses, f"it dies: {cell.doom['CRASH_AT']}")
+        cell.doom = {}
+        if mode == "recovery and state lost":
+            cell.lose_recovery()
+            cell.lose_state()
+        if mode == "slots moved":
+            return
+        cell.start()
+        if serves is None:
+            self.wait_for_output(1)
+        else:
+            self.wait(serves, "it serves")
+        cell.kill()
 
     def wait_for_members(self, wanted: Mapping[str, bool]) -> None:
         """Wait until the group lists exactly these cells, those marked True with slots, and all slots are owned."""

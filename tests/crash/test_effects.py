@@ -12,13 +12,12 @@ from tests.crash import points
 from tests.crash.checker import Event
 from tests.crash.effects import World
 from tests.crash.load import FAILING
-from tests.crash.scene import Scene
+from tests.crash.scene import MODES, Scene
 
 pytestmark = pytest.mark.crash
 
 ORDERS = 60
 REFUSED = b"{" + FAILING + b"}"
-MODES = ("all kept", "recovery and state lost", "slots moved")
 
 
 @pytest.fixture
@@ -55,16 +54,7 @@ def test_each_effect_is_done_once_wherever_the_process_dies(
             orders.append(Event(f"tenant-{number % 7}", "shop", f"order-{mode[:3]}-{number}", data))
             scene.send(orders[-1])
         scene.load.flush()
-        cell.start()
-        scene.wait(lambda cell=cell: -9 in cell.statuses, f"it dies: {cell.doom['CRASH_AT']}")
-        cell.doom = {}
-        if mode == "recovery and state lost":
-            cell.lose_recovery()
-            cell.lose_state()
-        if mode != "slots moved":
-            cell.start()
-            scene.wait_for_output(1)
-            cell.kill()
+        scene.let_die(cell, mode)
     world.cell(scene, "last").start()
     scene.finish(agent="orders", contents=world.contents)
     assert world.wrong(orders) == []

@@ -8,8 +8,8 @@ import pytest
 
 from tests.crash import points
 from tests.crash.checker import Event
-from tests.crash.scene import Scene
-from tests.crash.test_effects import MODES, World
+from tests.crash.scene import MODES, Scene
+from tests.crash.test_effects import World
 
 pytestmark = pytest.mark.crash
 
@@ -42,16 +42,7 @@ def test_each_customer_is_welcomed_once_wherever_the_process_dies(
             events.append(event)
             scene.send(event)
         scene.load.flush()
-        cell.start()
-        scene.wait(lambda cell=cell: -9 in cell.statuses, f"it dies: {cell.doom['CRASH_AT']}")
-        cell.doom = {}
-        if mode == "recovery and state lost":
-            cell.lose_recovery()
-            cell.lose_state()
-        if mode != "slots moved":
-            cell.start()
-            scene.wait(lambda cell=cell: "slots granted" in cell.text(), "it serves")
-            cell.kill()
+        scene.let_die(cell, mode, lambda cell=cell: "slots granted" in cell.text())
     scene.cell("last", "tests.crash.shared_flow", CRASH_WORLD=str(world.directory)).start()
 
     def contents(event: Event, data: str) -> str:

@@ -11,8 +11,8 @@ from confluent_kafka import Producer
 
 from tests.crash import points
 from tests.crash.checker import Event
-from tests.crash.scene import Scene
-from tests.crash.test_effects import MODES, World
+from tests.crash.scene import MODES, Scene
+from tests.crash.test_effects import World
 
 pytestmark = pytest.mark.crash
 
@@ -114,16 +114,7 @@ def test_each_wait_ends_once_wherever_the_process_dies(
             checks.answer(account, chance)
         del late[: ACCOUNTS // 5]
         checks.flush()
-        cell.start()
-        scene.wait(lambda cell=cell: -9 in cell.statuses, f"it dies: {cell.doom['CRASH_AT']}")
-        cell.doom = {}
-        if mode == "recovery and state lost":
-            cell.lose_recovery()
-            cell.lose_state()
-        if mode != "slots moved":
-            cell.start()
-            scene.wait_for_output(1)
-            cell.kill()
+        scene.let_die(cell, mode)
     last = bank.cell(scene, "last").start()
     scene.wait(lambda: "slots granted" in last.text(), "the last cell serves")
     for account in late:
