@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from rocksdict import Options
 
+from onceflow.errors import Fault
 from onceflow.state import store as store_module
 from onceflow.state.store import Store
 
@@ -170,3 +171,24 @@ def test_a_store_with_a_damaged_block_is_put_aside_whichever_it_is(tmp_path: Pat
         put_aside += path.with_name("store.aside").exists()
         store.close()
     assert put_aside > 0
+
+
+def test_a_damaged_block_that_a_scan_meets_heals_with_a_restart(tmp_path: Path) -> None:
+    """The store opens: what it reads then is undamaged. A scan does not end early, and the next start is another."""
+    path = tmp_path / "store"
+    keys = [(b"%04d" % number, random.randbytes(64), "runs") for number in range(1_000)]
+    store = Store.open(path)
+    store.add_family("runs")
+    store.write(keys)
+    store.close()
+    (table,) = [file for file in path.glob("*.sst") if file.stat().st_size > 10_000]
+    content = bytearray(table.read_bytes())
+    content[9_000] ^= 1
+    table.write_bytes(content)
+    store = Store.open(path)
+    with pytest.raises(Fault, match=r"is damaged .* a restart builds it anew"):
+        list(store.scan(b"", "runs"))
+    store.close()
+    again = Store.open(path)
+    assert (again.families, path.with_name("store.aside").exists()) == ((), True)
+    again.close()

@@ -180,13 +180,14 @@ class Store:
         return found  # type: ignore[no-any-return]
 
     def scan(self, prefix: bytes, family: str = "") -> Iterator[tuple[bytes, bytes]]:
-        """Go through a family's keys that begin with `prefix` ("": the default family); a damaged block raises."""
-        iterator = (self._families[family] if family else self._db).iter(ReadOptions())
-        iterator.seek(prefix)
-        while iterator.valid() and (key := iterator.key()).startswith(prefix):
-            yield key, iterator.value()
-            iterator.next()
-        iterator.status()
+        """Go through a family's keys that begin with `prefix` ("": the default family)."""
+        with self._heals_by_restart():
+            iterator = (self._families[family] if family else self._db).iter(ReadOptions())
+            iterator.seek(prefix)
+            while iterator.valid() and (key := iterator.key()).startswith(prefix):
+                yield key, iterator.value()
+                iterator.next()
+            iterator.status()  # raises where a block is damaged
 
     def write(
         self, puts: Sequence[tuple[bytes, bytes, str]], deletes: Sequence[tuple[bytes, str]] = ()
