@@ -39,8 +39,9 @@ format: setup ## put the code into the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-soak: setup ## random faults on two and three cells for an hour, then the tests too long for `make test`
+soak: setup ## random faults on two and three cells for two hours, then the tests too long for `make test`
 	$(BIN)/python -m tests.crash.soak
+	$(BIN)/python -m tests.crash.soak --flow effects
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m soak
 
 bench: setup ## every benchmark, and its table (over an hour; `python -m benchmarks --help` for one alone)

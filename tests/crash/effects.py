@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.crash.cells import Cell
-from tests.crash.checker import Event
+from tests.crash.checker import Event, Sent
 from tests.crash.load import FAILING
 from tests.crash.scene import Scene
 
@@ -68,6 +68,11 @@ class World:
                 wrong.append(f"{event.id}: {found}")
         keys = Counter(effect.key for effect in self.done() if effect.key != "-")
         return wrong + [f"{key}: {times} times" for key, times in keys.items() if times > 1]
+
+    def check(self, sent: Iterable[Sent]) -> None:
+        """Fail if something is wrong with the effects of all that was sent."""
+        wrong = self.wrong({each.event for each in sent if each.event is not None})
+        assert not wrong, f"{len(wrong)} x effects: {wrong[:5]}"
 
     def _effects(self, since: int) -> tuple[list[Effect], int]:
         with (self.directory / "done").open() as done:

@@ -47,6 +47,7 @@ class Scene:
         self.random = random.Random(0)
         self.load: Load | None = None
         self._outputs: Outputs | None = None
+        self._agent, self._contents = "echo", echoes
         self._started_at = time.monotonic()
         self._settings = Settings(
             kafka=Kafka(bootstrap_servers=bootstrap_servers),
@@ -142,6 +143,10 @@ class Scene:
         goal = self.outputs.more() + more
         self.wait(lambda: self.outputs.more() >= goal, f"{more} more records came out ({goal})")
 
+    def expect(self, agent: str, contents: Contents) -> None:
+        """Say what completions are to be; unless told, those of the flow `echo`."""
+        self._agent, self._contents = agent, contents
+
     def let_die(self, cell: Cell, mode: str, serves: Callable[[], object] | None = None) -> None:
         """Start a cell that is doomed, and wait for its death. Unless its slots move, it is started again with what is
         left, until it `serves` (unless given: until something came out), and killed.
@@ -221,11 +226,16 @@ class Scene:
     def finish(
         self,
         *,
-        agent: str = "echo",
+        agent: str = "",
         contents: Contents = echoes,
         but: Callable[[Sent], bool] = lambda _: False,
     ) -> None:
-        """Wait until all is done, end the cells, and check what came out. `but`: records that must not be done."""
+        """Wait until all is done, end the cells, and check what came out. `but`: records that must not be done.
+
+        `agent`, `contents`: see `expect`.
+        """
+        if agent:
+            self.expect(agent, contents)
         if self.load is not None and not any(but(record) for record in self.load.sent):
             self.settle()
         for cell in self.cells:
@@ -235,7 +245,7 @@ class Scene:
                 assert status == 0, f"{cell.name} ended with {status} when asked to: {self._tail(cell)}"
         self.wait(self.outputs.at_end, "all output is read, no transaction is open")
         assert self.load is not None
-        wrong = self._wrong([s for s in self.load.stop() if not but(s)], agent=agent, contents=contents)
+        wrong = self._wrong([s for s in self.load.stop() if not but(s)])
         assert not wrong, f"{wrong}\nlogs: {self.directory}"
         left = [f"{run.key.hex()} of {run.tenant}" for run in read_open_runs(self.flow, self._settings)]
         assert not left, f"{len(left)} runs have ended and are open in the ledger: {left[:5]}"
@@ -280,7 +290,7 @@ class Scene:
             assert status == 3, f"{cell.name} ended with status {status}: {self._tail(cell)}"
             cell.start()
 
-    def _wrong(self, sent: list[Sent], *, agent: str = "echo", contents: Contents = echoes) -> str:
+    def _wrong(self, sent: list[Sent]) -> str:
         found = self.outputs.found
         return "\n".join(
             faults(
@@ -288,9 +298,9 @@ class Scene:
                 found[f"{self.flow}.completions"],
                 found[f"{self.flow}.dead-letters"],
                 flow=self.flow,
-                agent=agent,
+                agent=self._agent,
                 slots=PARTITIONS,
-                contents=contents,
+                contents=self._contents,
                 outcome=outcome,
             )
         )

@@ -1,6 +1,7 @@
 """Cells under random faults for as long as wanted: `python -m tests.crash.soak` (an hour).
 
-Two cells, three at times, a load that goes on, and a Kafka of their own. A seed decides which fault comes next, whom it
+Two cells, three at times, a load that goes on, and a Kafka of their own. The flow `echo` only reads; `effects` changes
+something outside, and what was done there is counted. A seed decides which fault comes next, whom it
 hits and at which moment; now and then one comes on the heels of another. After every CHECK_EVERY faults the load
 pauses, everything must come out, and all output is checked from the beginning, so that a failure is near its cause; at
 the end once more. Each fault is a line with its time. A failure keeps logs, state and schedule, and names the place.
@@ -24,30 +25,46 @@ from tests.conftest import PrivateKafka
 from tests.crash import points
 from tests.crash.cells import Cell
 from tests.crash.checker import Event
+from tests.crash.effects import World
 from tests.crash.scene import Scene
 from tests.waiting import wait_until
 
 MINUTES = 60.0
-EVENTS_PER_S = 600
+EVENTS_PER_S = {"echo": 600, "effects": 200}  # by flow
 CHECK_EVERY = 50  # faults
 PATIENCE_S = 180.0  # for what must happen after several faults at once, Kafka's return among them
 END_S = 90.0  # for the end that a cell was asked for: its grace, its last commit, a Kafka just started
 TOPICS = 40  # new ones, at most
 ENDS = {0, 3, -signal.SIGKILL}
-POINTS = [point for point in points.ALL if not point.needs]
 
 
 class Soak:
-    """A scene, its broker, and the faults; `counts` says how often each was done."""
+    """A scene, its broker, and the faults; `counts` says how often each was done.
+
+    `world`: of the flow `effects`; without one the flow is `echo`.
+    """
 
     def __init__(
-        self, scene: Scene, kafka: PrivateKafka, seed: int, events_per_s: int = EVENTS_PER_S
+        self,
+        scene: Scene,
+        kafka: PrivateKafka,
+        seed: int,
+        events_per_s: int | None = None,
+        world: World | None = None,
     ) -> None:
+        flow = "echo" if world is None else "effects"
         self.counts: Counter[str] = Counter()
-        self._scene, self._kafka, self._rate = scene, kafka, events_per_s
-        scene.seed(seed, events_per_s)
+        self._scene, self._kafka, self._world = scene, kafka, world
+        self._rate = events_per_s or EVENTS_PER_S[flow]
+        self._points = [point for point in points.chosen((), flow) if not point.needs]
+        scene.seed(seed, self._rate)
         self._random = scene.random
-        self._cells = [scene.cell(name, CRASH_CALLS="1") for name in "abc"]
+        if world is None:
+            self._cells = [scene.cell(name, CRASH_CALLS="1") for name in "abc"]
+        else:
+            world.gate.touch()
+            scene.expect("orders", world.contents)
+            self._cells = [world.cell(scene, name) for name in "abc"]
         self._copies = scene.directory / "copies"  # of state and recovery directories, from earlier
         self._note = scene.directory / "crash-points"
         self._note.touch()
@@ -67,11 +84,18 @@ class Soak:
             if self.counts.total() >= checked + CHECK_EVERY:
                 checked = self.counts.total()
                 scene.check(PATIENCE_S)
+                self._check_effects()
                 scene.load_again(self._random.randrange(1 << 30), self._rate)
         scene.settle(PATIENCE_S)
         for cell in filter(Cell.running, self._cells):
             self._wait(lambda cell=cell: cell.owned() > 0, f"{cell.name} owns slots")
         scene.finish()
+        self._check_effects()
+
+    def _check_effects(self) -> None:
+        if self._world is not None:
+            assert self._scene.load is not None
+            self._world.check(self._scene.load.sent)
 
     def _one(self) -> None:
         """One fault; then, mostly, a moment of peace."""
@@ -98,7 +122,7 @@ class Soak:
     def _kill_at_a_point(self) -> bool:
         cell = self._running()
         self._kill_it(cell)
-        point = self._random.choice(POINTS)
+        point = self._random.choice(self._points)
         cell.doom = points.environment(point, self._random.randint(1, point.passes), self._note)
         deaths = cell.statuses.count(-signal.SIGKILL)
         cell.start()
@@ -167,10 +191,10 @@ class Soak:
         return is_there
 
     def _flip_a_bit(self) -> bool:
-        """In a table of the view, while its cell is down."""
+        """In a table of a view, while its cell is down."""
         cell = self._running()
         self._kill_it(cell)
-        tables = sorted((cell.state / "seen").glob("*.sst"))
+        tables = sorted(cell.state.glob("*/*.sst"))
         if tables:
             table = self._random.choice(tables)
             contents = bytearray(table.read_bytes())
@@ -274,7 +298,8 @@ def main() -> int:
         soak = None
         try:
             scene.prepare()
-            soak = Soak(scene, kafka, arguments.seed, arguments.events_per_s)
+            world = World(directory) if arguments.flow == "effects" else None
+            soak = Soak(scene, kafka, arguments.seed, arguments.events_per_s, world)
             soak.run(
                 lambda done: (
                     time.monotonic() < until and (arguments.faults is None or done < arguments.faults)
@@ -302,10 +327,11 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.crash.soak", description=(__doc__ or "").split("\n")[0]
     )
+    parser.add_argument("--flow", choices=EVENTS_PER_S, default="echo", help="what runs; default: echo")
     parser.add_argument("--minutes", type=float, default=MINUTES)
     parser.add_argument("--faults", type=int, help="end after so many")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
-    parser.add_argument("--events-per-s", type=int, default=EVENTS_PER_S)
+    parser.add_argument("--events-per-s", type=int, help=f"default: {EVENTS_PER_S}")
     parser.add_argument("--keep", metavar="DIR", help="keep logs and state there, whatever comes out")
     return parser.parse_args()
 

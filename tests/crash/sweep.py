@@ -118,9 +118,7 @@ class Sweep:
             self._scene.finish()
             return
         self._scene.finish(agent="orders", contents=self._world.contents)
-        orders = {sent.event for sent in self._scene.load.sent if sent.event is not None}
-        wrong = self._world.wrong(orders)
-        assert not wrong, f"{len(wrong)} x effects: {wrong[:5]}"
+        self._world.check(self._scene.load.sent)
 
     def _die(self, kill: Kill) -> None:
         scene, cell, other, point = self._scene, self._cell, self._other, kill.point

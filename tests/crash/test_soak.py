@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PrivateKafka
+from tests.crash.effects import World
 from tests.crash.scene import Scene
 from tests.crash.soak import FAULTS, Soak
 
@@ -14,13 +15,14 @@ SEED, COUNT = 4, 8
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("flow", [pytest.param("echo", marks=pytest.mark.soak), "effects"])
 def test_random_faults_lose_and_double_nothing(
-    private_kafka: PrivateKafka, flow_name: str, tmp_path: Path
+    private_kafka: PrivateKafka, flow_name: str, tmp_path: Path, flow: str
 ) -> None:
     scene = Scene(flow_name, private_kafka.start(), tmp_path)
     try:
         scene.prepare()
-        soak = Soak(scene, private_kafka, SEED)
+        soak = Soak(scene, private_kafka, SEED, world=World(tmp_path) if flow == "effects" else None)
         soak.run(lambda done: done < COUNT)
     finally:
         scene.close()
