@@ -24,15 +24,17 @@ class Effect(NamedTuple):
 class World:
     """What the flow `effects_flow` has done to the world; there, an order is an event's key."""
 
+    module = "tests.crash.effects_flow"
+
     def __init__(self, directory: Path) -> None:
         self.directory, self.gate = directory / "world", directory / "gate"
         self.directory.mkdir()
         (self.directory / "done").touch()
         self._read, self._orders = 0, defaultdict[str, list[Effect]](list)
 
-    def cell(self, scene: Scene, name: str, module: str = "tests.crash.effects_flow") -> Cell:
+    def cell(self, scene: Scene, name: str, module: str = "") -> Cell:
         paths = {"CRASH_WORLD": str(self.directory), "CRASH_GATE": str(self.gate)}
-        return scene.cell(name, module, **paths)
+        return scene.cell(name, module or self.module, **paths)
 
     def done(self) -> list[Effect]:
         """Each effect, in the order they happened."""

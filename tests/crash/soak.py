@@ -1,7 +1,7 @@
 """Cells under random faults for as long as wanted: `python -m tests.crash.soak` (an hour).
 
-Two cells, three at times, a load that goes on, and a Kafka of their own. The flow `echo` only reads; `effects` changes
-something outside, and what was done there is counted. A seed decides which fault comes next, whom it
+Two cells, three at times, a load that goes on, and a Kafka of their own. The flow `echo` only reads; `effects` and
+`mixed` change something outside, and what was done there is counted. A seed decides which fault comes next, whom it
 hits and at which moment; now and then one comes on the heels of another. After every CHECK_EVERY faults the load
 pauses, everything must come out, and all output is checked from the beginning, so that a failure is near its cause; at
 the end once more. Each fault is a line with its time. A failure keeps logs, state and schedule, and names the place.
@@ -26,11 +26,13 @@ from tests.crash import points
 from tests.crash.cells import Cell
 from tests.crash.checker import Event
 from tests.crash.effects import World
+from tests.crash.mixed import MixedWorld
 from tests.crash.scene import Scene
 from tests.waiting import wait_until
 
 MINUTES = 60.0
-EVENTS_PER_S = {"echo": 600, "effects": 200}  # by flow
+EVENTS_PER_S = {"echo": 600, "effects": 200, "mixed": 100}  # by flow
+WORLDS = {"effects": World, "mixed": MixedWorld}
 CHECK_EVERY = 50  # faults
 PATIENCE_S = 180.0  # for what must happen after several faults at once, Kafka's return among them
 END_S = 90.0  # for the end that a cell was asked for: its grace, its last commit, a Kafka just started
@@ -39,24 +41,17 @@ ENDS = {0, 3, -signal.SIGKILL}
 
 
 class Soak:
-    """A scene, its broker, and the faults; `counts` says how often each was done.
-
-    `world`: of the flow `effects`; without one the flow is `echo`.
-    """
+    """A scene, its broker, and the faults; `counts` says how often each was done."""
 
     def __init__(
-        self,
-        scene: Scene,
-        kafka: PrivateKafka,
-        seed: int,
-        events_per_s: int | None = None,
-        world: World | None = None,
+        self, scene: Scene, kafka: PrivateKafka, flow: str, seed: int, events_per_s: int | None = None
     ) -> None:
-        flow = "echo" if world is None else "effects"
         self.counts: Counter[str] = Counter()
-        self._scene, self._kafka, self._world = scene, kafka, world
+        self._scene, self._kafka = scene, kafka
+        self._world = world = WORLDS[flow](scene.directory) if flow in WORLDS else None
         self._rate = events_per_s or EVENTS_PER_S[flow]
-        self._points = [point for point in points.chosen((), flow) if not point.needs]
+        passed = {"echo": points.ALL, "effects": (*points.ALL, *points.EFFECTS)}
+        self._points = [point for point in passed.get(flow, points.POINTS.values()) if not point.needs]
         scene.seed(seed, self._rate)
         self._random = scene.random
         if world is None:
@@ -298,8 +293,7 @@ def main() -> int:
         soak = None
         try:
             scene.prepare()
-            world = World(directory) if arguments.flow == "effects" else None
-            soak = Soak(scene, kafka, arguments.seed, arguments.events_per_s, world)
+            soak = Soak(scene, kafka, arguments.flow, arguments.seed, arguments.events_per_s)
             soak.run(
                 lambda done: (
                     time.monotonic() < until and (arguments.faults is None or done < arguments.faults)

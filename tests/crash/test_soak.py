@@ -5,24 +5,26 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PrivateKafka
-from tests.crash.effects import World
 from tests.crash.scene import Scene
 from tests.crash.soak import FAULTS, Soak
 
 pytestmark = pytest.mark.crash
 
 SEED, COUNT = 4, 8
+SOAK = pytest.mark.soak
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("flow", [pytest.param("echo", marks=pytest.mark.soak), "effects"])
+@pytest.mark.parametrize(
+    "flow", [*(pytest.param(each, marks=pytest.mark.soak) for each in ("echo", "effects")), "mixed"]
+)
 def test_random_faults_lose_and_double_nothing(
     private_kafka: PrivateKafka, flow_name: str, tmp_path: Path, flow: str
 ) -> None:
     scene = Scene(flow_name, private_kafka.start(), tmp_path)
     try:
         scene.prepare()
-        soak = Soak(scene, private_kafka, SEED, world=World(tmp_path) if flow == "effects" else None)
+        soak = Soak(scene, private_kafka, flow, SEED)
         soak.run(lambda done: done < COUNT)
     finally:
         scene.close()
