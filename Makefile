@@ -41,7 +41,8 @@ format: setup ## put the code into the project's format
 
 soak: setup ## random faults on two and three cells for two hours, then the tests too long for `make test`
 	$(BIN)/python -m tests.crash.soak
-	$(BIN)/python -m tests.crash.soak --flow effects
+	$(BIN)/python -m tests.crash.soak --flow effects --minutes 30
+	$(BIN)/python -m tests.crash.soak --flow mixed --minutes 30
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m soak
 
 bench: setup ## every benchmark, and its table (over an hour; `python -m benchmarks --help` for one alone)
