@@ -173,6 +173,22 @@ def test_what_hangs_in_a_thread_leaves_threads_for_other_tenants(
     assert result(asked.answer()) == "127.0.0.1"
 
 
+def test_what_hangs_in_a_thread_leaves_threads_for_other_tools(
+    asked: Asked, release: threading.Event
+) -> None:
+    begun = []
+
+    async def hangs() -> None:
+        begun.append(1)
+        await asyncio.to_thread(release.wait, 60)
+
+    for number in range(threads.THREADS_MAX):
+        asked.call(hangs, tenant=f"tenant-{number % 8}", timeout_s=60)
+    wait_until(lambda: len(begun) == threads.THREADS_MAX, 10, "all to begin")
+    asked.call(looks_up, tenant="tenant-1")
+    assert result(asked.answer()) == "127.0.0.1"
+
+
 def test_what_waits_for_a_thread_does_not_run_once_nobody_waits_for_it(
     monkeypatch: pytest.MonkeyPatch, release: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -47,10 +47,15 @@ class Calling(msgspec.Struct, eq=False):
 current: ContextVar[Calling | None] = ContextVar("the call under way", default=None)
 
 
-def tenant_of_current() -> str:
-    """Of the call under way."""
+def whose_is_current() -> tuple[str, str]:
+    """Tenant and tool of the call under way."""
     calling = current.get()
-    return "" if calling is None else calling.started.call.tenant
+    return ("", "") if calling is None else whose(calling.started)
+
+
+def whose(started: StartCall) -> tuple[str, str]:
+    """Tenant and tool of a call."""
+    return started.call.tenant, started.tool.name
 
 
 def remembered(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> "asyncio.Task[Any]":

@@ -29,8 +29,9 @@ from onceflow.agents.calling import (
     is_async,
     remembered,
     taken_out,
-    tenant_of_current,
     too_late_error,
+    whose,
+    whose_is_current,
 )
 from onceflow.agents.calls import Answer, NotSent, Raised, StartCall
 from onceflow.agents.gates import Allowance
@@ -72,7 +73,7 @@ class Loop:
         self._passing = Passing(self._loop, allowance)
         self._timeouts = Timeouts(self._loop, self._end_late)
         self._threads = Threads(self._loop)
-        self._loop.set_default_executor(Aside(self._loop, self._threads, tenant_of_current))
+        self._loop.set_default_executor(Aside(self._loop, self._threads, whose_is_current))
         self._thread = Thread(target=self._run, name="onceflow-executor", daemon=True)
         self._thread.start()
 
@@ -321,6 +322,6 @@ class Loop:
 
     async def _in_thread(self, calling: Calling, function: Callable[[], Any]) -> Any:
         calling.queues = True
-        permits = await self._threads.permits(calling.started.call.tenant)
+        permits = await self._threads.permits(whose(calling.started))
         calling.queues = False
         return await self._threads.run(function, permits)

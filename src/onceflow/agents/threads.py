@@ -21,8 +21,10 @@ log = logging.getLogger("onceflow.executor")
 
 THREADS_MAX = 256  # functions that run at the same time
 TENANT_THREADS_MAX = 64  # … of one tenant: what hangs there leaves threads for the others
+TOOL_THREADS_MAX = 128  # … of one tool: so does what hangs there
 
-Permits = tuple[asyncio.Semaphore, asyncio.Semaphore]
+Whose = tuple[str, str]  # tenant and tool
+Permits = list[asyncio.Semaphore]
 Ended = Callable[[Any, BaseException | None], None]  # what a function has returned, or raised
 
 
@@ -33,23 +35,31 @@ class Threads:
         self._loop = loop
         self._of_all = asyncio.Semaphore(THREADS_MAX)
         self._of_tenants: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._of_tools: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._seldom = RateLimited(log)
 
-    async def permits(self, tenant: str) -> Permits:
-        """Wait until one more function may run, for this tenant too."""
-        of_tenant = self._of_tenants.get(tenant)
-        if of_tenant is None:
-            of_tenant = self._of_tenants[tenant] = asyncio.Semaphore(TENANT_THREADS_MAX)
-        await of_tenant.acquire()
-        if self._of_all.locked():
-            message = "all threads for plain functions are taken; others wait until some return"
-            self._seldom.log(logging.WARNING, message, extra={"threads": THREADS_MAX})
+    async def permits(self, whose: Whose) -> Permits:
+        """Wait until one more function may run, for this tenant and this tool too.
+
+        First for the tenant: who waits there keeps nothing from others.
+        """
+        tenant, tool = whose
+        permits: Permits = []
         try:
-            await self._of_all.acquire()
+            for semaphore in (
+                self._of_tenants.setdefault(tenant, asyncio.Semaphore(TENANT_THREADS_MAX)),
+                self._of_tools.setdefault(tool, asyncio.Semaphore(TOOL_THREADS_MAX)),
+                self._of_all,
+            ):
+                if semaphore is self._of_all and semaphore.locked():
+                    message = "all threads for plain functions are taken; others wait until some return"
+                    self._seldom.log(logging.WARNING, message, extra={"threads": THREADS_MAX})
+                await semaphore.acquire()
+                permits.append(semaphore)
         except BaseException:
-            of_tenant.release()
+            _release(permits)
             raise
-        return of_tenant, self._of_all
+        return permits
 
     async def run(self, function: Callable[[], Any], permits: Permits) -> Any:
         """Run a function, and return what it returns."""
@@ -98,8 +108,8 @@ class Threads:
 class Aside(ThreadPoolExecutor):
     """Does what asyncio has to do in a thread (`asyncio.to_thread`, the look-up of a host) as `Threads` does."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, threads: Threads, whose: Callable[[], str]) -> None:
-        """`whose`: the tenant for whom something is to be done now."""
+    def __init__(self, loop: asyncio.AbstractEventLoop, threads: Threads, whose: Callable[[], Whose]) -> None:
+        """`whose`: for whom something is to be done now."""
         super().__init__(1)  # asyncio takes no other kind; none of its threads ever starts
         self._loop = loop
         self._by = threads
@@ -113,14 +123,14 @@ class Aside(ThreadPoolExecutor):
         done.add_done_callback(lambda _: task.cancel())  # nobody waits any more: nor does it, for a thread
         return done
 
-    async def _begin(self, function: Callable[[], Any], done: Future[Any], tenant: str) -> None:
+    async def _begin(self, function: Callable[[], Any], done: Future[Any], whose: Whose) -> None:
         def ended(outcome: Any, error: BaseException | None) -> None:
             if error is None:
                 done.set_result(outcome)
             else:
                 done.set_exception(error)
 
-        permits = await self._by.permits(tenant)
+        permits = await self._by.permits(whose)
         if not done.set_running_or_notify_cancel():
             _release(permits)
             return
