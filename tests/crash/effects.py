@@ -57,17 +57,16 @@ class World:
             answers["ship"] = "unknown"
         return "" if data == answers else f"the completion says {data}, the world {answers}"
 
+    def wanted(self, event: Event) -> list[list[str]]:
+        """What may have been done for an order, in its order: all, but for a shipping that nobody knows about."""
+        if FAILING in event.data:
+            return [["reserve", "charge", "refund", "release"]]
+        return [["reserve", "charge", "ship"], ["reserve", "charge"]]
+
     def wrong(self, events: Iterable[Event]) -> list[str]:
-        """Each order's effects, in their order, apart from a shipping that nobody knows about; none twice by a key."""
-        wrong = []
-        for event in events:
-            found = self.operations(event.key)
-            if FAILING in event.data:
-                wanted = [["reserve", "charge", "refund", "release"]]
-            else:
-                wanted = [["reserve", "charge", "ship"], ["reserve", "charge"]]
-            if found not in wanted:
-                wrong.append(f"{event.id}: {found}")
+        """The orders with other effects than these, and the keys by which something was done twice."""
+        found = [(event, self.operations(event.key)) for event in events]
+        wrong = [f"{event.id}: {done}" for event, done in found if done not in self.wanted(event)]
         keys = Counter(effect.key for effect in self.done() if effect.key != "-")
         return wrong + [f"{key}: {times} times" for key, times in keys.items() if times > 1]
 
