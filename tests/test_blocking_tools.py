@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -96,7 +97,7 @@ def test_its_later_calls_stay_there_and_take_no_other_thread(asked: Blocked) -> 
     asked.call(greet, name="tea")
     assert result(asked.answer()) == "acme tea 1"
     assert asked.blocking == 1
-    assert asked.executor._blocks["blocks", ALL] is asked.executor._loops[0]
+    assert asked.executor._homes[ALL, "blocks"] is asked.executor._loops[0]
     asked.let_go.set()
     wait_until(lambda: len(asked.fetch()) == 12, 5, "all are answered")
 
@@ -111,7 +112,7 @@ def test_what_it_keeps_for_long_is_one_tenants(asked: Blocked, monkeypatch: pyte
         return call.tenant
 
     asked.call(posts, tenant="slow", timeout_s=0.1)
-    wait_until(lambda: ("posts", ALL) in asked.executor._blocks, 10, "it has a thread of its own")
+    wait_until(lambda: (ALL, "posts") in asked.executor._homes, 10, "it has a thread of its own")
     for tenant in ("slow", "quiet", "slow", "other"):
         asked.call(posts, tenant=tenant)
     wait_until(lambda: len(asked.fetch()) == 3, 10, "the time-out, and the answers of others")
@@ -135,6 +136,52 @@ def test_tools_that_block_for_long_leave_half_of_the_threads_to_others(
     assert (asked.blocking, len(asked.executor._loops)) == (2, 3)
     asked.let_go.set()
     wait_until(lambda: len(asked.fetch()) == 5, 5, "all are answered")
+
+
+def test_it_does_not_take_the_thread_where_another_tool_is_at_home(
+    asked: Blocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That one blocks now and then, and must not wait for one that never returns."""
+    monkeypatch.setattr(executor, "LONG_S", 1.5)
+    short = threading.Event()
+
+    async def stalls() -> str:
+        short.wait(60)
+        return "done"
+
+    asked.call(stalls, timeout_s=60)
+    wait_until(lambda: (ALL, "stalls") in asked.executor._homes, 10, "it has a thread of its own")
+    short.set()
+    asked.answer()
+    home = asked.executor._homes[ALL, "stalls"]
+    for tenant in ("one", "two"):
+        asked.call(asked.blocks, tenant=tenant, timeout_s=60)
+    wait_until(lambda: asked.blocking == 2, 10, "the second one has another thread")
+    assert home not in [its for (_, name), its in asked.executor._homes.items() if name == "blocks"]
+    asked.call(stalls)
+    wait_until(lambda: len(asked.fetch()) == 2, 5, "its answer")
+    asked.let_go.set()
+    wait_until(lambda: len(asked.fetch()) == 4, 5, "all are answered")
+
+
+def test_it_is_named_though_it_was_answered_before_it_blocks(
+    asked: Blocked, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has swallowed its cancellation, and then blocks."""
+    monkeypatch.setattr(loop, "SWALLOWED_S", 0.05)
+    answered = threading.Event()
+
+    async def swallows() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.to_thread(answered.wait, 60)
+        asked.let_go.wait(60)
+
+    asked.call(swallows, timeout_s=0.05)
+    asked.answer()
+    answered.set()
+    wait_until(lambda: (ALL, "swallows") in asked.executor._homes, 10, "it has a thread of its own")
+    assert "swallows" in [getattr(each, "tool", "") for each in caplog.records if "blocks" in each.message]
 
 
 def test_a_callback_that_blocks_is_named_by_its_place_and_holds_up_no_call_that_begins_later(
@@ -168,7 +215,7 @@ def test_when_all_threads_were_blocked_one_that_goes_on_serves_again(
     asked.block()
     asked.call(blocks_too)
     last = asked.executor._loops[1]
-    wait_until(lambda: ("blocks_too", ALL) in asked.executor._blocks, 10, "the last one is blocked")
+    wait_until(lambda: (ALL, "blocks_too") in asked.executor._homes, 10, "the last one is blocked")
     asked.call(greet, name="tea")
     asked.let_go.set()
     wait_until(lambda: len(asked.fetch()) == 2, 10, "the answers of the first, and of the call that waited")

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from onceflow.agents import threads
 from onceflow.agents.call import Call
 from onceflow.agents.calling import Answered
 from onceflow.agents.calls import NotSent, Raised, Returned, RunFailed, StartCall, UnusableResult
@@ -38,13 +40,15 @@ class Asked:
         timeout_s: float = 10,
         delay_s: float = 0.0,
         tenant: str = "acme",
+        send_by_ms: int = 0,
         **arguments: Any,
     ) -> Machine:
         """Start a call of this function as a `read` tool; return the run that asked."""
         decorator: Any = tool(effect="read", timeout=timeout_s)
         run: Any = Machine(None, None)  # type: ignore[arg-type]  # the executor only hands it back
         call = Call(tenant, "run", "key", 1, arguments)
-        self.executor.start([StartCall(run, "0", decorator(function), call, delay_s)])
+        started = StartCall(run, "0", decorator(function), call, delay_s, send_by_ms=send_by_ms)
+        self.executor.start([started])
         return run  # type: ignore[no-any-return]
 
     def fetch(self) -> list[Answered]:
@@ -222,6 +226,31 @@ def test_a_plain_function_that_hangs_gets_the_time_out_and_delays_nobody(asked: 
     asked.call(greet_plainly, name="other")
     assert result(asked.answer()).startswith("other")
     release.set()
+
+
+def test_a_plain_function_that_gets_its_thread_too_late_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "THREADS_MAX", 1)
+    asked, release, ran = Asked(), threading.Event(), []
+
+    def hangs() -> None:
+        release.wait(30)
+
+    def changes() -> None:
+        ran.append(1)
+
+    asked.call(hangs)
+    busy = asked.executor._loops[0]._threads._of_all
+    wait_until(busy.locked, 5, "it to begin")
+    send_by_ms = int(time.time() * 1000) + 100
+    asked.call(changes, send_by_ms=send_by_ms)
+    wait_until(lambda: busy._waiters, 5, "the other one waits for a thread")
+    wait_until(lambda: time.time() * 1000 > send_by_ms + 1, 5, "its time is over")
+    release.set()
+    wait_until(lambda: len(asked.fetch()) == 2, 5, "both answers")
+    errors = [each.answer.error for each in asked.answers if isinstance(each.answer, Raised)]
+    assert ([type(error) for error in errors], ran) == ([NotSent], [])
+    wait_until(lambda: not busy.locked(), 5, "its permit is there again")
+    asked.executor.close()
 
 
 def test_one_tenant_s_functions_that_hang_leave_threads_for_the_others() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from threading import Event, Thread
 
-from onceflow.agents.calling import Answered
+from onceflow.agents.calling import Answered, whose
 from onceflow.agents.calls import StartCall
 from onceflow.agents.gates import Allowance
 from onceflow.agents.loop import Loop, now
@@ -25,7 +25,7 @@ WATCH_EVERY_S = 0.25
 LONG_S = 5.0  # a call that has kept a thread for so long may do so for ever
 ALL = ""  # instead of a tenant
 
-At = tuple[str, str]  # tool, and tenant or ALL
+Whose = tuple[str, str]  # tenant or ALL, and tool
 
 
 class Executor:
@@ -33,7 +33,7 @@ class Executor:
 
     A tool that blocks its thread instead of awaiting is named in the log. From then on its calls stay in that thread's
     loop; those of other tools get another one, and so do those that were not sent yet. If it blocks for long, only its
-    calls for that tenant stay, and those for others go where nothing blocks; but to a half of the threads at most. A
+    calls for that tenant stay, and those for others get another loop too, unless half of the threads are taken so. A
     call whose time is over while its thread is blocked has that for its answer.
     """
 
@@ -42,10 +42,10 @@ class Executor:
         self._allowance = allowance
         self._answers: deque[Answered] = deque()
         self._loops = [Loop(self._answered, allowance)]
-        self._serving = self._loops[
-            0
-        ]  # all calls but those of what has blocked a thread, which stay in its loop:
-        self._blocks: dict[At, Loop] = {}
+        self._serving = self._loops[0]
+        self._homes: dict[
+            Whose, Loop
+        ] = {}  # of what has blocked a thread; all other calls go to the one that serves
         self._seldom = RateLimited(log)
         self._refuses = False
         self._closed = Event()
@@ -56,7 +56,7 @@ class Executor:
         """Take calls over. From any thread."""
         if self._refuses:
             return
-        if not self._blocks:
+        if not self._homes:
             self._serving.start(calls)
         else:
             self._distribute(calls)
@@ -97,12 +97,12 @@ class Executor:
             self._loop_of(call).start([call])
 
     def _loop_of(self, call: StartCall) -> Loop:
-        tool, blocks = call.tool.name, self._blocks
-        return blocks.get((tool, call.call.tenant)) or blocks.get((tool, ALL)) or self._serving
+        homes, its = self._homes, whose(call)
+        return homes.get(its) or homes.get((ALL, its[1])) or self._serving
 
     def _watching(self) -> None:
         before: list[Loop] = []
-        blockers: dict[Loop, At | None] = {}
+        blockers: dict[Loop, Whose | None] = {}
         while not self._closed.wait(WATCH_EVERY_S):
             late = [loop for loop in self._loops if loop.is_blocked]
             # Late once are all of a process that stood still.
@@ -113,19 +113,19 @@ class Executor:
                 loop.answer_overdue()
                 if loop is self._serving:
                     self._replace(loop, blocker, blocked)
-                elif blocker is not None and loop.held_up_s >= LONG_S:
-                    self._leave(loop, blocker, blocked)
+                elif loop.held_up_s >= LONG_S:
+                    self._free(loop, blocker, blocked)
                 if loop is not self._serving:
                     self._distribute(loop.take_back(partial(self._stays, loop)))
 
     def _stays(self, loop: Loop, call: StartCall) -> bool:
         return self._loop_of(call) is loop
 
-    def _blocker(self, loop: Loop, known: At | None) -> At | None:
-        """What blocks a loop's thread; as is `known` from before, if its time was over and it was answered."""
+    def _blocker(self, loop: Loop, known: Whose | None) -> Whose | None:
+        """What blocks a loop's thread; as is `known` from before, if it is what a call has left that was answered."""
         call, at = loop.blocker()
-        blocker = known if call is None else (call.tool.name, call.call.tenant)
-        self._name("" if blocker is None else blocker[0], at)
+        blocker = known if call is None else whose(call)
+        self._name("" if blocker is None else blocker[1], at)
         return blocker
 
     def _name(self, tool: str, at: str) -> None:
@@ -137,30 +137,34 @@ class Executor:
             extra={"tool": tool, "at": at},
         )
 
-    def _replace(self, loop: Loop, blocker: At | None, blocked: list[Loop]) -> None:
+    def _replace(self, loop: Loop, blocker: Whose | None, blocked: list[Loop]) -> None:
         """Have another loop serve from now on, rather one where no tool blocks; if there is none, look again later."""
         if blocker is not None:
-            self._blocks[blocker[0], ALL] = loop
+            self._homes[ALL, blocker[1]] = loop
         well = [each for each in self._loops if each not in blocked]
-        well.sort(key=lambda each: each in self._blocks.values())
-        if len(self._loops) < LOOPS_MAX and (not well or well[0] in self._blocks.values()):
+        well.sort(key=lambda each: each in self._homes.values())
+        if len(self._loops) < LOOPS_MAX and (not well or well[0] in self._homes.values()):
             well = [self._another()]
         if well:
             self._serving = well[0]
 
-    def _leave(self, loop: Loop, blocker: At, blocked: list[Loop]) -> None:
-        """Have only the calls of one tool for one tenant stay in a loop. The other threads are for other tools."""
-        self._blocks[blocker] = loop
-        others = [at for at, its in self._blocks.items() if its is loop and at != blocker]
-        well = [each for each in self._loops if each is not self._serving and each not in blocked]
-        if others and not well and len(self._loops) <= LOOPS_MAX // 2:
-            well = [self._another()]
-        if well:
-            for at in others:
-                if at[1] == ALL:
-                    self._blocks[at] = well[0]
-                else:
-                    del self._blocks[at]
+    def _free(self, loop: Loop, blocker: Whose | None, blocked: list[Loop]) -> None:
+        """Have no calls stay in a loop but those of the tool and tenant that block it."""
+        stays: dict[Whose, Loop] = {}
+        if blocker is not None:
+            stays[blocker], of_all = loop, (ALL, blocker[1])
+            if self._homes.get(of_all) is loop:
+                stays[of_all] = self._home_of(blocker[1], blocked) or loop
+        others = {its: home for its, home in self._homes.items() if home is not loop}
+        self._homes = others | stays
+
+    def _home_of(self, tool: str, blocked: list[Loop]) -> Loop | None:
+        """A loop for a tool that blocks threads, where no other one is at home; half are left to those that don't."""
+        taken = [home for its, home in self._homes.items() if its[1] != tool]
+        for loop in self._loops:
+            if loop is not self._serving and loop not in blocked and loop not in taken:
+                return loop
+        return self._another() if len(self._loops) <= LOOPS_MAX // 2 else None
 
     def _another(self) -> Loop:
         loop = Loop(self._answered, self._allowance)

@@ -38,7 +38,7 @@ from onceflow.agents.gates import Allowance
 from onceflow.agents.machine import Machine
 from onceflow.agents.passing import Passing
 from onceflow.agents.seldom import RateLimited, named
-from onceflow.agents.threads import Aside, Threads
+from onceflow.agents.threads import Aside, Threads, release
 from onceflow.agents.timeouts import Timeouts
 
 log = logging.getLogger("onceflow.executor")
@@ -102,7 +102,7 @@ class Loop:
 
     @property
     def held_up_s(self) -> float:
-        """For how long something has kept the thread, so far; less than BEAT_S if nothing does."""
+        """For how long something has kept the thread, so far; if nothing does, hardly more than BEAT_S."""
         return now() - self._beat_at
 
     @property
@@ -111,14 +111,16 @@ class Loop:
         return self.held_up_s >= BLOCKED_S
 
     def blocker(self) -> tuple[StartCall | None, str]:
-        """What keeps the thread: a call, None if it is a callback or was answered; and where in its code it is."""
-        task, at = asyncio.current_task(self._loop), ""
-        frame = sys._current_frames().get(self._thread.ident or 0)
+        """What keeps the thread: a call, None if it is a callback or no call of now; and where in its code it is."""
+        at, frame = "", sys._current_frames().get(self._thread.ident or 0)
         while frame is not None and not frame.f_code.co_filename.startswith(_LOOP_S_OWN):
             at, frame = f"{frame.f_code.co_filename}:{frame.f_lineno}", frame.f_back
-        if task is None:
-            return None, at
-        its = (each.started for each in list(self._running) if task is each.task or task in (each.left or ()))
+        while frame is not None and frame.f_code is not Loop._call.__code__:
+            frame = frame.f_back
+        if frame is not None:  # whether or not it was answered
+            return frame.f_locals["started"], at
+        task = asyncio.current_task(self._loop)  # that a tool has made
+        its = (calling.started for calling in list(self._running) if task in (calling.left or ()))
         return next(its, None), at
 
     def take_back(self, stays: Callable[[StartCall], bool]) -> list[StartCall]:
@@ -214,7 +216,7 @@ class Loop:
         try:
             if started.delay_s > 0:
                 await asyncio.sleep(started.delay_s)
-            at = (started.call.tenant, started.tool.name)
+            at = whose(started)
             at_s = now()
             calling.gate = self._passing.at_once(at, at_s)
             if calling.gate is None:
@@ -245,9 +247,7 @@ class Loop:
         call.sent(
             now_ms, tool.timeout_s
         )  # before the run is asked: whoever takes calls back looks at this last
-        if (started.send_by_ms and now_ms > started.send_by_ms) or not started.run.wants(started):
-            call.not_sent()
-            raise NotSent
+        _check_is_wanted(started, now_ms)
         due = self._timeouts.begin(calling, at_s, tool.timeout_s)
         current.set(calling)  # after that: the timer would keep it
         try:
@@ -317,11 +317,22 @@ class Loop:
         """A call has gone through its gate; unless it went on after its time was over."""
         gate, calling.gate = calling.gate, None
         if gate is not None:
-            call, tool = calling.started.call, calling.started.tool
-            self._passing.ended((call.tenant, tool.name), gate, error)
+            self._passing.ended(whose(calling.started), gate, error)
 
     async def _in_thread(self, calling: Calling, function: Callable[[], Any]) -> Any:
         calling.queues = True
         permits = await self._threads.permits(whose(calling.started))
         calling.queues = False
+        try:
+            _check_is_wanted(calling.started, int(time.time() * 1000))
+        except NotSent:
+            release(permits)
+            raise
         return await self._threads.run(function, permits)
+
+
+def _check_is_wanted(started: StartCall, now_ms: int) -> None:
+    """Raise NotSent if a call is not to be sent any more."""
+    if (started.send_by_ms and now_ms > started.send_by_ms) or not started.run.wants(started):
+        started.call.not_sent()
+        raise NotSent

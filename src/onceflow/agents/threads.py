@@ -57,7 +57,7 @@ class Threads:
                 await semaphore.acquire()
                 permits.append(semaphore)
         except BaseException:
-            _release(permits)
+            release(permits)
             raise
         return permits
 
@@ -95,13 +95,13 @@ class Threads:
                 self._loop.call_soon_threadsafe(finish, outcome, error)
 
         def finish(outcome: Any, error: BaseException | None) -> None:
-            _release(permits)
+            release(permits)
             ended(outcome, error)
 
         try:
             Thread(target=work, name="onceflow-tool", daemon=True).start()
         except BaseException:  # the machine has none left
-            _release(permits)
+            release(permits)
             raise
 
 
@@ -132,7 +132,7 @@ class Aside(ThreadPoolExecutor):
 
         permits = await self._by.permits(whose)
         if not done.set_running_or_notify_cancel():
-            _release(permits)
+            release(permits)
             return
         try:
             self._by.begin(function, permits, ended)
@@ -140,6 +140,7 @@ class Aside(ThreadPoolExecutor):
             done.set_exception(error)
 
 
-def _release(permits: Permits) -> None:
+def release(permits: Permits) -> None:
+    """Give permits back."""
     for permit in permits:
         permit.release()
