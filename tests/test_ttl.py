@@ -45,6 +45,20 @@ def test_nor_is_one_that_waits_to_be_sent_until_then() -> None:
     assert isinstance(run.end, Parked)
 
 
+def test_nor_is_an_attempt_whose_key_is_remembered_for_seconds_only() -> None:
+    forgetful = effect("forgetful", ttl=5, retry=RetryPolicy(attempts=2, first=0))
+
+    async def calls(run: Run, event: Event) -> int:
+        return await run.call(forgetful, n=1)
+
+    run = Ledger(calls)
+    began_ms = run.now
+    run.now += 1_000
+    run.answer(TimeoutError())
+    run.commit()
+    assert run.sent[0].send_by_ms == began_ms + 5_000
+
+
 @pytest.mark.parametrize("policy", ["park", "reconcile", "fail"])
 def test_nor_by_its_retry_policy(policy: str) -> None:
     """It takes 25 seconds for an attempt, and the fourth would be sent when the key's minute is over."""

@@ -58,7 +58,7 @@ class DurableCalls(RunState, eq=False):
             made_ms = known.intent.made_ms
         send_by_ms = self.now_ms + int(started.delay_s * 1000) + SEND_WITHIN_MS
         if waiting.unknown:  # later, its target may have forgotten the key
-            send_by_ms = min(send_by_ms, made_ms + int(tool.ttl_s * 1000))
+            send_by_ms = min(send_by_ms, _forgotten_ms(tool, made_ms))
         shared = self._digest(place.removeprefix(UNDO)) if tool.scope == "tenant" else b""
         undoable = tool.compensation is not None
         intent = Intent(call.key, call.attempt, made_ms, send_by_ms, False, shared, undoable=undoable)
@@ -139,6 +139,7 @@ class DurableCalls(RunState, eq=False):
             intent is None
             or isinstance(answer, FoundNotDone)
             or intent.send_by_ms < self.now_ms + delay_s * 1000
+            or (waiting.unknown and intent.send_by_ms > _forgotten_ms(tool, intent.made_ms))
         ):
             self._intend(waiting)
         else:
@@ -148,7 +149,7 @@ class DurableCalls(RunState, eq=False):
         """Whether its target may have forgotten the key of a call that is sent again so much later."""
         intent = self.journal[started.place].intent
         assert intent is not None
-        return self.now_ms + delay_s * 1000 >= intent.made_ms + started.tool.ttl_s * 1000
+        return self.now_ms + delay_s * 1000 >= _forgotten_ms(started.tool, intent.made_ms)
 
     def wants(self, started: StartCall) -> bool:
         """Whether a call that was asked for is still to be sent. From any thread.
@@ -368,6 +369,11 @@ class DurableCalls(RunState, eq=False):
         started = StartCall(self._whole, UNDO + place, tool, call, 0.0, "undo")
         self._waiting[UNDO + place] = Waiting(started)
         self._effects.append(LeaveKey(self._whole, place, self._digest(place), self.journal[place]))
+
+
+def _forgotten_ms(tool: Tool[Any, Any], made_ms: int) -> int:
+    """From when on a target may have forgotten the key of a call."""
+    return made_ms + int(tool.ttl_s * 1000)
 
 
 def _only_once(started: StartCall) -> bool:
