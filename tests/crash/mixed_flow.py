@@ -2,7 +2,6 @@
 that belongs to a customer, and with a check outside that answers by a signal. See `world`.
 """
 
-import fcntl
 import json
 import os
 from typing import Any
@@ -13,7 +12,7 @@ from onceflow import Call, Event, Failed, NotDone, Run, agent, dataflow, tool
 from tests.crash import points
 from tests.crash.load import FAILING, TYPE
 from tests.crash.mixed import customer_of
-from tests.crash.world import WORLD, do
+from tests.crash.world import do, found
 
 CHECKED, POLL_S, PAUSE_S = "check.finished", 2, 0.3
 
@@ -65,7 +64,7 @@ def checked(order: str) -> str | None:
 
 @tool(effect="blind", timeout=2, on_unknown="reconcile")
 async def ship(call: Call, order: str) -> str:
-    return do("ship", order)
+    return do("ship", order, by_ms=call.deadline_ms)
 
 
 @ship.reconcile
@@ -88,15 +87,6 @@ async def orders(run: Run, event: Event) -> dict[str, str]:
         raise Failed("asked-to", "the event says so")
     sent = await run.call(ship, order=event.key)
     return {"reserve": reserved, "welcome": welcomed, "check": answer.status, "ship": sent}
-
-
-def found(operation: str, order: str) -> str | None:
-    """The answer of what was done, as who looks there says."""
-    with (WORLD / "done").open() as done:
-        fcntl.flock(done, fcntl.LOCK_SH)  # a line that is being written may show in part
-        text = done.read()
-    at = text.find(f"{operation} {order} ")
-    return text[at:].split("\n", 1)[0].split()[-1] if at >= 0 else None
 
 
 points.install_from_environment()

@@ -234,6 +234,7 @@ class Scene:
 
         `agent`, `contents`: see `expect`.
         """
+        assert agent or contents is echoes, "whose contents?"
         if agent:
             self.expect(agent, contents)
         if self.load is not None and not any(but(record) for record in self.load.sent):

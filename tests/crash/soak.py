@@ -33,6 +33,11 @@ from tests.waiting import wait_until
 MINUTES = 60.0
 EVENTS_PER_S = {"echo": 600, "effects": 200, "mixed": 100}  # by flow
 WORLDS = {"effects": World, "mixed": MixedWorld}
+PASSED = {
+    "echo": points.ALL,
+    "effects": (*points.ALL, *points.EFFECTS),
+    "mixed": (*points.ALL, *points.EFFECTS, *points.WAITS),
+}
 CHECK_EVERY = 50  # faults
 PATIENCE_S = 180.0  # for what must happen after several faults at once, Kafka's return among them
 END_S = 90.0  # for the end that a cell was asked for: its grace, its last commit, a Kafka just started
@@ -50,8 +55,7 @@ class Soak:
         self._scene, self._kafka = scene, kafka
         self._world = world = WORLDS[flow](scene.directory) if flow in WORLDS else None
         self._rate = events_per_s or EVENTS_PER_S[flow]
-        passed = {"echo": points.ALL, "effects": (*points.ALL, *points.EFFECTS)}
-        self._points = [point for point in passed.get(flow, points.POINTS.values()) if not point.needs]
+        self._points = [point for point in PASSED[flow] if not point.needs]
         scene.seed(seed, self._rate)
         self._random = scene.random
         if world is None:
@@ -189,7 +193,7 @@ class Soak:
         """In a table of a view, while its cell is down."""
         cell = self._running()
         self._kill_it(cell)
-        tables = sorted(cell.state.glob("*/*.sst"))
+        tables = sorted([*(cell.state / "seen").glob("*.sst"), *(cell.state / "ledger").glob("*.sst")])
         if tables:
             table = self._random.choice(tables)
             contents = bytearray(table.read_bytes())
@@ -288,7 +292,8 @@ def main() -> int:
             print(line, flush=True)
             print(line, file=schedule, flush=True)
 
-        write(f"seed {arguments.seed}, {arguments.minutes:g} minutes, {directory}")
+        what = f"flow {arguments.flow}, seed {arguments.seed}"
+        write(f"{what}, {arguments.minutes:g} minutes, {directory}")
         scene = Scene(f"soak-{secrets.token_hex(4)}", kafka.start(), directory, write)
         soak = None
         try:
@@ -300,7 +305,9 @@ def main() -> int:
                 )
             )
         except AssertionError as error:
-            write(f"FAILED: {error}\nseed {arguments.seed}; schedule, logs and state: {directory}")
+            write(
+                f"FAILED: {error}\nflow {arguments.flow}, seed {arguments.seed}; schedule, logs and state: {directory}"
+            )
             return 1
         finally:
             if soak is not None:

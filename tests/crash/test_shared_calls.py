@@ -8,8 +8,8 @@ import pytest
 
 from tests.crash import points
 from tests.crash.checker import Event
+from tests.crash.effects import World
 from tests.crash.scene import MODES, Scene
-from tests.crash.test_effects import World
 
 pytestmark = pytest.mark.crash
 

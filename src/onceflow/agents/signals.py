@@ -52,7 +52,7 @@ class Kept(msgspec.Struct, array_like=True, frozen=True):
     headers: list[tuple[str, bytes | None]] | None = None
 
 
-def waited_for(type: object, id: object, until: object) -> tuple[str, str, tuple[str, ...]]:
+def waited_for(type: object, id: object, until: Iterable[object]) -> tuple[str, str, tuple[str, ...]]:
     """What `run.wait_for` was given, as signals have it. Raises TypeError or ValueError, which say what to write."""
     name, subject = _text("type", type), _text("id", id)
     listed: Iterable[object] = (
