@@ -24,6 +24,8 @@ from onceflow.agents.calls import (
 from onceflow.agents.gates import Gate
 from onceflow.agents.machine import Machine
 
+Whose = tuple[str, str]  # tenant and tool of a call
+
 
 class Answered(msgspec.Struct, frozen=True):
     """A run's call has an answer."""
@@ -47,13 +49,13 @@ class Calling(msgspec.Struct, eq=False):
 current: ContextVar[Calling | None] = ContextVar("the call under way", default=None)
 
 
-def whose_is_current() -> tuple[str, str]:
-    """Tenant and tool of the call under way."""
+def whose_is_current() -> Whose:
+    """Of the call under way."""
     calling = current.get()
     return ("", "") if calling is None else whose(calling.started)
 
 
-def whose(started: StartCall) -> tuple[str, str]:
+def whose(started: StartCall) -> Whose:
     """Tenant and tool of a call."""
     return started.call.tenant, started.tool.name
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from threading import Event, Thread
 
-from onceflow.agents.calling import Answered, whose
+from onceflow.agents.calling import Answered, Whose, whose
 from onceflow.agents.calls import StartCall
 from onceflow.agents.gates import Allowance
 from onceflow.agents.loop import Loop, now
@@ -24,8 +24,6 @@ LOOPS_MAX = 8
 WATCH_EVERY_S = 0.25
 LONG_S = 5.0  # a call that has kept a thread for so long may do so for ever
 ALL = ""  # instead of a tenant
-
-Whose = tuple[str, str]  # tenant or ALL, and tool
 
 
 class Executor:

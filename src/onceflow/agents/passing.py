@@ -11,13 +11,13 @@ from collections import deque
 
 import msgspec
 
+from onceflow.agents.calling import Whose
 from onceflow.agents.calls import NotSent
 from onceflow.agents.durable import LONGEST_IN_MEMORY_S
 from onceflow.agents.gates import Allowance, Gate
 
 log = logging.getLogger("onceflow.executor")
 
-At = tuple[str, str]  # tenant and tool
 Turn = asyncio.Future[None]
 
 now = time.monotonic
@@ -36,10 +36,10 @@ class Passing:
     def __init__(self, loop: asyncio.AbstractEventLoop, allowance: Allowance) -> None:
         self._loop = loop
         self._allowance = allowance
-        self._gates: dict[At, Gate] = {}
-        self._queues: dict[At, _Queue] = {}  # none is empty
+        self._gates: dict[Whose, Gate] = {}
+        self._queues: dict[Whose, _Queue] = {}  # none is empty
 
-    def at_once(self, at: At, at_s: float) -> Gate | None:
+    def at_once(self, at: Whose, at_s: float) -> Gate | None:
         """The gate, if a call passes it now; None: it has to wait."""
         gate = self._gates.get(at)
         if gate is None:
@@ -49,7 +49,7 @@ class Passing:
         gate.sent(self._allowance, at_s)
         return gate
 
-    async def in_turn(self, at: At) -> Gate:
+    async def in_turn(self, at: Whose) -> Gate:
         """Wait until a call may pass. A long time is none to wait in memory: raises NotSent."""
         queue = self._queues.get(at)
         if queue is None:
@@ -72,7 +72,7 @@ class Passing:
             elif was_first and not (after := queue.turns[0]).done():
                 after.set_result(None)
 
-    async def _first(self, at: At, queue: _Queue) -> Gate:
+    async def _first(self, at: Whose, queue: _Queue) -> Gate:
         while True:
             gate, at_s = self._gates.setdefault(at, Gate()), now()
             wait_s = gate.wait_s(self._allowance, at_s)
@@ -87,7 +87,7 @@ class Passing:
                 queue.freed = self._loop.create_future()
                 await queue.freed
 
-    def ended(self, at: At, gate: Gate, error: BaseException | None) -> None:
+    def ended(self, at: Whose, gate: Gate, error: BaseException | None) -> None:
         """A call that has passed the gate has ended so; None: it was answered."""
         if error is None:
             gate.answered()

@@ -15,6 +15,7 @@ from threading import Thread
 from typing import Any
 from weakref import WeakValueDictionary
 
+from onceflow.agents.calling import Whose
 from onceflow.agents.seldom import RateLimited
 
 log = logging.getLogger("onceflow.executor")
@@ -23,7 +24,6 @@ THREADS_MAX = 256  # functions that run at the same time
 TENANT_THREADS_MAX = 64  # … of one tenant: what hangs there leaves threads for the others
 TOOL_THREADS_MAX = 128  # … of one tool: so does what hangs there
 
-Whose = tuple[str, str]  # tenant and tool
 Permits = list[asyncio.Semaphore]
 Ended = Callable[[Any, BaseException | None], None]  # what a function has returned, or raised
 
