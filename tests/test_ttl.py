@@ -145,3 +145,27 @@ def test_a_key_that_a_person_has_sent_again_is_remembered_from_then_on() -> None
     tenant.answer(RetryLater())
     tenant.answer("paid")
     assert tenant.outcome == Completed("paid")
+
+
+def test_a_blind_call_that_a_person_has_sent_again_is_sent_however_late() -> None:
+    """Its target knows no key that it could forget."""
+
+    @tool(effect="blind", scope="tenant", key_fields=("n",), ttl=60)
+    async def cast(call: Call, n: int) -> str: ...  # type: ignore[empty-body]
+
+    @agent("casts", on="t")
+    async def casts(run: Run, event: Event) -> str:
+        return await run.call(cast, 1)
+
+    tenant = Tenant(casts)
+    key = tenant.event(casts)
+    tenant.answer(TimeoutError())
+    tenant.commit()
+    resolve(tenant, key, "again")
+    for _ in range(2):
+        tenant.now += 61_000
+        tenant.answer(NotSent())
+        tenant.commit()
+        assert tenant.started[0].send_by_ms > tenant.now
+    tenant.answer("cast")
+    assert tenant.outcome == Completed("cast")

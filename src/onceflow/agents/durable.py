@@ -57,7 +57,7 @@ class DurableCalls(RunState, eq=False):
         ):
             made_ms = known.intent.made_ms
         send_by_ms = self.now_ms + int(started.delay_s * 1000) + SEND_WITHIN_MS
-        if waiting.unknown:  # later, its target may have forgotten the key
+        if waiting.unknown and tool.effect == "keyed":  # later, its target may have forgotten the key
             send_by_ms = min(send_by_ms, _forgotten_ms(tool, made_ms))
         shared = self._digest(place.removeprefix(UNDO)) if tool.scope == "tenant" else b""
         undoable = tool.compensation is not None
@@ -139,7 +139,7 @@ class DurableCalls(RunState, eq=False):
             intent is None
             or isinstance(answer, FoundNotDone)
             or intent.send_by_ms < self.now_ms + delay_s * 1000
-            or (waiting.unknown and intent.send_by_ms > _forgotten_ms(tool, intent.made_ms))
+            or (may_have_happened and intent.send_by_ms > _forgotten_ms(tool, intent.made_ms))
         ):
             self._intend(waiting)
         else:
