@@ -157,8 +157,15 @@ async def looks_up() -> str:
     return found[0][4][0]
 
 
-def test_what_hangs_in_a_thread_leaves_threads_for_other_tenants(
-    asked: Asked, release: threading.Event
+@pytest.mark.parametrize(
+    ("hang", "tenants", "other"),
+    [
+        (threads.TENANT_THREADS_MAX, 1, "another tenant"),
+        (threads.THREADS_MAX, 8, "tenant-0"),  # whose tool is another one
+    ],
+)
+def test_what_hangs_in_a_thread_leaves_threads_for_others(
+    asked: Asked, release: threading.Event, hang: int, tenants: int, other: str
 ) -> None:
     begun = []
 
@@ -166,26 +173,10 @@ def test_what_hangs_in_a_thread_leaves_threads_for_other_tenants(
         begun.append(1)
         await asyncio.to_thread(release.wait, 60)
 
-    for _ in range(threads.TENANT_THREADS_MAX):
-        asked.call(hangs, tenant="noisy")
-    wait_until(lambda: len(begun) == threads.TENANT_THREADS_MAX, 5, "all to begin")
-    asked.call(looks_up, tenant="quiet")
-    assert result(asked.answer()) == "127.0.0.1"
-
-
-def test_what_hangs_in_a_thread_leaves_threads_for_other_tools(
-    asked: Asked, release: threading.Event
-) -> None:
-    begun = []
-
-    async def hangs() -> None:
-        begun.append(1)
-        await asyncio.to_thread(release.wait, 60)
-
-    for number in range(threads.THREADS_MAX):
-        asked.call(hangs, tenant=f"tenant-{number % 8}", timeout_s=60)
-    wait_until(lambda: len(begun) == threads.THREADS_MAX, 10, "all to begin")
-    asked.call(looks_up, tenant="tenant-1")
+    for number in range(hang):
+        asked.call(hangs, tenant=f"tenant-{number % tenants}", timeout_s=60)
+    wait_until(lambda: len(begun) == hang, 10, "all to begin")
+    asked.call(looks_up, tenant=other)
     assert result(asked.answer()) == "127.0.0.1"
 
 

@@ -456,3 +456,11 @@ def test_a_wait_for_what_no_signal_can_name_fails_its_run(order: Any) -> None:
         await run.wait_for("paid", order)
 
     assert begun(agent_of(waits)).outcome.code == "agent-failed"
+
+
+@pytest.mark.parametrize("until", [None, 7, [None]])
+def test_so_does_one_until_what_is_no_status(until: Any) -> None:
+    async def waits(run: Run, event: Event) -> Any:
+        await run.wait_for("paid", "A-1", until=until)
+
+    assert begun(agent_of(waits)).outcome.code == "agent-failed"

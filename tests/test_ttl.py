@@ -17,25 +17,25 @@ from tests.test_machine import Ledger, effect
 from tests.test_shared import resolve
 
 
-def test_a_key_that_the_target_has_forgotten_is_not_sent_again() -> None:
-    forgetful = effect("forgetful", ttl=timedelta(minutes=1))
+def of_forgetful(**options: Any) -> Ledger:
+    """A run that calls a tool whose target forgets keys."""
+    forgetful = effect("forgetful", **options)
 
     async def calls(run: Run, event: Event) -> int:
         return await run.call(forgetful, n=1)
 
-    run = Ledger(calls)
+    return Ledger(calls)
+
+
+def test_a_key_that_the_target_has_forgotten_is_not_sent_again() -> None:
+    run = of_forgetful(ttl=timedelta(minutes=1))
     run.now += 61_000
     run.start()
     assert isinstance(run.end, Parked)
 
 
 def test_nor_is_one_that_waits_to_be_sent_until_then() -> None:
-    forgetful = effect("forgetful", ttl=timedelta(minutes=1))
-
-    async def calls(run: Run, event: Event) -> int:
-        return await run.call(forgetful, n=1)
-
-    run = Ledger(calls)
+    run = of_forgetful(ttl=timedelta(minutes=1))
     run.now += 58_000
     run.start()
     run.commit()
@@ -46,12 +46,7 @@ def test_nor_is_one_that_waits_to_be_sent_until_then() -> None:
 
 
 def test_nor_is_an_attempt_whose_key_is_remembered_for_seconds_only() -> None:
-    forgetful = effect("forgetful", ttl=5, retry=RetryPolicy(attempts=2, first=0))
-
-    async def calls(run: Run, event: Event) -> int:
-        return await run.call(forgetful, n=1)
-
-    run = Ledger(calls)
+    run = of_forgetful(ttl=5, retry=RetryPolicy(attempts=2, first=0))
     began_ms = run.now
     run.now += 1_000
     run.answer(TimeoutError())

@@ -41,9 +41,8 @@ class Executor:
         self._answers: deque[Answered] = deque()
         self._loops = [Loop(self._answered, allowance)]
         self._serving = self._loops[0]
-        self._homes: dict[
-            Whose, Loop
-        ] = {}  # of what has blocked a thread; all other calls go to the one that serves
+        # Where what has blocked a thread is at home; all other calls go to the loop that serves.
+        self._homes: dict[Whose, Loop] = {}
         self._seldom = RateLimited(log)
         self._refuses = False
         self._closed = Event()

@@ -55,10 +55,7 @@ class Kept(msgspec.Struct, array_like=True, frozen=True):
 def waited_for(type: object, id: object, until: Iterable[object]) -> tuple[str, str, tuple[str, ...]]:
     """What `run.wait_for` was given, as signals have it. Raises TypeError or ValueError, which say what to write."""
     name, subject = _text("type", type), _text("id", id)
-    listed: Iterable[object] = (
-        until if isinstance(until, Iterable) and not isinstance(until, str) else [until]
-    )
-    statuses = tuple(_text("until", each) for each in listed)
+    statuses = tuple(_text("until", each) for each in ([until] if isinstance(until, str) else until))
     if sum(map(len, (name, subject, *statuses))) > TEXT_MAX:
         raise ValueError(f"run.wait_for: type, id and until have more than {TEXT_MAX} characters")
     if not (name and subject):
